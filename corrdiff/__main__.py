@@ -1,0 +1,208 @@
+"""One picture: `encode`, `decode`, `inspect`. Works with this package alone; nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from corrdiff import __version__
+from corrdiff.errors import JobError, UsageError
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """Compress one picture to a .crdf file.
+
+    Example: corrdiff encode photo.jpg photo.crdf --codec runs/demo/codec --quality 4 --fidelity 0.5
+    """
+
+    image: tyro.conf.Positional[Path]
+    """JPEG, PNG, WebP, TIFF, GIF or BMP."""
+    out: tyro.conf.Positional[Path]
+    """The .crdf file to write."""
+    codec: str
+    """Codec directory, as 'corrdiff export' writes it."""
+    quality: int = 4
+    """Rate: 0 (smallest file) to 7 (best picture)."""
+    fidelity: float = 0.5
+    """1 asks for the least distortion, 0 for the most natural texture."""
+    steps: int | None = None
+    """Network evaluations, 1 to 64; the codec's default where it is not given."""
+    reconstruction: Path | None = None
+    """Write the picture that a decoder will show to this PNG."""
+    device: str = "cpu"
+    """Where the networks run: cpu, cuda, cuda:1 ..."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Arithmetic of the networks; bf16 on GPUs and fp32 on CPUs where it is not given."""
+
+    def run(self) -> None:
+        from corrdiff.codec import Settings
+        from corrdiff.images import open_image, save_png
+
+        settings = Settings(self.quality, self.fidelity, self.steps)
+        opened = open_image(_read(self.image))
+        codec = _load(self.codec, self.device, self.precision)
+        encoded = codec.compress_batch([opened.pixels], settings)[0]
+        _write(self.out, encoded.data)
+        if self.reconstruction is not None:
+            _write(self.reconstruction, save_png(encoded.reconstruction))
+        height, width = opened.pixels.shape[:2]
+        changes = f" ({', '.join(opened.changes)})" if opened.changes else ""
+        print(f"{self.out}: {width}x{height}{changes}, {len(encoded.data):,} bytes, {encoded.bpp:.4f} bpp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """Decompress one .crdf file to a PNG.
+
+    Example: corrdiff decode photo.crdf photo.png --codec runs/demo/codec
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The .crdf file."""
+    out: tyro.conf.Positional[Path]
+    """The PNG to write."""
+    codec: str
+    """The codec directory that the file was written with."""
+    decoding: Literal["corrected", "uncorrected", "privileged"] = "corrected"
+    """corrected is the picture; privileged (D alone) and uncorrected (the score network alone) are for comparison."""
+    max_pixels: int = 1 << 28
+    """Refuse larger pictures."""
+    device: str = "cpu"
+    """Where the networks run: cpu, cuda, cuda:1 ..."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Arithmetic of the networks; bf16 on GPUs and fp32 on CPUs where it is not given."""
+
+    def run(self) -> None:
+        from corrdiff import bitstream
+        from corrdiff.images import save_png
+
+        data = _read(self.file)
+        bitstream.unpack(data, max_pixels=self.max_pixels)
+        codec = _load(self.codec, self.device, self.precision)
+        picture = codec.decompress(data, self.decoding, self.max_pixels)
+        _write(self.out, save_png(picture))
+        print(f"{self.out}: {picture.shape[1]}x{picture.shape[0]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Say what is in a .crdf file, as JSON; needs no codec.
+
+    Example: corrdiff inspect photo.crdf
+    """
+
+    file: tyro.conf.Positional[Path]
+    """The .crdf file."""
+
+    def run(self) -> None:
+        from corrdiff import bitstream
+
+        data = _read(self.file)
+        header, tiles = bitstream.unpack(data)
+        print(
+            json.dumps(
+                {
+                    **dataclasses.asdict(header),
+                    "fingerprint": header.fingerprint.hex(),
+                    "bytes": len(data),
+                    "bpp": 8 * len(data) / (header.width * header.height),
+                    "factor_bytes": sum(len(t.factors) for t in tiles),
+                    "z_bytes": sum(len(t.z) for t in tiles),
+                    "y_bytes": sum(len(t.y) for t in tiles),
+                },
+                indent=1,
+            )
+        )
+
+
+CodecCommands = (
+    Annotated[Encode, tyro.conf.subcommand("encode")]
+    | Annotated[Decode, tyro.conf.subcommand("decode")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+)
+
+
+def run_command(commands: Any, prog: str, description: str, argv: Sequence[str] | None = None) -> int:
+    """Parse a command, run it, and turn errors into one sentence and an exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"corrdiff {__version__}")
+        return EXIT_OK
+    if not arguments:
+        arguments = ["--help"]
+    return guarded(
+        lambda: tyro.cli(
+            commands,
+            prog=prog,
+            description=description,
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        ).run()
+    )
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Run an action; a `UsageError` gives 2, a `JobError` 1, Ctrl-C 130, each with one sentence."""
+    try:
+        action()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except JobError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(CodecCommands, "python -m corrdiff", "Encode and decode single pictures.", argv)
+
+
+def _load(codec: str, device: str, precision: Any) -> Any:
+    import torch
+
+    from corrdiff.checkpoint import load_codec
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+    return load_codec(codec, device, precision)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

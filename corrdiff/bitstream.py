@@ -1,0 +1,162 @@
+"""The file format, version 1 (see docs/bitstream.md): a header, the streams of each tile, a checksum.
+
+All numbers are little-endian; a varint is LEB128, shortest form. Reading checks, in this order and before anything
+that depends on the content is allocated: magic, version, flags, checksum, fingerprint (when given), fields, dimensions.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from corrdiff.errors import UsageError
+
+MAGIC = b"CRDF"
+VERSION = 1
+FIXED_BYTES_MAX = 32
+MAX_PIXELS = 1 << 28
+"""Pictures beyond this (268 megapixels) are refused unless the caller raises the limit."""
+
+_CRC_BYTES = 4
+_MIN_BYTES = 4 + 1 + 1 + 8 + 2 + 2 + 1 + 1 + 1 + _CRC_BYTES
+
+
+class BitstreamError(UsageError):
+    """The bytes are no readable picture; the message says which check failed and what to do."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the decoder must know before the streams."""
+
+    fingerprint: bytes
+    """First 8 bytes of the codec's SHA-256."""
+    width: int
+    height: int
+    quality: int
+    steps: int
+    grid: int
+    """Side of a factor cell in pixels, 0 for one cell."""
+    factor_bits: int
+    tile: int = 0
+    """Tile side in pixels, 0 for an untiled picture."""
+
+
+class Streams(NamedTuple):
+    """The three coded parts of one tile."""
+
+    factors: bytes
+    z: bytes
+    y: bytes
+
+
+class Bitstream(NamedTuple):
+    header: Header
+    tiles: list[Streams]
+
+
+def pack(header: Header, tiles: list[Streams]) -> bytes:
+    """Header and streams -> the bytes of a file."""
+    out = bytearray(MAGIC)
+    out += struct.pack("<BB8s", VERSION, 0, header.fingerprint)
+    out += _varint(header.width) + _varint(header.height)
+    out += struct.pack("<BB", header.quality, header.steps)
+    out += _varint(header.grid) + struct.pack("<B", header.factor_bits) + _varint(header.tile)
+    assert len(out) + _CRC_BYTES <= FIXED_BYTES_MAX
+    for tile in tiles:
+        for stream in tile:
+            out += _varint(len(stream)) + stream
+    out += struct.pack("<I", zlib.crc32(out))
+    return bytes(out)
+
+
+def unpack(data: bytes, fingerprint: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Bitstream:
+    """Bytes of a file -> header and streams.
+
+    Args:
+        data: the whole file.
+        fingerprint: the codec at hand; a file that another codec wrote is refused. None reads any.
+        max_pixels: largest width * height that is accepted.
+
+    Raises:
+        BitstreamError: for anything that is not exactly a version 1 file.
+    """
+    if data[:4] != MAGIC:
+        raise BitstreamError("not a corrdiff picture (its first four bytes are not 'CRDF')")
+    if len(data) < _MIN_BYTES:
+        raise BitstreamError(f"truncated: {len(data)} bytes are less than a header; fetch the file again")
+    version, flags, found = struct.unpack_from("<BB8s", data, 4)
+    if version != VERSION:
+        raise BitstreamError(f"format version {version} is unknown, this program reads {VERSION}; install a newer corrdiff")
+    if flags != 0:
+        raise BitstreamError(f"unknown flags 0x{flags:02x}; install a newer corrdiff")
+    if zlib.crc32(data[:-_CRC_BYTES]) != struct.unpack("<I", data[-_CRC_BYTES:])[0]:
+        raise BitstreamError("checksum mismatch: the file is damaged or truncated; fetch it again")
+    if fingerprint is not None and found != fingerprint:
+        raise BitstreamError(
+            f"the file was written by codec {found.hex()}, but the codec given is {fingerprint.hex()}; "
+            "decode it with the codec that wrote it"
+        )
+    reader = _Reader(data, 14, len(data) - _CRC_BYTES)
+    width, height = reader.varint(), reader.varint()
+    quality, steps = reader.byte(), reader.byte()
+    grid, bits, tile = reader.varint(), reader.byte(), reader.varint()
+    if not (0 < width < 1 << 24 and 0 < height < 1 << 24):
+        raise BitstreamError(f"dimensions {width}x{height} are not those of a picture")
+    if width * height > max_pixels:
+        raise BitstreamError(
+            f"{width}x{height} is more than the limit of {max_pixels} pixels; raise the limit if you trust the file"
+        )
+    if quality > 7 or not 1 <= steps <= 64 or grid % 8 or grid > 1 << 14 or not 1 <= bits <= 6:
+        raise BitstreamError(f"a header field is out of range: quality {quality}, steps {steps}, grid {grid}, bits {bits}")
+    if tile != 0:
+        raise BitstreamError("tiled pictures cannot be read by this version; install a newer corrdiff")
+    streams = Streams(reader.block(), reader.block(), reader.block())
+    reader.expect_end()
+    return Bitstream(Header(found, width, height, quality, steps, grid, bits, tile), [streams])
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Reader:
+    """Bounds-checked reading of data[position:end]."""
+
+    def __init__(self, data: bytes, position: int, end: int) -> None:
+        self.data, self.position, self.end = data, position, end
+
+    def byte(self) -> int:
+        if self.position >= self.end:
+            raise BitstreamError("the file ends inside a field")
+        self.position += 1
+        return self.data[self.position - 1]
+
+    def varint(self) -> int:
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if byte == 0 and shift > 0:
+                    raise BitstreamError("a number is not in its shortest form")
+                return value
+        raise BitstreamError("a number is too long")
+
+    def block(self) -> bytes:
+        length = self.varint()
+        if length > self.end - self.position:
+            raise BitstreamError("a stream is longer than the file")
+        self.position += length
+        return self.data[self.position - length : self.position]
+
+    def expect_end(self) -> None:
+        if self.position != self.end:
+            raise BitstreamError(f"{self.end - self.position} bytes follow the last stream")

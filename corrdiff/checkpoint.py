@@ -1,0 +1,135 @@
+"""A codec directory: config.json, weights.safetensors, tables.safetensors. Nothing in it is ever executed.
+
+Directories are local paths or any URI that fsspec knows (`s3://...`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import fsspec
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from corrdiff.codec import CorrDiffCodec, Precision
+from corrdiff.config import CodecConfig
+from corrdiff.entropy_model import EntropyTables
+from corrdiff.errors import UsageError
+from corrdiff.model import CorrDiffModel
+
+CONFIG_FILE, WEIGHTS_FILE, TABLES_FILE = "config.json", "weights.safetensors", "tables.safetensors"
+FORMAT = "corrdiff-codec-1"
+
+
+def fingerprint(config: CodecConfig, weights: dict[str, Tensor], tables: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) over configuration, weights and tables in canonical order; a file carries its first 8 bytes."""
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for group in (weights, tables):
+        for name in sorted(group):
+            tensor = group[name].detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_codec(model: CorrDiffModel, tables: EntropyTables, uri: str, provenance: dict[str, Any] | None = None) -> str:
+    """Write a codec directory; config.json goes last, so that a directory without it is not one.
+
+    Args:
+        model: networks, usually with averaged weights.
+        tables: what `model.entropy.freeze()` gave for exactly these weights.
+        uri: directory to write, made where it is missing.
+        provenance: what to keep beside the configuration (training runs, images seen); not part of the fingerprint.
+
+    Returns:
+        The fingerprint, 64 hexadecimal digits.
+    """
+    weights = codec_weights(model)
+    digest = fingerprint(model.config, weights, tables.tensors)
+    config = {
+        "format": FORMAT,
+        "fingerprint": digest,
+        "codec": model.config.to_dict(),
+        "provenance": provenance or {},
+    }
+    fs, root = fsspec.core.url_to_fs(uri)
+    fs.makedirs(root, exist_ok=True)
+    fs.pipe_file(f"{root}/{WEIGHTS_FILE}", safetensors.torch.save(weights))
+    fs.pipe_file(f"{root}/{TABLES_FILE}", safetensors.torch.save(tables.tensors))
+    fs.pipe_file(f"{root}/{CONFIG_FILE}", json.dumps(config, indent=2).encode())
+    return digest
+
+
+def load_codec(uri: str, device: str | torch.device = "cpu", precision: Precision | None = None) -> CorrDiffCodec:
+    """Read a codec directory.
+
+    Args:
+        uri: what `corrdiff export` wrote: a local path or a URI.
+        device: where the networks run.
+        precision: "fp32" or "bf16" for the networks; by default bf16 on GPUs and fp32 elsewhere.
+
+    Raises:
+        UsageError: no codec is there, or it is damaged; the message says which file.
+    """
+    model, tables, digest = load_networks(uri)
+    if precision is None:
+        precision = "bf16" if torch.device(device).type == "cuda" else "fp32"
+    return CorrDiffCodec(model, tables, bytes.fromhex(digest)[:8], device, precision)
+
+
+def load_networks(uri: str) -> tuple[CorrDiffModel, EntropyTables, str]:
+    """The trainable networks, the frozen tables and the fingerprint of a codec directory, verified."""
+    config, digest, _ = read_config(uri)
+    weights, tables = (_read_tensors(uri, name) for name in (WEIGHTS_FILE, TABLES_FILE))
+    if fingerprint(config, weights, tables) != digest:
+        raise UsageError(f"codec {uri}: weights or tables do not match the fingerprint; export it or copy it again")
+    model = CorrDiffModel(config)
+    expected = codec_weights(model)
+    if expected.keys() != weights.keys() or any(expected[n].shape != weights[n].shape for n in expected):
+        raise UsageError(f"codec {uri}: {WEIGHTS_FILE} does not fit {CONFIG_FILE}")
+    model.load_state_dict(weights, strict=False)
+    return model, EntropyTables(tables), digest
+
+
+def read_config(uri: str) -> tuple[CodecConfig, str, dict[str, Any]]:
+    """Configuration, fingerprint and provenance of a codec directory. Raises `UsageError` as `load_codec`."""
+    try:
+        data = json.loads(_read(uri, CONFIG_FILE))
+        kind, codec, digest, provenance = (data[k] for k in ("format", "codec", "fingerprint", "provenance"))
+        digest_bytes = bytes.fromhex(digest)
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"codec {uri}: {CONFIG_FILE} cannot be read ({error})") from None
+    if kind != FORMAT or len(digest_bytes) != 32:
+        raise UsageError(f"codec {uri}: format '{kind}' is unknown, this program reads '{FORMAT}'")
+    return CodecConfig.from_dict(codec), digest, provenance
+
+
+def codec_weights(model: CorrDiffModel) -> dict[str, Tensor]:
+    """The parameters, which are all that a codec stores beside its tables."""
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+
+
+def _read(uri: str, name: str) -> bytes:
+    try:
+        fs, root = fsspec.core.url_to_fs(uri)
+        data: bytes = fs.cat_file(f"{root}/{name}")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise UsageError(f"no codec at {uri}: there is no {name} (expected what 'corrdiff export' writes)") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"codec {uri}: {name} cannot be read ({error})") from None
+    return data
+
+
+def _read_tensors(uri: str, name: str) -> dict[str, Tensor]:
+    data = _read(uri, name)
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError) as error:
+        raise UsageError(f"codec {uri}: {name} is damaged ({error}); export it or copy it again") from None
+    return tensors

@@ -1,0 +1,172 @@
+"""The shape of a codec as frozen dataclasses, and the three presets.
+
+Only the standard library is imported here, so that a configuration can be read anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from corrdiff.errors import UsageError
+
+LATENT_STRIDE = 16
+"""One latent position covers 16x16 pixels."""
+
+HYPER_STRIDE = 64
+"""One hyperlatent position covers 64x64 pixels; pictures are padded to a multiple of it."""
+
+QUALITIES = 8
+"""Quality levels of one model; 0 is the lowest rate."""
+
+
+def _stage_count(patch: int) -> int:
+    """Resolutions from 1/patch down to 1/16, both included."""
+    return int(math.log2(LATENT_STRIDE // patch)) + 1
+
+
+def _check_stages(what: str, patch: int, channels: tuple[int, ...]) -> None:
+    if patch not in (1, 2, 4, 8):
+        raise UsageError(f"{what}: patch must be 1, 2, 4 or 8, not {patch}")
+    if len(channels) != _stage_count(patch):
+        raise UsageError(
+            f"{what}: patch {patch} has {_stage_count(patch)} resolutions down to 1/16, but channels names {len(channels)}"
+        )
+    if any(c <= 0 for c in channels):
+        raise UsageError(f"{what}: channels must be positive, not {channels}")
+
+
+@dataclass(frozen=True)
+class TransformConfig:
+    """Analysis transform, hyper transforms and privileged decoder."""
+
+    patch: int = 4
+    """Pixels are unshuffled by this before the first convolution (4: work at a quarter of the resolution)."""
+    channels: tuple[int, ...] = (64, 96, 128)
+    """Channels at strides patch, 2*patch ... 16."""
+    blocks: int = 2
+    """Residual blocks at each resolution."""
+    latent_channels: int = 96
+    """M, channels of y."""
+    hyper_channels: int = 64
+    """Channels of z and of the hyper transforms."""
+
+    def __post_init__(self) -> None:
+        _check_stages("transform", self.patch, self.channels)
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Score network and the context network that conditions it."""
+
+    patch: int = 4
+    """Pixels are unshuffled by this before the first convolution."""
+    channels: tuple[int, ...] = (64, 96, 128)
+    """Channels of the U-Net at strides patch, 2*patch ... 16."""
+    context_channels: tuple[int, ...] = (48, 64, 96)
+    """Channels of the context feature maps at the same strides, concatenated there."""
+    blocks: int = 1
+    """Residual blocks at each resolution, on the way down and on the way up."""
+    time_channels: int = 128
+    """Width of the time embedding."""
+
+    def __post_init__(self) -> None:
+        _check_stages("denoiser", self.patch, self.channels)
+        if len(self.context_channels) != len(self.channels):
+            raise UsageError("denoiser: context_channels must name as many resolutions as channels")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Sampling and correction defaults; each can be overridden for one picture at encode time."""
+
+    steps: int = 8
+    """S, network evaluations in the reverse process."""
+    grid: int = 128
+    """Side of a factor cell in pixels; 0 is one cell for the whole picture."""
+    factor_bits: int = 4
+    """Bits of one correction factor."""
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """Everything that defines a codec's networks."""
+
+    preset: str
+    transform: TransformConfig
+    denoiser: DenoiserConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists, strings and numbers, as in `config.json`."""
+        result: dict[str, Any] = dataclasses.asdict(self)
+        return result
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> CodecConfig:
+        """Read what `to_dict` wrote. Raises `UsageError` for unknown, missing or ill-typed fields."""
+        parts = dict(data)
+        for name, kind in (("transform", TransformConfig), ("denoiser", DenoiserConfig), ("diffusion", DiffusionConfig)):
+            parts[name] = _build(kind, parts.get(name), name)
+        config: CodecConfig = _build(CodecConfig, parts, "codec")
+        return config
+
+
+def _build(kind: Any, data: Any, name: str) -> Any:
+    """Construct a flat dataclass from JSON values, checking names and types."""
+    if not isinstance(data, dict):
+        raise UsageError(f"configuration: section '{name}' is missing or is not an object")
+    fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    unknown, missing = set(data) - set(fields), set(fields) - set(data)
+    if unknown or missing:
+        raise UsageError(
+            f"configuration: section '{name}' has unknown fields {sorted(unknown)} and lacks {sorted(missing)}"
+        )
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        if fields[key] == "int" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 16):
+            raise UsageError(f"configuration: {name}.{key} must be a whole number from 0 to 65536, not {value!r}")
+        if fields[key] == "tuple[int, ...]":
+            if not isinstance(value, list | tuple) or not all(isinstance(v, int) and 0 < v <= 1 << 16 for v in value):
+                raise UsageError(f"configuration: {name}.{key} must be a list of whole numbers, not {value!r}")
+            value = tuple(value)
+        if fields[key] == "str" and not isinstance(value, str):
+            raise UsageError(f"configuration: {name}.{key} must be a string, not {value!r}")
+        values[key] = value
+    return kind(**values)
+
+
+def tiny() -> CodecConfig:
+    """About 3 M parameters; trains and runs on two CPU cores. For demonstrations and tests."""
+    return CodecConfig("tiny", TransformConfig(), DenoiserConfig())
+
+
+def small() -> CodecConfig:
+    """About 15 M parameters; one GPU, or a patient CPU."""
+    return CodecConfig(
+        "small",
+        TransformConfig(channels=(96, 160, 192), blocks=2, latent_channels=160, hyper_channels=128),
+        DenoiserConfig(channels=(128, 192, 256), context_channels=(64, 96, 128), blocks=2, time_channels=256),
+    )
+
+
+def base() -> CodecConfig:
+    """CDC's size (arXiv 2209.06950): about 40 M parameters in the score network, 14 M in the transforms."""
+    return CodecConfig(
+        "base",
+        TransformConfig(channels=(128, 192, 256), blocks=2, latent_channels=256, hyper_channels=192),
+        DenoiserConfig(channels=(192, 320, 448), context_channels=(96, 128, 192), blocks=2, time_channels=512),
+    )
+
+
+PRESETS: dict[str, Callable[[], CodecConfig]] = {"tiny": tiny, "small": small, "base": base}
+
+
+def preset(name: str) -> CodecConfig:
+    """The preset of that name. Raises `UsageError` for another name."""
+    if name not in PRESETS:
+        raise UsageError(f"unknown preset '{name}'; there are {', '.join(PRESETS)}")
+    return PRESETS[name]()

@@ -1,0 +1,36 @@
+"""The loss terms of both phases. The perceptual network is injected.
+
+Shapes: x_BCHW pictures in [-1, 1]; per-picture values [B]; w_B is 1 for a real picture and 0 for padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+"""Two batches of pictures in [-1, 1] -> distances [B]."""
+
+
+def squared_error(x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    """Mean squared error of each picture, [B]."""
+    return (x_BCHW.float() - target_BCHW).square().flatten(1).mean(1)
+
+
+def weighted_mean(value_B: Tensor, w_B: Tensor, weight_total: Tensor | float) -> Tensor:
+    """Sum of the weighted values over the weight of the whole (global) batch."""
+    return (value_B * w_B).sum() / weight_total
+
+
+def time_weight(t_B: Tensor) -> Tensor:
+    """v(t) = 1: uniform. min(SNR, 5), as CDC has it, gives no weight to the noisy times where few-step sampling starts."""
+    return torch.ones_like(t_B)
+
+
+def perceptual_or_zero(perceptual: Perceptual | None, x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    """Distances [B], zero where there is no perceptual network (its weight is 0 then too)."""
+    if perceptual is None:
+        return torch.zeros(len(x_BCHW), device=x_BCHW.device)
+    return perceptual(x_BCHW, target_BCHW)

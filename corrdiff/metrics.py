@@ -1,0 +1,109 @@
+"""Rate and quality of a picture, each by a kept library where there is one.
+
+A metric that cannot be computed is None, never a number.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from corrdiff import correction
+from corrdiff.codec import Picture
+from corrdiff.errors import UsageError
+
+MS_SSIM_MIN_SIDE = 161
+"""Five scales and an 11x11 window need more than (11 - 1) * 2**4 pixels (pytorch_msssim)."""
+
+LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
+"""The file that torchvision would download for `lpips.LPIPS(net="alex")`."""
+
+
+def bits_per_pixel(data_bytes: int, height: int, width: int) -> float:
+    """Bits of the whole file over pixels."""
+    return 8 * data_bytes / (height * width)
+
+
+def psnr(original: Picture, picture: Picture) -> float:
+    """Peak signal-to-noise ratio in dB over all channels of two uint8 pictures; infinite where they are equal."""
+    mse = float(np.mean((original.astype(np.float64) - picture.astype(np.float64)) ** 2))
+    return float("inf") if mse == 0 else float(10 * np.log10(255.0**2 / mse))
+
+
+def ms_ssim(original: Picture, picture: Picture) -> float | None:
+    """Multi-scale SSIM (pytorch_msssim) in RGB, or None where a side is under 161 pixels."""
+    if min(original.shape[:2]) < MS_SSIM_MIN_SIDE:
+        return None
+    import pytorch_msssim
+
+    a, b = (torch.from_numpy(p.astype(np.float32)).permute(2, 0, 1)[None] for p in (original, picture))
+    return float(pytorch_msssim.ms_ssim(a, b, data_range=255.0))
+
+
+def texture_error(original: Picture, picture: Picture) -> float:
+    """Mean absolute log ratio of local band energies (see correction.py): 0 is the same texture, lower is better."""
+    return float(correction.texture_error(_signed(original), _signed(picture)))
+
+
+def lpips_weights(given: str | None = None) -> Path | None:
+    """The backbone's file: the one given, else where torchvision keeps its downloads, else None.
+
+    Raises `UsageError` where a file was given and is not there.
+    """
+    if given is not None:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise UsageError(f"LPIPS weights: there is no file {path}")
+        return path
+    home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
+    path = home / "hub" / "checkpoints" / LPIPS_BACKBONE
+    return path if path.is_file() else None
+
+
+def missing_lpips_sentence() -> str:
+    """What to tell a person who has no LPIPS weights."""
+    home = os.environ.get("TORCH_HOME", "~/.cache/torch")
+    return f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not in {home}/hub/checkpoints (put it there to have it)"
+
+
+@functools.cache
+def load_lpips(path: Path) -> nn.Module:
+    """LPIPS (arXiv 1801.03924), version 0.1 with AlexNet, from a local backbone file; nothing is downloaded.
+
+    Raises `UsageError` where the file does not hold AlexNet's weights.
+    """
+    import lpips
+    import torchvision
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+            backbone = torchvision.models.alexnet(weights=None)
+            backbone.load_state_dict(state)
+    except (RuntimeError, OSError, KeyError, ValueError, EOFError) as error:
+        raise UsageError(f"LPIPS weights: {path} does not hold AlexNet's weights ({error})") from None
+    for name, parameter in net.net.named_parameters():  # slices keep AlexNet's own layer numbers
+        index, kind = name.split(".")[-2:]
+        parameter.data.copy_(state[f"features.{index}.{kind}"])
+    module: nn.Module = net.eval().requires_grad_(False)
+    return module
+
+
+def lpips_distance(original: Picture, picture: Picture, network: nn.Module) -> float | None:
+    """LPIPS between two pictures, or None where a side is too small for the backbone (under 32 pixels)."""
+    if min(original.shape[:2]) < 32:
+        return None
+    with torch.inference_mode():
+        return float(network(_signed(original), _signed(picture)))
+
+
+def _signed(picture: Picture) -> Tensor:
+    return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]

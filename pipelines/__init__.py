@@ -1,0 +1,1 @@
+"""CorrDiff at scale: Ray Data, Ray Train and DeepSpeed around the codec in `corrdiff`."""

@@ -1,0 +1,241 @@
+"""`corrdiff`, also `python -m pipelines`: every command, with help that shows an example."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from corrdiff.__main__ import Decode, Encode, Inspect, run_command
+from corrdiff.errors import UsageError
+from pipelines.config import CompressConfig, ShardConfig, TrainConfig
+
+DESCRIPTION = """Train a diffusion-based perceptual image codec on a Ray cluster, and compress whole datasets with it.
+
+First steps: corrdiff demo --out demo-out"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """The whole road on sample pictures: shards, both training phases, codec, compressed dataset, report.
+
+    Example: corrdiff demo --out demo-out
+    """
+
+    out: Path = Path("demo-out")
+    """Directory for everything; running again goes on where it stopped."""
+
+    def run(self) -> None:
+        from pipelines.demo import demo
+
+        demo(self.out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Cut pictures into WebDataset shards of training crops and a manifest, in parallel on Ray.
+
+    Example: corrdiff shard s3://bucket/photos s3://bucket/shards --crop 256
+    """
+
+    images: tyro.conf.Positional[str]
+    """Directory, glob, file, any fsspec URI, or sample: (pictures inside installed packages)."""
+    out: tyro.conf.Positional[str]
+    """Directory or URI for the shards."""
+    config: ShardConfig = dataclasses.field(default_factory=ShardConfig)
+
+    def run(self) -> None:
+        from pipelines.commands import run_sharding
+        from pipelines.ray_session import ray_session
+
+        with ray_session():
+            run_sharding(self.images, self.out, self.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPhase1:
+    """Train everything: transforms, entropy model, score network and privileged decoder.
+
+    Example: corrdiff train phase1 --shards shards --storage runs --name first --preset tiny --images-total 20000
+    """
+
+    config: TrainConfig
+
+    def run(self) -> None:
+        from pipelines.ray_session import ray_session
+        from pipelines.training import train
+
+        with ray_session():
+            train(self.config, "phase1")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPhase2:
+    """Train the privileged decoder alone, everything else frozen.
+
+    Starts from --init-from, or from phase 1 of the run of the same name.
+
+    Example: corrdiff train phase2 --shards shards --storage runs --name first --images-total 5000
+    """
+
+    config: TrainConfig
+
+    def run(self) -> None:
+        from pipelines import storage
+        from pipelines.ray_session import ray_session
+        from pipelines.training import train
+
+        config = self.config
+        if config.init_from is None:
+            codec = storage.join(storage.absolute(config.storage), config.name, "phase1", "codec")
+            if not storage.exists(storage.join(codec, "config.json")):
+                raise UsageError(f"phase 2 needs a finished phase 1: there is no codec at {codec}; give --init-from CODEC")
+            config = dataclasses.replace(config, init_from=codec)
+        with ray_session():
+            train(config, "phase2")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAll:
+    """Both phases and their exports, as one job.
+
+    Example: corrdiff train all --shards s3://bucket/shards --storage s3://bucket/runs --name base-1 --preset base
+    --workers 8 --precision bf16 --batch 64 --crop 256
+    """
+
+    config: TrainConfig
+    phase2_images_total: int | None = None
+    """Length of phase 2 in crops; a quarter of phase 1 where it is not given."""
+
+    def run(self) -> None:
+        from pipelines.ray_session import ray_session
+        from pipelines.training import train
+
+        config = self.config
+        with ray_session():
+            codec = train(config, "phase1")
+            length = self.phase2_images_total or max(1, config.images_total // 4)
+            train(dataclasses.replace(config, init_from=codec, images_total=length), "phase2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a codec with Ray Train and DeepSpeed; the same command goes on where an interrupted run stopped.
+
+    Example: corrdiff train all --shards shards --storage runs --name first --preset tiny --images-total 20000
+    """
+
+    phase: (
+        Annotated[TrainPhase1, tyro.conf.subcommand("phase1")]
+        | Annotated[TrainPhase2, tyro.conf.subcommand("phase2")]
+        | Annotated[TrainAll, tyro.conf.subcommand("all")]
+    )
+
+    def run(self) -> None:
+        self.phase.run()
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """The newest checkpoint of a run as a codec directory: weights, entropy tables, configuration.
+
+    Example: corrdiff export runs/first codecs/first
+    """
+
+    run_uri: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """STORAGE/NAME of a training run, or one phase of it."""
+    out: tyro.conf.Positional[str]
+    """Directory or URI for the codec."""
+
+    def run(self) -> None:
+        from pipelines.export import export
+
+        print(f"{self.out}: codec {export(self.run_uri, self.out)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compress:
+    """Compress a dataset in parallel on Ray: bitstreams in WebDataset parts, metrics in Parquet, a run in MLflow.
+
+    Example: corrdiff compress s3://bucket/photos s3://bucket/compressed --codec s3://bucket/codecs/first --quality 4
+    """
+
+    images: tyro.conf.Positional[str]
+    """Directory, glob, file, any fsspec URI, or sample:."""
+    out: tyro.conf.Positional[str]
+    """Directory or URI for the compressed dataset; running again does what is missing."""
+    codec: str
+    """Codec directory or URI."""
+    config: CompressConfig = dataclasses.field(default_factory=CompressConfig)
+    dry_run: bool = False
+    """Only say how many pictures, bytes and hours it would be, from a few pictures."""
+
+    def run(self) -> None:
+        from pipelines.commands import run_compression
+
+        if self.dry_run:
+            self._estimate()
+            return
+        from pipelines.ray_session import ray_session
+
+        with ray_session():
+            run_compression(self.images, self.out, self.codec, self.config)
+
+    def _estimate(self) -> None:
+        from pipelines.batch_compress import estimate
+
+        workers = self.config.workers or os.cpu_count() or 1
+        e = estimate(self.images, self.codec, self.config, workers)
+        print(f"pictures: {e.pictures:,} (estimates are from {e.sampled} of them)")
+        print(f"read:     about {e.input_bytes:,} bytes")
+        print(f"write:    about {e.output_bytes:,} bytes")
+        print(f"time:     about {e.seconds / 3600:.3f} hours with {workers} workers like this machine's")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decompress:
+    """A compressed dataset back to PNG files, in parallel on Ray.
+
+    Example: corrdiff decompress compressed pictures --codec codecs/first
+    """
+
+    dataset: tyro.conf.Positional[str]
+    """What 'corrdiff compress' wrote."""
+    out: tyro.conf.Positional[str]
+    """Directory or URI for the PNG files."""
+    codec: str
+    """The codec directory that the dataset was compressed with."""
+
+    def run(self) -> None:
+        from pipelines.commands import run_decompression
+        from pipelines.ray_session import ray_session
+
+        with ray_session():
+            run_decompression(self.dataset, self.out, self.codec)
+
+
+Commands = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Shard, tyro.conf.subcommand("shard")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Encode, tyro.conf.subcommand("encode")]
+    | Annotated[Decode, tyro.conf.subcommand("decode")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Compress, tyro.conf.subcommand("compress")]
+    | Annotated[Decompress, tyro.conf.subcommand("decompress")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(Commands, "corrdiff", DESCRIPTION, argv)
+
+
+def console() -> None:
+    """Entry point of the installed program."""
+    sys.exit(main())

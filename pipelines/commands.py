@@ -1,0 +1,86 @@
+"""The long commands as a person sees them: progress while they run, a summary when they end."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from pipelines import batch_compress, shards, storage
+from pipelines.batch_compress import Summary
+from pipelines.config import CompressConfig, ShardConfig
+from pipelines.progress import console, display
+from pipelines.shards import Manifest
+
+WORST_REASONS = 5
+
+
+def run_sharding(images: str, out: str, config: ShardConfig) -> Manifest:
+    """Cut shards with a progress display; returns the manifest."""
+    out = storage.absolute(out)
+    steps = shards.cut_shards(images, out, config)
+    first = next(steps)
+    assert isinstance(first, shards.Progress)
+    with display("shards", first.images_total, "pictures") as shown:
+        shown.update(first.images_done)
+        for step in steps:
+            if isinstance(step, Manifest):
+                break
+            shown.update(step.images_done, f"{step.crops:,} crops")
+    assert isinstance(step, Manifest)
+    size = sum(shard.bytes for shard in step.shards)
+    console.print(f"{out}: {step.count:,} crops of {step.crop} pixels in {len(step.shards)} shards, {size / 1e6:,.1f} MB")
+    for uri, reason in step.skipped[:WORST_REASONS]:
+        console.print(f"  skipped {uri}: {reason}")
+    if len(step.skipped) > WORST_REASONS:
+        console.print(f"  ... and {len(step.skipped) - WORST_REASONS} more, all in {out}/{shards.MANIFEST}")
+    return step
+
+
+def run_compression(images: str, out: str, codec: str, config: CompressConfig) -> Summary:
+    """Compress a dataset with a progress display; returns the summary."""
+    steps = batch_compress.compress_dataset(images, out, codec, config)
+    first = next(steps)
+    assert isinstance(first, batch_compress.Progress)
+    summary: Summary | None = None
+    with display("compress", first.pictures_total, "pictures") as shown:
+        shown.update(first.pictures_done)
+        for step in steps:
+            if isinstance(step, Summary):
+                summary = step
+                continue
+            bpp = f"{8 * step.bytes / (step.megapixels * 1e6):.3f} bpp" if step.megapixels else ""
+            failed = f", {step.failures} failed" if step.failures else ""
+            shown.update(step.pictures_done, f"{bpp}, {step.megapixels:.1f} Mpx{failed}")
+    assert summary is not None
+    if first.pictures_done == first.pictures_total:
+        console.print("nothing to do: every part is there")
+    _print_summary(summary, out)
+    return summary
+
+
+def run_decompression(dataset: str, out: str, codec: str) -> int:
+    """Decompress a dataset with a progress display; returns the number of pictures."""
+    steps = batch_compress.decompress_dataset(dataset, out, codec)
+    first = next(steps)
+    done = 0
+    with display("decompress", first.pictures_total, "pictures") as shown:
+        for step in steps:
+            done = step.pictures_done
+            shown.update(done)
+    console.print(f"{out}: {done} pictures")
+    return done
+
+
+def _print_summary(summary: Summary, out: str) -> None:
+    table = Table(title=f"{summary.pictures - summary.failures} pictures, {summary.bytes:,} bytes", title_justify="left")
+    for column in ("metric", "mean", *(f"p{p}" for p in batch_compress.PERCENTILES)):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, stats in summary.percentiles.items():
+        table.add_row(name, *(f"{value:.3f}" for value in stats.values()))
+    console.print(table)
+    if summary.bpp is not None:
+        console.print(f"{out}: {summary.bpp:.4f} bpp over all pixels")
+    if summary.failures:
+        console.print(f"{summary.failures} of {summary.pictures} pictures failed:")
+        worst = sorted(summary.failure_reasons.items(), key=lambda item: -item[1])
+        for reason, count in worst[:WORST_REASONS]:
+            console.print(f"  {count} x {reason}")

@@ -1,0 +1,68 @@
+"""Checkpoint -> codec directory: averaged weights and, from phase 1, newly frozen entropy tables."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from corrdiff.checkpoint import load_networks, read_config, save_codec
+from corrdiff.errors import UsageError
+from corrdiff.model import CorrDiffModel
+from pipelines import storage, train_state
+from pipelines.config import PhaseName, TrainConfig
+from pipelines.train_state import Progress
+
+
+def export(run: str, out: str) -> str:
+    """Export the newest checkpoint of a run; returns the codec's fingerprint.
+
+    Args:
+        run: STORAGE/NAME (its phase 2 if that has a checkpoint, else phase 1), or STORAGE/NAME/phase1 or phase2.
+        out: the codec directory to write.
+
+    Raises:
+        UsageError: there is no checkpoint.
+    """
+    run = storage.absolute(run)
+    phases: tuple[PhaseName, ...] = ("phase2", "phase1")
+    for root in [run, *(storage.join(run, phase) for phase in phases)]:
+        found = train_state.latest(storage.join(root, "checkpoints"))
+        if found is None:
+            continue
+        record = storage.read_json(storage.join(root, "run.json"))
+        config = TrainConfig(**record["config"])
+        phase: PhaseName = record["phase"]
+        if phase == "phase2":
+            config = dataclasses.replace(config, init_from=storage.join(root, "init-codec"))
+        restored = train_state.load(found)
+        from pipelines.training import model_with
+
+        model = model_with(config, phase, restored.tensors["ema"])
+        record_uri = storage.join(root, "mlflow.json")
+        mlflow_run = storage.read_json(record_uri)["run_id"] if storage.exists(record_uri) else None
+        return export_model(model, config, phase, restored.progress, mlflow_run, storage.absolute(out))
+    raise UsageError(f"no finished checkpoint under {run} (looked in checkpoints/, phase2/ and phase1/)")
+
+
+def export_model(
+    model: CorrDiffModel, config: TrainConfig, phase: PhaseName, progress: Progress, mlflow_run: str | None, out: str
+) -> str:
+    """Write a codec directory from networks with averaged weights; returns the fingerprint.
+
+    Phase 2 changes D alone, so it keeps the tables that it started from.
+    """
+    provenance: dict[str, Any] = {}
+    if phase == "phase1":
+        tables = model.entropy.freeze()
+    else:
+        assert config.init_from is not None
+        tables = load_networks(config.init_from)[1]
+        provenance = read_config(config.init_from)[2]
+    provenance = {
+        **provenance,
+        f"{phase}_images": progress.images_seen,
+        f"{phase}_shards": config.shards,
+        **({f"{phase}_mlflow_run": mlflow_run} if mlflow_run else {}),
+    }
+    return save_codec(model, tables, out, provenance)
+

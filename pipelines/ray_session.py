@@ -1,0 +1,54 @@
+"""Connecting to Ray quietly: the cluster that RAY_ADDRESS names (as it is inside a Ray job), else one of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Have Ray for the length of a block; what was started here is stopped here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_LOGGING", "0")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import ray
+    import ray.data
+
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    quiet()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def quiet() -> None:
+    """Keep Ray's own chatter out of the way; its logs stay in its session directory."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def cluster_gpus() -> int:
+    """GPUs in the cluster, alive now."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def cluster_cpus() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
