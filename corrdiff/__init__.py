@@ -1,9 +1,9 @@
 """CorrDiff: a diffusion-based perceptual image codec with a privileged end-to-end decoder (arXiv 2404.04916).
 
-    >>> from corrdiff import load_codec
-    >>> codec = load_codec("runs/demo/codec")
-    >>> data = codec.compress(image, quality=4, fidelity=0.5)   # uint8 [H, W, 3] -> bytes
-    >>> picture = codec.decompress(data)
+>>> from corrdiff import load_codec
+>>> codec = load_codec("runs/demo/codec")
+>>> data = codec.compress(image, quality=4, fidelity=0.5)   # uint8 [H, W, 3] -> bytes
+>>> picture = codec.decompress(data)
 """
 
 from __future__ import annotations

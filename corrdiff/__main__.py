@@ -1,4 +1,4 @@
-"""One picture: `encode`, `decode`, `inspect`. Works with this package alone; nothing heavy is imported before it is needed."""
+"""One picture: `encode`, `decode`, `inspect`. This package alone is enough, and torch is imported only when needed."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _read(path: Path) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.write_bytes(data)
         temporary.replace(path)

@@ -89,7 +89,9 @@ def unpack(data: bytes, fingerprint: bytes | None = None, max_pixels: int = MAX_
         raise BitstreamError(f"truncated: {len(data)} bytes are less than a header; fetch the file again")
     version, flags, found = struct.unpack_from("<BB8s", data, 4)
     if version != VERSION:
-        raise BitstreamError(f"format version {version} is unknown, this program reads {VERSION}; install a newer corrdiff")
+        raise BitstreamError(
+            f"format version {version} is unknown, this program reads {VERSION}; install a newer corrdiff"
+        )
     if flags != 0:
         raise BitstreamError(f"unknown flags 0x{flags:02x}; install a newer corrdiff")
     if zlib.crc32(data[:-_CRC_BYTES]) != struct.unpack("<I", data[-_CRC_BYTES:])[0]:
@@ -110,7 +112,9 @@ def unpack(data: bytes, fingerprint: bytes | None = None, max_pixels: int = MAX_
             f"{width}x{height} is more than the limit of {max_pixels} pixels; raise the limit if you trust the file"
         )
     if quality > 7 or not 1 <= steps <= 64 or grid % 8 or grid > 1 << 14 or not 1 <= bits <= 6:
-        raise BitstreamError(f"a header field is out of range: quality {quality}, steps {steps}, grid {grid}, bits {bits}")
+        raise BitstreamError(
+            f"a header field is out of range: quality {quality}, steps {steps}, grid {grid}, bits {bits}"
+        )
     if tile != 0:
         raise BitstreamError("tiled pictures cannot be read by this version; install a newer corrdiff")
     streams = Streams(reader.block(), reader.block(), reader.block())

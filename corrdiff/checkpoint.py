@@ -101,13 +101,16 @@ def read_config(uri: str) -> tuple[CodecConfig, str, dict[str, Any]]:
         data = json.loads(_read(uri, CONFIG_FILE))
         kind, codec, digest, provenance = (data[k] for k in ("format", "codec", "fingerprint", "provenance"))
         digest_bytes = bytes.fromhex(digest)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"codec {uri}: {CONFIG_FILE} cannot be read ({error})") from None
     if kind != FORMAT or len(digest_bytes) != 32:
         raise UsageError(f"codec {uri}: format '{kind}' is unknown, this program reads '{FORMAT}'")
-    return CodecConfig.from_dict(codec), digest, provenance
+    try:
+        return CodecConfig.from_dict(codec), digest, provenance
+    except UsageError as error:
+        raise UsageError(f"codec {uri}: {CONFIG_FILE}: {error}") from None
 
 
 def codec_weights(model: CorrDiffModel) -> dict[str, Tensor]:
@@ -121,7 +124,7 @@ def _read(uri: str, name: str) -> bytes:
         data: bytes = fs.cat_file(f"{root}/{name}")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UsageError(f"no codec at {uri}: there is no {name} (expected what 'corrdiff export' writes)") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:  # ImportError: no driver for this kind of storage
         raise UsageError(f"codec {uri}: {name} cannot be read ({error})") from None
     return data
 

@@ -11,6 +11,7 @@ Shapes: B batch, H W pixels, M latent channels, h w latent positions, S steps, R
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -92,13 +93,14 @@ class CorrDiffCodec:
     ) -> None:
         self.device = torch.device(device)
         self.precision: Precision = precision
-        self.model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.tables = tables
         self.fingerprint = fingerprint
 
     @property
     def config(self) -> CodecConfig:
-        return self.model.config
+        config: CodecConfig = self.model.config
+        return config
 
     def compress(
         self,
@@ -110,7 +112,9 @@ class CorrDiffCodec:
         """One RGB picture, uint8 [H, W, 3], any size from 1x1 -> the bytes of a .crdf file."""
         return self.compress_batch([image], Settings(quality, fidelity, steps))[0].data
 
-    def decompress(self, data: bytes, decoding: Decoding = "corrected", max_pixels: int = bitstream.MAX_PIXELS) -> Picture:
+    def decompress(
+        self, data: bytes, decoding: Decoding = "corrected", max_pixels: int = bitstream.MAX_PIXELS
+    ) -> Picture:
         """The bytes of a .crdf file -> RGB picture, uint8 [H, W, 3].
 
         Args:
@@ -148,9 +152,7 @@ class CorrDiffCodec:
 
         out_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, steps, grid, bits, fit)
         levels_BSRC = torch.stack(fitted, dim=1).to("cpu", torch.uint8).numpy()
-        header = Header(
-            self.fingerprint, width, height, settings.quality, steps, self.config.diffusion.grid, bits
-        )
+        header = Header(self.fingerprint, width, height, settings.quality, steps, self.config.diffusion.grid, bits)
         reconstructions, privileged = _to_pictures(out_BCHW, height, width), _to_pictures(d_BCHW, height, width)
         return [
             Encoded(
@@ -167,6 +169,8 @@ class CorrDiffCodec:
         self, files: Sequence[bytes], decoding: Decoding = "corrected", max_pixels: int = bitstream.MAX_PIXELS
     ) -> list[Picture]:
         """Files that agree in size, steps and grid -> pictures. See `decompress`."""
+        if not files:
+            raise UsageError("a batch needs at least one file")
         parsed = [bitstream.unpack(data, self.fingerprint, max_pixels) for data in files]
         header = parsed[0].header
         if any(_batch_key(p.header) != _batch_key(header) for p in parsed):
@@ -191,7 +195,8 @@ class CorrDiffCodec:
         with torch.autocast(self.device.type, enabled=False):
             z_hat_BNuv = self.model.entropy.hyper_analysis(y_BMhw).round()
         m_BMhw = torch.stack([self.tables.mean_and_index(z)[0] for z in z_hat_BNuv]).to(self.device)
-        return ((y_BMhw - m_BMhw).round() + m_BMhw) / g_BM11
+        y_hat_BMhw: Tensor = ((y_BMhw - m_BMhw).round() + m_BMhw) / g_BM11
+        return y_hat_BMhw
 
     def _latents(self, parsed: Sequence[bitstream.Bitstream]) -> Tensor:
         """y_hat / g_q of files of one size."""
@@ -202,7 +207,8 @@ class CorrDiffCodec:
         except ValueError as error:
             raise BitstreamError(f"the coded latents are not valid: {error}") from None
         g_BM11 = self.model.gain(self._qualities([p.header.quality for p in parsed]))
-        return torch.stack(decoded).to(self.device) / g_BM11
+        y_hat_BMhw: Tensor = torch.stack(decoded).to(self.device) / g_BM11
+        return y_hat_BMhw
 
     def _decode_privileged(self, y_hat_BMhw: Tensor) -> Tensor:
         with self._autocast():
@@ -225,7 +231,7 @@ class CorrDiffCodec:
         noise = diffusion.format_noise(height, width).to(self.device)
         x_t_BCHW = noise[None].expand(len(d_BCHW), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         times = diffusion.sampling_times(steps)
-        for step, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
+        for step, (t, t_next) in enumerate(itertools.pairwise(times)):
             with self._autocast():
                 xhat0_BCHW = self.model.denoiser(x_t_BCHW, context, torch.full((len(d_BCHW),), t, device=self.device))
             xhat0_BCHW = xhat0_BCHW.float().clamp(-1, 1)
@@ -244,7 +250,11 @@ class CorrDiffCodec:
         return torch.tensor(qualities, device=self.device)
 
     def _to_tensor(self, images: Sequence[Picture]) -> Tensor:
+        if not images:
+            raise UsageError("a batch needs at least one picture")
         for image in images:
+            if not isinstance(image, np.ndarray):
+                raise UsageError(f"expected RGB uint8 pictures [H, W, 3], got {type(image).__name__}")
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
                 raise UsageError(f"expected RGB uint8 pictures [H, W, 3], got {image.dtype} {list(image.shape)}")
             if image.shape != images[0].shape:

@@ -33,7 +33,7 @@ def _check_stages(what: str, patch: int, channels: tuple[int, ...]) -> None:
         raise UsageError(f"{what}: patch must be 1, 2, 4 or 8, not {patch}")
     if len(channels) != _stage_count(patch):
         raise UsageError(
-            f"{what}: patch {patch} has {_stage_count(patch)} resolutions down to 1/16, but channels names {len(channels)}"
+            f"{what}: patch {patch} needs channels for {_stage_count(patch)} resolutions, not {len(channels)}"
         )
     if any(c <= 0 for c in channels):
         raise UsageError(f"{what}: channels must be positive, not {channels}")
@@ -90,6 +90,14 @@ class DiffusionConfig:
     factor_bits: int = 4
     """Bits of one correction factor."""
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 64:
+            raise UsageError(f"diffusion: steps must be from 1 to 64, not {self.steps}")
+        if self.grid < 0 or self.grid % 8 or self.grid > 1 << 14:
+            raise UsageError(f"diffusion: grid must be 0 or a multiple of 8 up to 16384 pixels, not {self.grid}")
+        if not 1 <= self.factor_bits <= 6:
+            raise UsageError(f"diffusion: factor_bits must be from 1 to 6, not {self.factor_bits}")
+
 
 @dataclass(frozen=True)
 class CodecConfig:
@@ -108,8 +116,14 @@ class CodecConfig:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> CodecConfig:
         """Read what `to_dict` wrote. Raises `UsageError` for unknown, missing or ill-typed fields."""
+        if not isinstance(data, dict):
+            raise UsageError("configuration: it is not an object")
         parts = dict(data)
-        for name, kind in (("transform", TransformConfig), ("denoiser", DenoiserConfig), ("diffusion", DiffusionConfig)):
+        for name, kind in (
+            ("transform", TransformConfig),
+            ("denoiser", DenoiserConfig),
+            ("diffusion", DiffusionConfig),
+        ):
             parts[name] = _build(kind, parts.get(name), name)
         config: CodecConfig = _build(CodecConfig, parts, "codec")
         return config
@@ -127,7 +141,9 @@ def _build(kind: Any, data: Any, name: str) -> Any:
         )
     values: dict[str, Any] = {}
     for key, value in data.items():
-        if fields[key] == "int" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 16):
+        if fields[key] == "int" and (
+            not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1 << 16
+        ):
             raise UsageError(f"configuration: {name}.{key} must be a whole number from 0 to 65536, not {value!r}")
         if fields[key] == "tuple[int, ...]":
             if not isinstance(value, list | tuple) or not all(isinstance(v, int) and 0 < v <= 1 << 16 for v in value):
@@ -140,12 +156,12 @@ def _build(kind: Any, data: Any, name: str) -> Any:
 
 
 def tiny() -> CodecConfig:
-    """About 3 M parameters; trains and runs on two CPU cores. For demonstrations and tests."""
+    """7 M parameters; trains and runs on two CPU cores. For demonstrations and tests."""
     return CodecConfig("tiny", TransformConfig(), DenoiserConfig())
 
 
 def small() -> CodecConfig:
-    """About 15 M parameters; one GPU, or a patient CPU."""
+    """26 M parameters; one GPU."""
     return CodecConfig(
         "small",
         TransformConfig(channels=(96, 160, 192), blocks=2, latent_channels=160, hyper_channels=128),
@@ -157,8 +173,8 @@ def base() -> CodecConfig:
     """CDC's size (arXiv 2209.06950): about 40 M parameters in the score network, 14 M in the transforms."""
     return CodecConfig(
         "base",
-        TransformConfig(channels=(128, 192, 256), blocks=2, latent_channels=256, hyper_channels=192),
-        DenoiserConfig(channels=(192, 320, 448), context_channels=(96, 128, 192), blocks=2, time_channels=512),
+        TransformConfig(channels=(128, 192, 224), blocks=2, latent_channels=192, hyper_channels=160),
+        DenoiserConfig(channels=(192, 320, 416), context_channels=(96, 128, 160), blocks=2, time_channels=512),
     )
 
 

@@ -2,8 +2,8 @@
 
     xtilde0_t = (1 - gamma_t) * xhat0_t + gamma_t * D(y_hat)
 
-gamma_t has a value for each cell of a grid, interpolated bilinearly between cell centres. The encoder finds the factors,
-quantises them and codes them; the decoder reads them. The idea is from arXiv 2404.04916, section 3; the grid, the
+gamma_t has a value for each cell of a grid, interpolated bilinearly between cell centres. The encoder finds the
+factors, quantises them and codes them; the decoder reads them. The idea is from arXiv 2404.04916; the grid, the
 criterion and the coding here are this project's own.
 
 Shapes: x_BCHW pictures in [-1, 1]; g_BRC factors on a grid of R rows and C columns; levels are whole numbers
@@ -65,12 +65,12 @@ def check_grid(cell: int, bits: int) -> None:
 
 def quantise(gamma: Tensor, bits: int) -> Tensor:
     """Factors in [0, 1] -> nearest levels."""
-    return (gamma.clamp(0, 1) * (2**bits - 1)).round().long()
+    return (gamma.clamp(0, 1) * ((1 << bits) - 1)).round().long()
 
 
 def dequantise(levels: Tensor, bits: int) -> Tensor:
     """Levels -> factors in [0, 1]."""
-    return levels.float() / (2**bits - 1)
+    return levels.float() / ((1 << bits) - 1)
 
 
 def apply(xhat0_BCHW: Tensor, d_BCHW: Tensor, g_BRC: Tensor, grid: Grid) -> Tensor:
@@ -123,12 +123,10 @@ def fit_factors(target: Target, xhat0_BCHW: Tensor, grid: Grid, bits: int, fidel
     absolute log ratio of local band energies to the original's. Both are quadratics in gamma inside the logarithm,
     so all levels cost one pass over the picture. Where D and xhat0 agree, the level is 0.
     """
-    gamma_L = torch.arange(2**bits, device=xhat0_BCHW.device, dtype=torch.float32) / (2**bits - 1)
+    gamma_L = torch.arange((1 << bits), device=xhat0_BCHW.device, dtype=torch.float32) / ((1 << bits) - 1)
     g = gamma_L[:, None, None, None]
     residual, step = target.x_0_BCHW - xhat0_BCHW, target.d_BCHW - xhat0_BCHW
-    rr, rs, ss = (
-        _cell_mean(_block_mean(v.mean(1)), grid, 1) for v in (residual * residual, residual * step, step * step)
-    )
+    rr, rs, ss = (_pixel_mean(v.mean(1), grid) for v in (residual * residual, residual * step, step * step))
     error_LBRC = (rr - 2 * g * rs + g * g * ss).clamp(min=0)
     cost_LBRC = fidelity * torch.log(error_LBRC + _ERROR_FLOOR)
     if fidelity < 1:
@@ -174,6 +172,13 @@ def _block_mean(x_BHW: Tensor) -> Tensor:
     return F.avg_pool2d(x_BHW[:, None], BLOCK, ceil_mode=True)[:, 0]
 
 
+def _pixel_mean(x_BHW: Tensor, grid: Grid) -> Tensor:
+    """Means over the pixels of each cell, [B, R, C]."""
+    if grid.cell == 0:
+        return x_BHW.mean((-2, -1), keepdim=True)
+    return F.avg_pool2d(x_BHW[:, None], grid.cell, ceil_mode=True)[:, 0]
+
+
 def _cell_mean(blocks: Tensor, grid: Grid, scale: int) -> Tensor:
     """Means over blocks (of a band at 1/scale) -> means over cells, last two axes."""
     if grid.cell == 0:
@@ -207,13 +212,13 @@ def decode_factors(data: bytes, shape_SRC: tuple[int, int, int], bits: int) -> n
         raise ValueError("the factors name an unknown frequency table")
     count = int(np.prod(shape_SRC))
     residuals = _factor_tables(bits).decode(data[1:], [data[0]] * count).numpy()
-    if count and (residuals.min() < 0 or residuals.max() >= 2**bits):
+    if count and (residuals.min() < 0 or residuals.max() >= (1 << bits)):
         raise ValueError("a correction factor is out of range")
     residuals = residuals.reshape(shape_SRC)
     levels = np.zeros(shape_SRC, dtype=np.int64)
     for s in range(shape_SRC[0]):
         levels[s] = levels[s - 1] + residuals[s] if s else residuals[0].cumsum(axis=1)
-    return (levels % 2**bits).astype(np.uint8)
+    return (levels % (1 << bits)).astype(np.uint8)
 
 
 def _residuals(levels_SRC: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int64]:
@@ -221,14 +226,14 @@ def _residuals(levels_SRC: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.i
     predicted = np.zeros_like(levels)
     predicted[0, :, 1:] = levels[0, :, :-1]
     predicted[1:] = levels[:-1]
-    flat: npt.NDArray[np.int64] = ((levels - predicted) % 2**bits).reshape(-1)
+    flat: npt.NDArray[np.int64] = ((levels - predicted) % (1 << bits)).reshape(-1)
     return flat
 
 
 @functools.cache
 def _factor_tables(bits: int) -> RangeTable:
     """Two-sided geometric frequencies around 0 modulo 2**bits, in integers: part of the format."""
-    n = 2**bits
+    n = 1 << bits
     cdfs: list[list[int]] = []
     for eighths in _DECAY_EIGHTHS:
         weight = [(eighths ** min(r, n - r) << 20) // 8 ** min(r, n - r) for r in range(n)]

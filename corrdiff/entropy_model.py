@@ -14,6 +14,7 @@ Shapes: y_BMhw latent at 1/16 after the gain; z_BNuv hyperlatent at 1/64; u_* un
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import NamedTuple
@@ -147,6 +148,13 @@ class EntropyTables:
         if len(self._y.cdfs) != SCALE_LEVELS:
             raise UsageError(f"codec tables: {len(self._y.cdfs)} scale levels where {SCALE_LEVELS} were expected")
         self._layers = [_IntegerConv.of(tensors, f"h_s.{i}") for i in range(3)]
+        channels = self.hyper_channels
+        for i, layer in enumerate(self._layers):
+            # A pixel shuffle by 2 follows each of the first two; the last gives m and index.
+            outputs, inputs = len(layer.bias), layer.weight.shape[1] // 9
+            if inputs != channels or outputs % (4 if i < 2 else 2):
+                raise UsageError(f"codec tables: 'h_s.{i}' has {inputs} inputs and {outputs} outputs, which do not fit")
+            channels = outputs // 4
 
     @property
     def hyper_channels(self) -> int:
@@ -209,18 +217,24 @@ class RangeTable(NamedTuple):
         if int(length.min()) < 3 or int(length.max()) > cdf.shape[1]:
             raise UsageError(f"codec tables: '{name}' has a row length outside its table")
         for row, n in zip(cdf.tolist(), length.tolist(), strict=True):
-            if row[0] != 0 or row[n - 1] != 1 << 16 or any(a >= b for a, b in zip(row[: n - 1], row[1:n], strict=True)):
+            if row[0] != 0 or row[n - 1] != 1 << 16 or any(a >= b for a, b in itertools.pairwise(row[:n])):
                 raise UsageError(f"codec tables: '{name}' has a row that is no cumulative distribution")
         return RangeTable(cdf.tolist(), length.tolist(), offset.tolist())
 
     def encode(self, symbols: list[int], indexes: list[int]) -> bytes:
+        # The encoder makes room for a 32-bit word a symbol and writes up to 2 + n / 2 of them: no fewer than 4 symbols.
+        missing = max(0, 4 - len(symbols))
+        symbols, indexes = symbols + self.offsets[:1] * missing, indexes + [0] * missing
         coded: bytes = RansEncoder().encode_with_indexes(symbols, indexes, self.cdfs, self.lengths, self.offsets)
         return coded
 
     def decode(self, data: bytes, indexes: list[int]) -> Tensor:
-        """Raises `ValueError` for a symbol out of range."""
-        # The decoder reads 32-bit words without looking at the end: give it room for the most that it can ask for.
-        room = bytes(4 + 8 * len(indexes))
+        """Raises `ValueError` for a symbol out of range, and for more bytes than that many symbols can fill."""
+        if len(data) > 8 + 5 * max(4, len(indexes)):  # the coder's state; 16 bits a symbol and 24 where it is escaped
+            raise ValueError("a stream is longer than its symbols")
+        # The decoder reads 32-bit words without looking at the end: give it room for the most that it can ask for. An
+        # escape announces up to 15 times as many bits as it takes itself.
+        room = bytes(64 + 16 * (len(data) + len(indexes)))
         symbols = torch.tensor(
             RansDecoder().decode_with_indexes(data + room, indexes, self.cdfs, self.lengths, self.offsets),
             dtype=torch.int64,
@@ -244,10 +258,15 @@ class _IntegerConv(NamedTuple):
             weight, bias, fraction = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "fraction_bits"))
         except KeyError as error:
             raise UsageError(f"codec tables: {error} is missing") from None
-        if weight.ndim != 4 or weight.shape[2:] != (3, 3) or bias.shape != weight.shape[:1]:
+        if weight.ndim != 4 or 0 in weight.shape or weight.shape[2:] != (3, 3) or bias.shape != weight.shape[:1]:
             raise UsageError(f"codec tables: '{name}' has an unexpected shape")
-        if int(weight.abs().max()) > _WEIGHT_LIMIT or int(bias.abs().max()) >= 1 << 50:
+        dtypes = weight.dtype, bias.dtype, fraction.dtype
+        if dtypes != (torch.int32, torch.int64, torch.int32) or fraction.numel() != 1:
+            raise UsageError(f"codec tables: '{name}' is not of integers")
+        if weight.double().abs().max() > _WEIGHT_LIMIT or bias.double().abs().max() >= 1 << 50:
             raise UsageError(f"codec tables: '{name}' has a weight outside its range")
+        if not _ACTIVATION_FRACTION_BITS <= int(fraction) <= 64:
+            raise UsageError(f"codec tables: '{name}' has {int(fraction)} fraction bits")
         return _IntegerConv(weight.double().flatten(1), bias.double(), int(fraction))
 
     def __call__(self, x_CHW: Tensor, out_fraction_bits: int) -> Tensor:
@@ -331,4 +350,3 @@ def _integer_layers(h_s: HyperSynthesis) -> dict[str, Tensor]:
         tensors[f"h_s.{i}.fraction_bits"] = torch.tensor(fraction, dtype=torch.int32)
         fraction_in = _ACTIVATION_FRACTION_BITS
     return tensors
-

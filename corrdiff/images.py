@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from corrdiff.codec import Picture
 from corrdiff.errors import UsageError
 
 MAX_PIXELS = 1 << 28
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; `open_image` has one that callers can raise
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
@@ -47,26 +50,31 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{image.width}x{image.height} is more than the limit of {max_pixels} pixels")
+            # Loading turns TIFFs and reduces 16-bit colour without a word, so both are asked for before it.
+            deep = any(re.search(";16[BLN]", str(tile)) for tile in image.tile)
+            turned = image.getexif().get(0x0112, 1) in range(2, 9)
             image.load()
-            return _to_rgb(image)
+            return _to_rgb(image, turned, deep)
     except ImageError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(f"not a picture in {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow raises nearly anything for hostile bytes
         raise ImageError(f"the picture is broken: {type(error).__name__}: {error}") from None
 
 
-def _to_rgb(image: Image.Image) -> OpenedImage:
+def _to_rgb(image: Image.Image, turned: bool, deep: bool) -> OpenedImage:
     changes: list[str] = []
     if getattr(image, "n_frames", 1) > 1:
         changes.append("first frame")
     profile = image.info.get("icc_profile")
-    if image.getexif().get(0x0112, 1) != 1:
+    if turned:
         image = ImageOps.exif_transpose(image)
         changes.append("rotated")
     if image.mode.startswith("I") or image.mode == "F":
         image = _reduce_depth(image)
+        deep = True
+    if deep:
         changes.append("depth reduced")
     if image.mode in ("P", "PA", "LA", "La", "RGBa") or (image.mode in ("RGB", "L") and "transparency" in image.info):
         has_alpha = image.mode != "P" or "transparency" in image.info

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 RESIDUAL_INIT = 0.1
 """The last convolution of a residual branch starts this much smaller, so that deep stacks start near the identity
 (as in Fixup, arXiv 1901.09321) and train without normalisation."""

@@ -25,7 +25,7 @@ def weighted_mean(value_B: Tensor, w_B: Tensor, weight_total: Tensor | float) ->
 
 
 def time_weight(t_B: Tensor) -> Tensor:
-    """v(t) = 1: uniform. min(SNR, 5), as CDC has it, gives no weight to the noisy times where few-step sampling starts."""
+    """v(t) = 1. CDC's min(SNR, 5) gives no weight to the noisy times, where sampling in a few steps starts."""
     return torch.ones_like(t_B)
 
 

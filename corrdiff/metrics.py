@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pickle
 import warnings
 from pathlib import Path
 
@@ -69,7 +70,9 @@ def lpips_weights(given: str | None = None) -> Path | None:
 def missing_lpips_sentence() -> str:
     """What to tell a person who has no LPIPS weights."""
     home = os.environ.get("TORCH_HOME", "~/.cache/torch")
-    return f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not in {home}/hub/checkpoints (put it there to have it)"
+    return (
+        f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not in {home}/hub/checkpoints (put it there to have it)"
+    )
 
 
 @functools.cache
@@ -82,14 +85,15 @@ def load_lpips(path: Path) -> nn.Module:
     import torchvision
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
             net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
             backbone = torchvision.models.alexnet(weights=None)
             backbone.load_state_dict(state)
-    except (RuntimeError, OSError, KeyError, ValueError, EOFError) as error:
-        raise UsageError(f"LPIPS weights: {path} does not hold AlexNet's weights ({error})") from None
+    except (RuntimeError, OSError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
+        kind = type(error).__name__  # torch's own sentences are many lines, and advise to load what is not trusted
+        raise UsageError(f"LPIPS weights: {path} does not hold AlexNet's weights ({kind})") from None
     for name, parameter in net.net.named_parameters():  # slices keep AlexNet's own layer numbers
         index, kind = name.split(".")[-2:]
         parameter.data.copy_(state[f"features.{index}.{kind}"])

@@ -91,9 +91,7 @@ class ContextSynthesis(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(*[ResidualBlock(c) for _ in range(config.blocks)]) for c in reversed(channels)
         )
-        self.ups = nn.ModuleList(
-            Upsample(channels[i], channels[i - 1]) for i in range(len(channels) - 1, 0, -1)
-        )
+        self.ups = nn.ModuleList(Upsample(channels[i], channels[i - 1]) for i in range(len(channels) - 1, 0, -1))
 
     def forward(self, y_BMhw: Tensor) -> list[Tensor]:
         h = self.blocks[0](self.inp(y_BMhw))

@@ -75,5 +75,5 @@ def _draw_one(
 def micro_batches(sample: Sample, size: int) -> list[Sample]:
     """Equal parts of a batch for gradient accumulation."""
     count = len(sample.x_BCHW) // size
-    columns = [tensor.split(size) for tensor in sample]
+    columns = [torch.split(tensor, size) for tensor in sample]
     return [Sample(*(column[i] for column in columns)) for i in range(count)]

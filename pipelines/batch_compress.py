@@ -3,11 +3,11 @@
     OUT/plan.json                  which picture belongs to which unit, the codec and the settings; written first
     OUT/part-00000-<hash>.tar      WebDataset: KEY.crdf, KEY.json
     OUT/part-00000-<hash>.parquet  a row for each picture, failures too
-    OUT/_units/00000.json          written last: names, sizes and hashes of the unit's files. A unit without it is not done.
+    OUT/_units/00000.json          written last: names, sizes and hashes of the unit's files; without it nothing is done
     OUT/summary.json               totals, percentiles, failures
 
-Files are named by their content and the first record of a unit wins, so doing a unit twice is harmless and running again
-does only what is missing.
+Files are named by their content and the first record of a unit wins, so doing a unit twice is harmless and running
+again does only what is missing.
 """
 
 from __future__ import annotations
@@ -180,8 +180,6 @@ def _run_units(rows: list[dict[str, Any]], out: str, codec: str, config: Compres
         compute=ActorPoolStrategy(min_size=1, max_size=most),
         num_cpus=1,
         num_gpus=1 if gpus else 0,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     for row in dataset.iter_rows():
         record: dict[str, Any] = json.loads(row["record"])
@@ -319,7 +317,9 @@ class PartDecompressor:
                     file = tar.extractfile(info)
                     assert file is not None
                     picture = self.codec.decompress(file.read(), max_pixels=MAX_PIXELS)
-                    storage.write_bytes(storage.join(self.out, info.name.removesuffix(".crdf") + ".png"), save_png(picture))
+                    storage.write_bytes(
+                        storage.join(self.out, info.name.removesuffix(".crdf") + ".png"), save_png(picture)
+                    )
                     count += 1
         return count
 
@@ -440,4 +440,3 @@ def _track(
     tracker.artifact("metrics.parquet", buffer.getvalue())
     tracker.artifact(SUMMARY, json.dumps(dataclasses.asdict(summary), indent=1).encode())
     tracker.close()
-

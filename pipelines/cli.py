@@ -94,7 +94,9 @@ class TrainPhase2:
         if config.init_from is None:
             codec = storage.join(storage.absolute(config.storage), config.name, "phase1", "codec")
             if not storage.exists(storage.join(codec, "config.json")):
-                raise UsageError(f"phase 2 needs a finished phase 1: there is no codec at {codec}; give --init-from CODEC")
+                raise UsageError(
+                    f"phase 2 needs a finished phase 1: there is no codec at {codec}; give --init-from CODEC"
+                )
             config = dataclasses.replace(config, init_from=codec)
         with ray_session():
             train(config, "phase2")

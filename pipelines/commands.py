@@ -27,7 +27,9 @@ def run_sharding(images: str, out: str, config: ShardConfig) -> Manifest:
             shown.update(step.images_done, f"{step.crops:,} crops")
     assert isinstance(step, Manifest)
     size = sum(shard.bytes for shard in step.shards)
-    console.print(f"{out}: {step.count:,} crops of {step.crop} pixels in {len(step.shards)} shards, {size / 1e6:,.1f} MB")
+    console.print(
+        f"{out}: {step.count:,} crops of {step.crop} pixels in {len(step.shards)} shards, {size / 1e6:,.1f} MB"
+    )
     for uri, reason in step.skipped[:WORST_REASONS]:
         console.print(f"  skipped {uri}: {reason}")
     if len(step.skipped) > WORST_REASONS:
@@ -71,7 +73,9 @@ def run_decompression(dataset: str, out: str, codec: str) -> int:
 
 
 def _print_summary(summary: Summary, out: str) -> None:
-    table = Table(title=f"{summary.pictures - summary.failures} pictures, {summary.bytes:,} bytes", title_justify="left")
+    table = Table(
+        title=f"{summary.pictures - summary.failures} pictures, {summary.bytes:,} bytes", title_justify="left"
+    )
     for column in ("metric", "mean", *(f"p{p}" for p in batch_compress.PERCENTILES)):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, stats in summary.percentiles.items():

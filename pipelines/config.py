@@ -82,13 +82,15 @@ class TrainConfig:
     """GPUs where the cluster has them, unless told."""
     checkpoint_every: int = 50_000
     """Crops between checkpoints."""
+    log_every: int = 10
+    """Steps between points of the curves in MLflow; each point is the mean over those steps."""
     preview_every: int = 50_000
     """Crops between side-by-side pictures in MLflow."""
     max_failures: int = 3
     """Restarts from the last checkpoint after worker failures."""
 
     def __post_init__(self) -> None:
-        for field in ("images_total", "batch", "workers", "checkpoint_every", "preview_every"):
+        for field in ("images_total", "batch", "workers", "checkpoint_every", "preview_every", "log_every"):
             if getattr(self, field) < 1:
                 raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}")
         if self.crop % 64 or self.crop < 64:
@@ -116,7 +118,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What makes two runs of one name the same run; the rest may change when a run goes on."""
         may_change = {
-            "storage", "name", "workers", "zero_stage", "micro_batch", "device", "checkpoint_every", "preview_every",
+            "storage", "name", "workers", "zero_stage", "micro_batch", "device", "checkpoint_every", "preview_every", "log_every",
             "max_failures", "lpips_weights",
         }  # fmt: skip
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in may_change}

@@ -22,7 +22,7 @@ from pipelines.report import Panel, side_by_side
 from pipelines.tracking import tracking_uri
 from pipelines.training import train
 
-PHASE1_CROPS, PHASE2_CROPS = 6400, 1600
+PHASE1_CROPS, PHASE2_CROPS = 5000, 1600
 QUALITIES = (1, 4, 7)
 FIDELITIES = (1.0, 0.5, 0.0)
 REPORT_QUALITY = 4

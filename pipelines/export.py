@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from corrdiff.checkpoint import load_networks, read_config, save_codec
+from corrdiff.config import CodecConfig, preset
 from corrdiff.errors import UsageError
 from corrdiff.model import CorrDiffModel
 from pipelines import storage, train_state
@@ -35,13 +39,30 @@ def export(run: str, out: str) -> str:
         if phase == "phase2":
             config = dataclasses.replace(config, init_from=storage.join(root, "init-codec"))
         restored = train_state.load(found)
-        from pipelines.training import model_with
-
         model = model_with(config, phase, restored.tensors["ema"])
         record_uri = storage.join(root, "mlflow.json")
         mlflow_run = storage.read_json(record_uri)["run_id"] if storage.exists(record_uri) else None
         return export_model(model, config, phase, restored.progress, mlflow_run, storage.absolute(out))
     raise UsageError(f"no finished checkpoint under {run} (looked in checkpoints/, phase2/ and phase1/)")
+
+
+def model_with(config: TrainConfig, phase: PhaseName, weights: dict[str, Tensor]) -> CorrDiffModel:
+    """The whole codec's networks, with the trained ones replaced; `weights` is named as in a checkpoint."""
+    if phase == "phase1":
+        model = CorrDiffModel(codec_config(config))
+    else:
+        assert config.init_from is not None
+        model = load_networks(config.init_from)[0]
+    prefix = "model." if phase == "phase1" else ""
+    named = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in weights.items():
+            named[name.removeprefix(prefix)].copy_(value)
+    return model
+
+
+def codec_config(config: TrainConfig) -> CodecConfig:
+    return read_config(config.init_from)[0] if config.init_from else preset(config.preset)
 
 
 def export_model(
@@ -65,4 +86,3 @@ def export_model(
         **({f"{phase}_mlflow_run": mlflow_run} if mlflow_run else {}),
     }
     return save_codec(model, tables, out, provenance)
-

@@ -1,9 +1,9 @@
 """Ray Data: shards -> batches of crops for one training worker, in an order that is a pure function of (seed, epoch).
 
-The order of an epoch: shards permuted, then crops shuffled inside windows of `WINDOW_SHARDS` shards. Step s of an epoch
-takes the crops at positions [s * batch, (s + 1) * batch); worker r takes the r-th equal part of each. The last step is
-padded with rows of weight 0, so that no tail is dropped and no worker waits for another. The cursor (epoch, step) is all
-that a resume needs, and it means the same for any number of workers.
+The order of an epoch: shards permuted, then crops shuffled inside windows of `WINDOW_SHARDS` shards. Step s of an
+epoch takes the crops at positions [s * batch, (s + 1) * batch); worker r takes the r-th equal part of each. The last
+step is padded with rows of weight 0, so that no tail is dropped and no worker waits for another. The cursor
+(epoch, step) is all that a resume needs, and it means the same for any number of workers.
 
 A window is a Ray Data read task: it fetches the window's shards, checks them against the manifest, decodes the rows of
 its worker and emits one Arrow block.
@@ -65,7 +65,6 @@ class Window(NamedTuple):
     """A part of an epoch's order, as the rows of one worker in it."""
 
     epoch: int
-    index: int
     shards: tuple[int, ...]
     rows: npt.NDArray[np.int64]
     """[n, 2]: place among `shards`, member in that shard; (-1, -1) is padding."""
@@ -81,7 +80,9 @@ def epoch_windows(manifest: Manifest, seed: int, epoch: int) -> list[tuple[int, 
     return [tuple(order[i : i + WINDOW_SHARDS]) for i in range(0, len(order), WINDOW_SHARDS)]
 
 
-def window_order(manifest: Manifest, seed: int, epoch: int, index: int, shards: tuple[int, ...]) -> npt.NDArray[np.int64]:
+def window_order(
+    manifest: Manifest, seed: int, epoch: int, index: int, shards: tuple[int, ...]
+) -> npt.NDArray[np.int64]:
     """Crops of a window in the order of the epoch, [n, 2]: place among `shards`, member."""
     rows = [(place, row) for place, shard in enumerate(shards) for row in range(manifest.shards[shard].count)]
     return np.random.default_rng([seed, epoch, index]).permutation(np.array(rows, dtype=np.int64).reshape(-1, 2))
@@ -105,19 +106,23 @@ def worker_windows(
             mine = (at // batch >= first_step) & (at % batch // part == rank)
             position += len(rows)
             if mine.any():
-                yield Window(epoch, index, shards, rows[mine])
+                yield Window(epoch, shards, rows[mine])
         epoch, first_step = epoch + 1, 0
 
 
 def stream(
     uri: str, manifest: Manifest, seed: int, start: Cursor, steps: int, batch: int, rank: int, world_size: int
 ) -> Iterator[Batch]:
-    """The next `steps` batches of one worker. Raises `JobError` where a shard cannot be read or is not the manifest's."""
+    """The next `steps` batches of one worker.
+
+    Raises `JobError` where a shard cannot be read or is not the manifest's.
+    """
     part = batch // world_size
     epoch_steps = steps_per_epoch(manifest, batch)
     cursor = start
     windows = worker_windows(manifest, seed, start, batch, rank, world_size)
-    pending, pending_rows = [], 0
+    pending: list[Window] = []
+    pending_rows = 0
     while steps > 0:
         while len(pending) < SEGMENT_WINDOWS and pending_rows < steps * part:
             pending.append(next(windows))
@@ -131,9 +136,7 @@ def stream(
             real_rows = min(batch, manifest.count - cursor.step * batch)
             after = Cursor(cursor.epoch, cursor.step + 1)
             after = after if after.step < epoch_steps else Cursor(cursor.epoch + 1, 0)
-            yield Batch(
-                cursor.epoch, list(columns["key"]), columns["pixels"], columns["weight"], real_rows, after
-            )
+            yield Batch(cursor.epoch, list(columns["key"]), columns["pixels"], columns["weight"], real_rows, after)
             cursor = after
             steps -= 1
 
@@ -169,7 +172,7 @@ def _execute(uri: str, manifest: Manifest, windows: list[Window], part: int) -> 
     )
 
 
-class ShardSource(Datasource):
+class ShardSource(Datasource):  # type: ignore[misc]
     """A Ray Data source: one read task a window."""
 
     def __init__(self, uri: str, manifest: Manifest, windows: list[Window]) -> None:
@@ -222,7 +225,9 @@ class _Reader(NamedTuple):
             except ImageError as error:
                 raise JobError(f"shard {self.uri}/{name}: member {key}.png: {error}") from None
             if crop.shape != pixels.shape[1:]:
-                raise JobError(f"shard {self.uri}/{name}: member {key}.png is {crop.shape}, not {self.crop} pixels square")
+                raise JobError(
+                    f"shard {self.uri}/{name}: member {key}.png is {crop.shape}, not {self.crop} pixels square"
+                )
             pixels[i], weight[i] = crop, 1.0
             keys.append(key)
         yield pa.table({"key": keys, "weight": weight, "pixels": ArrowTensorArray.from_numpy(pixels)})

@@ -24,6 +24,7 @@ class Display:
         self._started = time.monotonic()
         self._first: int | None = None
         self._last_line = 0.0
+        self._last_done = -1
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total so far, counted from where the whole job, not this process, began."""
@@ -35,12 +36,12 @@ class Display:
         rate = f"{per_s:.1f} {self.unit}/s" if per_s else ""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, rate=rate, note=note)
-        elif done == self.total or now - self._last_line >= LINE_EVERY_S:
+        elif done != self._last_done and (done == self.total or now - self._last_line >= LINE_EVERY_S):
             left = f", {_clock((self.total - done) / per_s)} left" if per_s and done < self.total else ""
             extra = f", {note}" if note else ""
             speed = f", {rate}" if rate else ""
             console.print(f"{self.title}: {done:,} of {self.total:,} {self.unit}{speed}{left}{extra}")
-            self._last_line = now
+            self._last_line, self._last_done = now, done
 
 
 @contextlib.contextmanager

@@ -69,7 +69,9 @@ def read_manifest(uri: str) -> Manifest:
     try:
         data = storage.read_json(storage.join(uri, MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"no shards at {uri}: there is no {MANIFEST}; cut some with 'corrdiff shard IMAGES {uri}'") from None
+        raise UsageError(
+            f"no shards at {uri}: there is no {MANIFEST}; cut some with 'corrdiff shard IMAGES {uri}'"
+        ) from None
     try:
         if data["format"] != FORMAT:
             raise UsageError(f"{uri}/{MANIFEST} has the unknown format '{data['format']}'")
@@ -104,9 +106,7 @@ def cut_shards(images: str, out: str, config: ShardConfig) -> Iterator[Progress 
     missing = [i for i in range(len(groups)) if i not in records]
     yield Progress(done_images, len(sources), sum(r["count"] for r in records.values()))
     if missing:
-        rows = [
-            {"group": i, "keys": [s.key for s in groups[i]], "uris": [s.uri for s in groups[i]]} for i in missing
-        ]
+        rows = [{"group": i, "keys": [s.key for s in groups[i]], "uris": [s.uri for s in groups[i]]} for i in missing]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _cut_group, fn_kwargs={"out": out, "config": dataclasses.asdict(config), "plan": plan_hash}
         )
@@ -119,7 +119,9 @@ def cut_shards(images: str, out: str, config: ShardConfig) -> Iterator[Progress 
     shards = tuple(Shard(r["name"], r["count"], r["bytes"], r["sha256"]) for r in ordered if r["count"])
     skipped = tuple((u, reason) for r in ordered for u, reason in r["skipped"])
     if not shards:
-        raise JobError(f"no crop of {config.crop} pixels could be cut from {len(sources)} pictures; first: {skipped[:1]}")
+        raise JobError(
+            f"no crop of {config.crop} pixels could be cut from {len(sources)} pictures; first: {skipped[:1]}"
+        )
     manifest = Manifest(config.crop, shards, skipped)
     storage.write_json(manifest_uri, {"format": FORMAT, "plan": plan_hash, **dataclasses.asdict(manifest)})
     yield manifest

@@ -1,7 +1,7 @@
 """What a resume needs, and how it is kept: checkpoints that any number of workers and any ZeRO stage can read.
 
     RUN/PHASE/checkpoints/images-000000004096/
-        part-0-of-2.safetensors   weight/NAME, ema/NAME, exp_avg/NAME, exp_avg_sq/NAME: whole fp32 tensors, dealt to ranks
+        part-0-of-2.safetensors   weight/NAME, ema/NAME, exp_avg/NAME, exp_avg_sq/NAME: whole fp32 tensors
         COMPLETE.json             written last: progress, and size and SHA-256 of each part
 
 A directory without COMPLETE.json is not a checkpoint. A plain program reads the parts with safetensors alone.
@@ -69,7 +69,9 @@ def load(uri: str) -> Restored:
         try:
             data = storage.read_bytes(storage.join(uri, name))
         except FileNotFoundError:
-            raise JobError(f"checkpoint {uri}: {name} is missing; remove the directory to go on from the one before") from None
+            raise JobError(
+                f"checkpoint {uri}: {name} is missing; remove the directory to go on from the one before"
+            ) from None
         if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
             raise JobError(f"checkpoint {uri}: {name} is damaged; remove the directory to go on from the one before")
         for key, tensor in safetensors.torch.load(data).items():
@@ -132,7 +134,11 @@ def restore_moments(engine: Any, restored: Restored) -> None:
                 moments = {k: restored.tensors[k][names[p]].to(p.device) for k in MOMENTS}
                 optimizer.state[p] = {"step": step.clone(), **moments}
         return
-    flat = engine.optimizer.fp32_partitioned_groups_flat if stage == 3 else engine.optimizer.single_partition_of_fp32_groups
+    flat = (
+        engine.optimizer.fp32_partitioned_groups_flat
+        if stage == 3
+        else engine.optimizer.single_partition_of_fp32_groups
+    )
     for partition in flat:
         zeros = {k: torch.zeros_like(partition) for k in MOMENTS}
         engine.optimizer.optimizer.state[partition] = {"step": step.clone(), **zeros}

@@ -1,9 +1,9 @@
 """The one training loop: Ray Train starts the workers, DeepSpeed steps, Ray Data feeds. Blind to what a phase trains.
 
-    RUN/PHASE/run.json        what this run is; another run of the same name is refused
-    RUN/PHASE/checkpoints/    see train_state.py
-    RUN/PHASE/init-codec/     phase 2: the frozen networks
-    RUN/PHASE/codec/          the export, when the phase has ended
+RUN/PHASE/run.json        what this run is; another run of the same name is refused
+RUN/PHASE/checkpoints/    see train_state.py
+RUN/PHASE/init-codec/     phase 2: the frozen networks
+RUN/PHASE/codec/          the export, when the phase has ended
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from torch import Tensor
 from corrdiff import metrics
 from corrdiff.checkpoint import CONFIG_FILE, load_codec, load_networks, read_config, save_codec
 from corrdiff.codec import CorrDiffCodec, Settings
-from corrdiff.config import CodecConfig, preset
+from corrdiff.config import preset
 from corrdiff.ema import Ema
 from corrdiff.errors import JobError, UsageError
 from corrdiff.losses import Perceptual
 from corrdiff.model import CorrDiffModel
 from pipelines import augment, ingest, phase1, phase2, storage, train_state
 from pipelines.config import PhaseName, TrainConfig
+from pipelines.export import codec_config, export_model, model_with
 from pipelines.ingest import Batch, Cursor
 from pipelines.progress import console, display
 from pipelines.report import Panel, side_by_side
@@ -46,7 +47,6 @@ DECAY_FROM_SHARE = 0.4
 FINAL_LR_SHARE = 0.03
 EMA_HALFLIFE_SHARE = 0.03
 """Half-life of the weight average, as a share of the run."""
-LOG_EVERY_STEPS = 10
 PREVIEW_PICTURES = 3
 PREVIEW_QUALITIES = (1, 4, 7)
 
@@ -116,6 +116,9 @@ class Trainer:
         self.ema = Ema(trained, EMA_HALFLIFE_SHARE * config.images_total)
         if restored:
             self.ema.average = {name: restored.tensors["ema"][name].to(device) for name, _ in trained}
+        if device.type == "cpu":
+            # Its shared-memory all-reduce would be compiled at every first start; gloo needs no compiler.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.engine, *_ = deepspeed.initialize(
             model=module, model_parameters=[p for _, p in trained], config=deepspeed_config(config)
         )
@@ -167,25 +170,6 @@ class Trainer:
         return model_with(self.config, self.phase, {k: v.cpu() for k, v in self.ema.average.items()})
 
 
-def model_with(config: TrainConfig, phase: PhaseName, weights: dict[str, Tensor]) -> CorrDiffModel:
-    """The whole codec's networks, with the trained ones replaced; `weights` is named as in a checkpoint."""
-    if phase == "phase1":
-        model = CorrDiffModel(codec_config(config))
-    else:
-        assert config.init_from is not None
-        model = load_networks(config.init_from)[0]
-    prefix = "model." if phase == "phase1" else ""
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in weights.items():
-            named[name.removeprefix(prefix)].copy_(value)
-    return model
-
-
-def codec_config(config: TrainConfig) -> CodecConfig:
-    return read_config(config.init_from)[0] if config.init_from else preset(config.preset)
-
-
 def train(config: TrainConfig, phase: PhaseName) -> str:
     """Run or resume one phase to its end on Ray and export its codec; returns the codec's URI.
 
@@ -222,7 +206,7 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
     use_gpu = config.device != "cpu" and gpus > 0
     spare = cluster_cpus() - 0.5  # reading needs a share of the machine too
     cpus = 1.0 if use_gpu else min(1.0, max(0.1, spare / config.workers))
-    board = ray.remote(Board).options(num_cpus=0).remote()  # type: ignore[attr-defined]
+    board = ray.remote(Board).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -355,9 +339,7 @@ def _worker(loop: dict[str, Any]) -> None:
         raise
 
 
-def _train_loop(
-    config: TrainConfig, phase: PhaseName, run: str, device: torch.device, rank0: _Rank0 | None
-) -> None:
+def _train_loop(config: TrainConfig, phase: PhaseName, run: str, device: torch.device, rank0: _Rank0 | None) -> None:
     import ray.train
 
     manifest = read_manifest(config.shards)
@@ -421,7 +403,7 @@ class _Rank0:
         known = storage.read_json(record_uri)["run_id"] if storage.exists(record_uri) else None
         tags = {"corrdiff.kind": phase, "corrdiff.run": run}
         if config.init_from:
-            codec, digest, provenance = read_config(config.init_from)
+            _, digest, provenance = read_config(config.init_from)
             tags["corrdiff.init_fingerprint"] = digest
             tags |= {f"corrdiff.{k}": str(v) for k, v in provenance.items() if k.endswith("mlflow_run")}
         params = {**dataclasses.asdict(config), **_flat(codec_config(config).to_dict(), "codec")}
@@ -444,7 +426,7 @@ class _Rank0:
         names = trainer.term_names
         main = " ".join(f"{n} {v:.3f}" for n, v in zip(names[:3], result.terms, strict=False))
         self.board.write.remote(images=seen, note=main, seconds=now - self.started)
-        if trainer.progress.optimizer_steps % LOG_EVERY_STEPS and not last:
+        if trainer.progress.optimizer_steps % self.config.log_every and not last:
             return
         elapsed = max(now - self.window_started, 1e-9)
         weights = [rows for _, rows, _ in self.window]
@@ -495,8 +477,6 @@ class _Rank0:
         self.tracker.artifact(f"previews/images-{seen:012d}.png", side_by_side(rows))
 
     def export(self, trainer: Trainer, manifest: Manifest) -> None:
-        from pipelines.export import export_model
-
         digest = export_model(
             trainer.averaged_model(), self.config, self.phase, trainer.progress, self.mlflow_run,
             storage.join(self.run, "codec"),

@@ -1,0 +1,55 @@
+# Everything that a person does with a clone. Each target makes .venv first if it is missing.
+PYTHON ?= $(shell for v in 3.12 3.11; do command -v python$$v >/dev/null 2>&1 && python$$v -c '' 2>/dev/null && echo python$$v && exit; done; echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= demo-out
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast test-distributed test-slow lint format bench clean
+
+help:  ## Show the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+		|| { echo "corrdiff needs Python 3.11 or 3.12, found $$($(PYTHON) --version); try make PYTHON=python3.12"; exit 2; }
+	@start=$$(date +%s); \
+	echo "installing into $(VENV) (about 6.5 GB, a few minutes)"; \
+	$(PYTHON) -m venv $(VENV) \
+	&& $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cluster,dev]' \
+	&& touch $(STAMP) \
+	&& echo "installation took $$(($$(date +%s) - start)) s"
+
+install: $(STAMP)  ## Install into .venv.
+
+demo: $(STAMP)  ## The whole road on sample pictures; results in demo-out.
+	@$(BIN)/corrdiff demo --out $(OUT)
+
+test: lint test-fast test-distributed  ## Lint, types, and all tests but the slow ones.
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m 'not distributed and not slow'
+
+test-distributed: $(STAMP)
+	$(BIN)/python -m pytest -m 'distributed and not slow'
+
+test-slow: $(STAMP)  ## The tests that make test has no time for.
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff, mypy and import directions.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@$(BIN)/lint-imports > .lint-imports.log || { cat .lint-imports.log; exit 1; }; rm -f .lint-imports.log
+
+format: $(STAMP)  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## Print the benchmark tables.
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove the environment and everything that was built.
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(OUT)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,57 @@
+"""An untrained `tiny` codec and pictures to compress, shared by the fast tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from corrdiff.checkpoint import load_codec, save_codec
+from corrdiff.codec import CorrDiffCodec
+from corrdiff.config import tiny
+from corrdiff.model import CorrDiffModel
+
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+def _draw(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Smooth gradients, edges and some noise: RGB uint8 [H, W, 3], the same for the same arguments."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    phase = rng.uniform(0, 2 * np.pi, 6)
+    waves = [np.sin(x / 23 + y / (31 + 7 * c) + phase[c]) + np.sin(y / 11 - x / 47 + phase[3 + c]) for c in range(3)]
+    edges = 60.0 * ((x // 24 + y // 16) % 2)
+    noise = rng.normal(0, 8, (height, width, 3))
+    picture = 110 + 40 * np.stack(waves, axis=-1) + edges[..., None] + noise
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., npt.NDArray[np.uint8]]:
+    """draw(height, width, seed=0) -> a natural enough picture."""
+    return _draw
+
+
+@pytest.fixture(scope="session")
+def codec_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported codec whose symbols are not all zero: untrained, with livelier latents than it starts with."""
+    torch.manual_seed(0)
+    model = CorrDiffModel(tiny())
+    with torch.no_grad():
+        model.gain.log_gain_QM.add_(0.5)
+        model.entropy.hyper_analysis.layers[-1].weight.mul_(10.0)
+        model.entropy.hyper_synthesis.conv3.weight.mul_(4.0)
+    directory = tmp_path_factory.mktemp("codec") / "tiny"
+    save_codec(model, model.entropy.freeze(), str(directory), {"made_by": "the tests"})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def codec(codec_dir: Path) -> CorrDiffCodec:
+    return load_codec(str(codec_dir))

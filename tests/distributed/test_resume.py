@@ -1,0 +1,138 @@
+"""Nothing is lost when a worker or the driver dies, and nobody takes over another's run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import safetensors.torch
+import torch
+
+from pipelines import storage, train_state
+from pipelines.cli import main
+
+from .conftest import train_args, wait_for
+
+LENGTH = {"images_total": 160, "checkpoint_every": 40}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The codec of a run that nothing happened to."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+    assert main(["train", "phase1", *train_args(shards, str(root), **LENGTH)]) == 0
+    patch.undo()
+    return f"{root}/run/phase1/codec"
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
+    shards: str, undisturbed: str, tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = f"{tmp_path}/run/phase1/checkpoints"
+    killed: list[int] = []
+
+    def kill_after_the_first_checkpoint() -> None:
+        wait_for("a checkpoint", lambda: train_state.latest(checkpoints) is not None, timeout_s=240)
+        workers = train_workers()
+        killed.extend(p.pid for p in workers)
+        for process in workers:
+            process.kill()
+
+    killer = threading.Thread(target=kill_after_the_first_checkpoint)
+    killer.start()
+    assert main(["train", "phase1", *train_args(shards, str(tmp_path), **LENGTH)]) == 0
+    killer.join()
+    assert killed
+    assert re.search(r"phase1 goes on from (40|80|120) crops", capsys.readouterr().out)
+    assert_same_weights(undisturbed, f"{tmp_path}/run/phase1/codec")
+
+
+def test_after_the_driver_was_killed_the_same_command_goes_on(
+    shards: str, undisturbed: str, tmp_path: Path, tracking: str
+) -> None:
+    command = [sys.executable, "-m", "pipelines", "train", "phase1", *train_args(shards, str(tmp_path), **LENGTH)]
+    checkpoints = f"{tmp_path}/run/phase1/checkpoints"
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for("a checkpoint", lambda: train_state.latest(checkpoints) is not None, timeout_s=240)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    time.sleep(2)  # its Ray processes notice and end
+    assert not storage.exists(f"{tmp_path}/run/phase1/codec/config.json")
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "phase1 goes on from" in second.stdout
+    assert_same_weights(undisturbed, f"{tmp_path}/run/phase1/codec")
+
+
+def test_a_different_run_of_the_same_name_is_refused(
+    shards: str, undisturbed: str, tracking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(undisturbed).parents[2]
+    assert main(["train", "phase1", *train_args(shards, str(root), **LENGTH, lr=0.5)]) == 2
+    said = capsys.readouterr().err
+    assert "lr: 0.001 there, 0.5 now" in said
+    assert "choose another --name" in said
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
+    shards: str, tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = train_args(shards, str(tmp_path), lr=1e25, checkpoint_every=8)
+    assert main(["train", "phase1", *options]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"failed: phase1: the loss is not finite at step \d+ \(\d+ crops, epoch \d\): loss nan", said)
+    assert "bpp" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_run_goes_on_with_another_number_of_workers_and_zero_stage(
+    stage: int, shards: str, undisturbed: str, tmp_path: Path, tracking: str
+) -> None:
+    def stop_after_the_first_checkpoint() -> None:
+        wait_for("a checkpoint", lambda: train_state.latest(checkpoints) is not None, timeout_s=240)
+        for process in train_workers():
+            process.kill()
+
+    checkpoints = f"{tmp_path}/run/phase1/checkpoints"
+    stopper = threading.Thread(target=stop_after_the_first_checkpoint)
+    stopper.start()
+    options = train_args(shards, str(tmp_path), **LENGTH, workers=2, zero_stage=stage, max_failures=0)
+    assert main(["train", "phase1", *options]) == 1
+    stopper.join()
+    options = train_args(shards, str(tmp_path), **LENGTH, workers=1, zero_stage=(stage + 1) % 4)
+    assert main(["train", "phase1", *options]) == 0
+    assert_same_weights(undisturbed, f"{tmp_path}/run/phase1/codec", relative=2e-2)
+
+
+def train_workers() -> list[psutil.Process]:
+    """Ray Train's worker processes of this session's cluster."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if line.startswith("ray::") and "TrainWorker" in line:
+            found.append(process)
+    return found
+
+
+def assert_same_weights(a: str, b: str, relative: float = 0.0) -> None:
+    """Equal to the bit, or in the mean within a share of the weights' spread."""
+    first, second = (safetensors.torch.load_file(f"{codec}/weights.safetensors") for codec in (a, b))
+    assert first.keys() == second.keys()
+    for name in first:
+        if relative == 0.0:
+            assert torch.equal(first[name], second[name]), name
+        else:
+            difference = (first[name] - second[name]).abs().mean()
+            assert difference <= relative * first[name].abs().mean() + 1e-6, name

@@ -1,0 +1,256 @@
+"""The whole road on object storage: shards, both phases, codec, compression and back, with a real MLflow server."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+import webdataset as wds
+from mlflow import MlflowClient
+from PIL import Image
+
+from corrdiff import load_codec
+from corrdiff.metrics import psnr
+from pipelines import storage
+from pipelines.cli import main
+from pipelines.tracking import EXPERIMENT
+
+from .conftest import MlflowServer, train_args
+
+
+class Road(NamedTuple):
+    root: str
+    mlflow: str
+
+    @property
+    def phase1(self) -> str:
+        return f"{self.root}/runs/run/phase1/codec"
+
+    @property
+    def phase2(self) -> str:
+        return f"{self.root}/runs/run/phase2/codec"
+
+
+@pytest.fixture(scope="module")
+def road(ray_cluster: None, s3: str, mlflow_server: MlflowServer, photographs: Path) -> Road:
+    """Everything on S3, by the commands that a person types."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    root = f"{s3}/road"
+    for i in range(6):
+        storage.write_bytes(f"{root}/photographs/sub/picture_{i}.png", (photographs / f"picture_{i}.png").read_bytes())
+    storage.write_bytes(f"{root}/photographs/broken.jpg", b"\xff\xd8\xff\xe0 this is no picture")
+    storage.write_bytes(f"{root}/photographs/truncated.png", (photographs / "picture_0.png").read_bytes()[:2000])
+    assert main(["shard", f"{root}/photographs", f"{root}/shards", "--crop", "64", "--images-per-shard", "3"]) == 0
+    options = train_args(f"{root}/shards", f"{root}/runs", workers=2, zero_stage=2)
+    assert main(["train", "all", *options, "--phase2-images-total", "24"]) == 0
+    codec = f"{root}/runs/run/phase2/codec"
+    flags = ["--codec", codec, "--unit", "3", "--steps", "2", "--quality", "5"]
+    assert main(["compress", f"{root}/photographs", f"{root}/compressed", *flags]) == 0
+    assert main(["decompress", f"{root}/compressed", f"{root}/back", "--codec", codec]) == 0
+    yield Road(root, mlflow_server.uri)
+    patch.undo()
+
+
+def test_phase_2_leaves_every_weight_but_those_of_d_bit_for_bit(road: Road) -> None:
+    before, after = (
+        safetensors.torch.load(storage.read_bytes(f"{codec}/weights.safetensors")) for codec in (road.phase1, road.phase2)
+    )
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    tables = [storage.read_bytes(f"{codec}/tables.safetensors") for codec in (road.phase1, road.phase2)]
+    assert tables[0] == tables[1]
+
+
+def test_every_good_picture_is_in_the_table_with_real_bytes_and_every_broken_one_with_its_reason(road: Road) -> None:
+    table = _table(road)
+    assert len(table) == 8
+    good, failed = table[table.status == "ok"], table[table.status == "failed"]
+    assert sorted(good.key) == [f"sub/picture_{i}" for i in range(6)]
+    assert sorted(failed.key) == ["broken", "truncated"]
+    assert failed.error.str.len().min() > 10
+    assert failed.psnr_db.isna().all()
+    files = _files(road)
+    for row in good.itertuples():
+        assert row.bytes == len(files[row.key])
+        assert row.bpp == 8 * row.bytes / (row.width * row.height)
+        assert row.quality_source == "encoder replay"
+    assert good.ms_ssim.isna().all()  # pictures of 160 pixels are too small for five scales
+    assert good.lpips.isna().all()
+
+
+def test_the_decompressed_pictures_are_what_the_codec_decodes_and_what_the_table_says(road: Road) -> None:
+    codec = load_codec(road.phase2)
+    files, table = _files(road), _table(road).set_index("key")
+    for key, data in files.items():
+        decoded = np.asarray(Image.open(io.BytesIO(storage.read_bytes(f"{road.root}/back/{key}.png"))))
+        assert psnr(codec.decompress(data), decoded) > 50  # threads and batches may move a pixel by one level
+        original = np.asarray(Image.open(io.BytesIO(storage.read_bytes(f"{road.root}/photographs/{key}.png"))))
+        assert abs(psnr(original, decoded) - table.psnr_db[key]) < 0.05
+
+
+def test_webdataset_reads_the_parts_as_they_are(road: Road, tmp_path: Path) -> None:
+    tars = [n for n in storage.list_names(f"{road.root}/compressed") if n.endswith(".tar")]
+    for name in tars:
+        (tmp_path / name).write_bytes(storage.read_bytes(f"{road.root}/compressed/{name}"))
+    dataset = wds.WebDataset([str(tmp_path / n) for n in tars], shardshuffle=False)
+    samples = {s["__key__"]: s for s in dataset}
+    assert {key: s["crdf"] for key, s in samples.items()} == _files(road)
+    assert all(json.loads(s["json"])["source"].startswith(road.root) for s in samples.values())
+
+
+def test_the_summary_adds_up(road: Road) -> None:
+    summary, table = storage.read_json(f"{road.root}/compressed/summary.json"), _table(road)
+    good = table[table.status == "ok"]
+    assert summary["pictures"] == 8
+    assert summary["failures"] == 2
+    assert summary["bytes"] == good.bytes.sum()
+    assert summary["bpp"] == pytest.approx(8 * good.bytes.sum() / (good.width * good.height).sum())
+    assert summary["percentiles"]["psnr_db"]["p50"] == pytest.approx(good.psnr_db.median())
+    assert "lpips" not in summary["percentiles"]
+
+
+def test_mlflow_has_a_run_for_each_step_linked_by_tags(road: Road) -> None:
+    client = MlflowClient(road.mlflow)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = {r.data.tags["corrdiff.kind"]: r for r in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {"phase1", "phase2", "compress"}
+    assert all(r.info.status == "FINISHED" for r in runs.values())
+    fingerprint = storage.read_json(f"{road.phase2}/config.json")["fingerprint"]
+    tags = runs["compress"].data.tags
+    assert tags["corrdiff.fingerprint"] == fingerprint == runs["phase2"].data.tags["corrdiff.fingerprint"]
+    assert tags["corrdiff.phase1_mlflow_run"] == runs["phase1"].info.run_id
+    assert tags["corrdiff.phase2_mlflow_run"] == runs["phase2"].info.run_id
+    assert runs["phase1"].data.params["zero_stage"] == "2"
+    assert {"loss", "bpp", "psnr_decoder_db", "lr", "grad_norm", "images_per_s", "waiting_share", "cpu_percent"} <= set(
+        runs["phase1"].data.metrics
+    )
+    summary = storage.read_json(f"{road.root}/compressed/summary.json")
+    assert runs["compress"].data.metrics["bpp"] == pytest.approx(summary["bpp"])
+    assert runs["compress"].data.metrics["psnr_db/p50"] == pytest.approx(summary["percentiles"]["psnr_db"]["p50"])
+    previews = client.list_artifacts(runs["phase1"].info.run_id, "previews")
+    assert [a.path for a in previews] == ["previews/images-000000000048.png"]
+    local = client.download_artifacts(runs["phase1"].info.run_id, previews[0].path)
+    assert np.asarray(Image.open(local)).std() > 10
+    names = {a.path for a in client.list_artifacts(runs["compress"].info.run_id)}
+    assert names == {"metrics.parquet", "summary.json"}
+
+
+def test_a_finished_training_run_and_a_finished_compression_do_no_work_again(
+    road: Road, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def state() -> dict[str, bytes]:
+        names = storage.list_names(f"{road.root}/compressed")
+        return {n: storage.read_bytes(f"{road.root}/compressed/{n}") for n in names if "." in n}
+
+    before = state()
+    options = train_args(f"{road.root}/shards", f"{road.root}/runs", workers=1, zero_stage=3)
+    assert main(["train", "phase1", *options]) == 0
+    assert "is finished" in capsys.readouterr().out
+    flags = ["--codec", road.phase2, "--unit", "3", "--steps", "2", "--quality", "5"]
+    assert main(["compress", f"{road.root}/photographs", f"{road.root}/compressed", *flags]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert state() == before
+
+
+def test_another_codec_or_setting_on_the_same_output_is_refused_with_both_named(
+    road: Road, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"{road.root}/compressed"
+    common = [f"{road.root}/photographs", out, "--unit", "3", "--steps", "2"]
+    assert main(["compress", *common, "--codec", road.phase2, "--quality", "6"]) == 2
+    assert "quality: 5 there, 6 now" in capsys.readouterr().err
+    assert main(["compress", *common, "--codec", road.phase1, "--quality", "5"]) == 2
+    assert "codec: " in capsys.readouterr().err
+    assert main(["decompress", out, f"{road.root}/elsewhere", "--codec", road.phase1]) == 2
+    assert "give the codec that wrote it" in capsys.readouterr().err
+
+
+def test_a_lost_unit_is_done_again_with_the_same_bytes(road: Road) -> None:
+    out = f"{road.root}/compressed"
+    record = storage.read_json(f"{out}/_units/00001.json")
+    part = storage.read_bytes(f"{out}/{record['files']['tar']['name']}")
+    fs, path = storage.open_fs(f"{out}/_units/00001.json")
+    fs.rm(path)
+    flags = ["--codec", road.phase2, "--unit", "3", "--steps", "2", "--quality", "5"]
+    assert main(["compress", f"{road.root}/photographs", out, *flags]) == 0
+    again = storage.read_json(f"{out}/_units/00001.json")
+    assert again["files"] == record["files"]
+    assert storage.read_bytes(f"{out}/{record['files']['tar']['name']}") == part
+
+
+def test_export_writes_the_same_codec_again_from_the_checkpoint(road: Road, tmp_path: Path) -> None:
+    for phase, codec in (("phase1", road.phase1), ("phase2", road.phase2)):
+        assert main(["export", f"{road.root}/runs/run/{phase}", str(tmp_path / phase)]) == 0
+        exported = storage.read_json(f"{tmp_path}/{phase}/config.json")
+        assert exported["fingerprint"] == storage.read_json(f"{codec}/config.json")["fingerprint"]
+
+
+def test_a_checkpoint_reads_without_deepspeed(road: Road) -> None:
+    directory = f"{road.root}/runs/run/phase1/checkpoints"
+    newest = storage.list_names(directory)[-1]
+    parts = [n for n in storage.list_names(f"{directory}/{newest}") if n.endswith(".safetensors")]
+    assert parts == ["part-0-of-2.safetensors", "part-1-of-2.safetensors"]
+    tensors: dict[str, torch.Tensor] = {}
+    for part in parts:
+        tensors |= safetensors.torch.load(storage.read_bytes(f"{directory}/{newest}/{part}"))
+    names = {key.partition("/")[2] for key in tensors}
+    weights = safetensors.torch.load(storage.read_bytes(f"{road.phase1}/weights.safetensors"))
+    assert {n.removeprefix("model.") for n in names} == weights.keys() - {"entropy.prior.quantiles"}
+    for name in names:
+        assert torch.equal(tensors[f"ema/{name}"], weights[name.removeprefix("model.")])
+
+
+def test_dry_run_says_how_many_pictures_bytes_and_hours(
+    road: Road, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"{road.root}/never"
+    flags = ["--codec", road.phase2, "--steps", "2", "--dry-run"]
+    assert main(["compress", str(photographs), out, *flags]) == 0
+    said = capsys.readouterr().out
+    assert "pictures: 6" in said
+    assert "hours" in said
+    assert storage.list_names(out) == []
+
+
+def test_a_codec_on_s3_works_in_a_process_without_ray(road: Road, photographs: Path, tmp_path: Path) -> None:
+    picture, file = photographs / "picture_1.png", tmp_path / "picture.crdf"
+    for arguments in (
+        ["encode", str(picture), str(file), "--codec", road.phase2, "--steps", "1"],
+        ["decode", str(file), str(tmp_path / "picture.png"), "--codec", road.phase2],
+    ):
+        subprocess.run([sys.executable, "-m", "corrdiff", *arguments], check=True)
+    assert Image.open(tmp_path / "picture.png").size == (192, 160)
+
+
+def _table(road: Road) -> pd.DataFrame:
+    names = [n for n in storage.list_names(f"{road.root}/compressed") if n.endswith(".parquet")]
+    frames = [pd.read_parquet(io.BytesIO(storage.read_bytes(f"{road.root}/compressed/{n}"))) for n in names]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _files(road: Road) -> dict[str, bytes]:
+    import tarfile
+
+    files: dict[str, bytes] = {}
+    for name in storage.list_names(f"{road.root}/compressed"):
+        if name.endswith(".tar"):
+            with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(f"{road.root}/compressed/{name}"))) as tar:
+                for info in tar:
+                    if info.name.endswith(".crdf"):
+                        member = tar.extractfile(info)
+                        assert member is not None
+                        files[info.name.removesuffix(".crdf")] = member.read()
+    return files

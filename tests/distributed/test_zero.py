@@ -1,0 +1,129 @@
+"""DeepSpeed in every ZeRO stage against a plain PyTorch loop on the same batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from corrdiff.checkpoint import save_codec
+from corrdiff.config import tiny
+from corrdiff.model import CorrDiffModel
+from pipelines import augment, ingest, training
+from pipelines.cli import main
+from pipelines.config import PhaseName, TrainConfig
+from pipelines.ingest import Batch, Cursor
+from pipelines.shards import Manifest, read_manifest
+from pipelines.tracking import EXPERIMENT
+from pipelines.zero_config import ADAM_BETAS, ADAM_EPS
+
+from .conftest import train_args
+
+STEPS = 20
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def start_codec(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.manual_seed(1)
+    model = CorrDiffModel(tiny())
+    out = str(tmp_path_factory.mktemp("start") / "codec")
+    save_codec(model, model.entropy.freeze(), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def plain_losses(shards: str, start_codec: str) -> dict[str, list[float]]:
+    return {phase: plain_loop(shards, start_codec, phase) for phase in ("phase1", "phase2")}
+
+
+# Two of the eight run in `make test`: between them both phases, and both ways of partitioning.
+@pytest.mark.parametrize(
+    ("phase", "stage"),
+    [
+        pytest.param(phase, stage, marks=[] if (phase, stage) in {("phase1", 2), ("phase2", 3)} else pytest.mark.slow)
+        for phase in ("phase1", "phase2")
+        for stage in (0, 1, 2, 3)
+    ],
+)
+def test_losses_of_two_workers_equal_a_plain_pytorch_loop(
+    phase: PhaseName, stage: int, shards: str, start_codec: str, plain_losses: dict[str, list[float]],
+    tmp_path: Path, tracking: str,
+) -> None:  # fmt: skip
+    options = train_args(
+        shards, str(tmp_path), images_total=images_total(read_manifest(shards)), batch=BATCH, workers=2,
+        zero_stage=stage, log_every=1, init_from=start_codec, checkpoint_every=1_000_000, micro_batch=2,
+    )  # fmt: skip
+    assert main(["train", phase, *options]) == 0
+    client = MlflowClient(tracking)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    run = client.search_runs([experiment.experiment_id])[0]
+    history = sorted(client.get_metric_history(run.info.run_id, "loss"), key=lambda m: m.step)
+    losses = [m.value for m in history]
+    assert len(losses) == STEPS
+    np.testing.assert_allclose(losses, plain_losses[phase], rtol=1e-4)
+
+
+def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> list[float]:
+    """One process, one batch a step, torch's own Adam and clipping."""
+    manifest = read_manifest(shards)
+    config = TrainConfig(
+        shards=shards, images_total=images_total(manifest), batch=BATCH, crop=64, init_from=start_codec
+    )
+    module = training.build_phase(config, phase, torch.device("cpu"), None)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, betas=ADAM_BETAS, eps=ADAM_EPS)
+    losses, seen = [], 0
+    for batch in batches(shards, manifest):
+        for group in optimizer.param_groups:
+            group["lr"] = training.lr_at(config, seen + batch.real_rows)
+        sample = augment.draw(batch, config.seed, config.crop, tiny().transform, torch.device("cpu"))
+        terms = module(sample, training.warmup_at(config, seen))
+        loss = (terms[:, 0] * sample.w_B).sum() / sample.w_B.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+        optimizer.step()
+        losses.append(float(loss))
+        seen += batch.real_rows
+    return losses
+
+
+def batches(shards: str, manifest: Manifest) -> list[Batch]:
+    """The plan of `STEPS` steps, read without Ray."""
+    rows: list[tuple[int, str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]], float]] = []
+    for window in ingest.worker_windows(manifest, 0, Cursor(0, 0), BATCH, 0, 1):
+        reader = ingest.ShardSource(shards, manifest, [window]).get_read_tasks(1)[0]
+        for table in reader():
+            pixels = table.column("pixels").combine_chunks().to_numpy_ndarray()
+            for key, weight, crop in zip(
+                table.column("key").to_pylist(), table.column("weight").to_pylist(), pixels, strict=True
+            ):
+                rows.append((window.epoch, key, crop, weight))
+        if len(rows) >= STEPS * BATCH:
+            break
+    result = []
+    for step in range(STEPS):
+        part = rows[step * BATCH : (step + 1) * BATCH]
+        weight = np.array([r[3] for r in part], dtype=np.float32)
+        result.append(
+            Batch(part[0][0], [r[1] for r in part], np.stack([r[2] for r in part]), weight, int(weight.sum()), Cursor(0, 0))
+        )
+    return result
+
+
+def images_total(manifest: Manifest) -> int:
+    """Crops in `STEPS` steps, which end some epochs with a smaller step."""
+    epoch_steps = ingest.steps_per_epoch(manifest, BATCH)
+    epochs, rest = divmod(STEPS, epoch_steps)
+    return epochs * manifest.count + rest * BATCH
+
+
+def test_the_plain_loop_learns(plain_losses: dict[str, list[float]]) -> None:
+    """A comparison of two loops that do nothing would pass: these do something."""
+    for losses in plain_losses.values():
+        assert losses[-1] < 0.9 * losses[0]

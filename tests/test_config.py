@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from corrdiff.config import PRESETS, CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig, preset, tiny
+from corrdiff.errors import UsageError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_json(name: str) -> None:
+    config = preset(name)
+    assert CodecConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_carries_its_name(name: str) -> None:
+    assert preset(name).preset == name
+
+
+def test_an_unknown_preset_names_those_that_exist() -> None:
+    with pytest.raises(UsageError, match=r"unknown preset 'huge'.*tiny, small, base"):
+        preset("huge")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        tiny().preset = "other"  # type: ignore[misc]
+
+
+def test_reading_a_configuration_does_not_import_torch() -> None:
+    code = "import sys, corrdiff.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: TransformConfig(patch=3), "patch must be 1, 2, 4 or 8, not 3"),
+        (lambda: TransformConfig(patch=2), "needs channels for 4 resolutions, not 3"),
+        (lambda: TransformConfig(channels=(64, 0, 128)), "channels must be positive"),
+        (lambda: DenoiserConfig(patch=16), "patch must be 1, 2, 4 or 8, not 16"),
+        (lambda: DenoiserConfig(channels=(64, 96)), "needs channels for 3 resolutions, not 2"),
+        (lambda: DenoiserConfig(context_channels=(48,)), "context_channels must name as many resolutions"),
+        (lambda: DiffusionConfig(steps=0), "steps must be from 1 to 64, not 0"),
+        (lambda: DiffusionConfig(steps=65), "steps must be from 1 to 64, not 65"),
+        (lambda: DiffusionConfig(grid=100), "grid must be 0 or a multiple of 8"),
+        (lambda: DiffusionConfig(grid=1 << 15), "grid must be 0 or a multiple of 8 up to 16384"),
+        (lambda: DiffusionConfig(factor_bits=7), "factor_bits must be from 1 to 6, not 7"),
+    ],
+)
+def test_a_shape_that_cannot_be_built_is_refused(build: Callable[[], object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        build()
+
+
+def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(data: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = to
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (_set("surprise", to=1), r"section 'codec' has unknown fields \['surprise'\]"),
+        (_set("transform", "surprise", to=1), r"section 'transform' has unknown fields \['surprise'\]"),
+        (lambda data: data["denoiser"].pop("patch"), r"section 'denoiser' .*lacks \['patch'\]"),
+        (lambda data: data.pop("preset"), r"section 'codec' .*lacks \['preset'\]"),
+        (lambda data: data.pop("diffusion"), "section 'diffusion' is missing"),
+        (_set("transform", to=[1, 2]), "section 'transform' is missing or is not an object"),
+        (_set("transform", "blocks", to="two"), "transform.blocks must be a whole number"),
+        (_set("transform", "blocks", to=True), "transform.blocks must be a whole number"),
+        (_set("transform", "blocks", to=-1), "transform.blocks must be a whole number"),
+        (_set("denoiser", "time_channels", to=1.5), "denoiser.time_channels must be a whole number"),
+        (_set("denoiser", "channels", to="abc"), "denoiser.channels must be a list of whole numbers"),
+        (_set("denoiser", "channels", to=[64, 96, -1]), "denoiser.channels must be a list of whole numbers"),
+        (_set("preset", to=7), "codec.preset must be a string"),
+    ],
+)
+def test_a_field_that_is_unknown_missing_or_ill_typed_is_refused(
+    edit: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    data = json.loads(json.dumps(tiny().to_dict()))
+    edit(data)
+    with pytest.raises(UsageError, match=said):
+        CodecConfig.from_dict(data)
+
+
+@pytest.mark.parametrize("data", [None, [], "codec", 3])
+def test_a_configuration_that_is_no_object_is_refused(data: Any) -> None:
+    with pytest.raises(UsageError, match="not an object"):
+        CodecConfig.from_dict(data)

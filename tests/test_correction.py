@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from corrdiff.correction import (
+    MAX_BITS,
+    Grid,
+    apply,
+    decode_factors,
+    dequantise,
+    encode_factors,
+    expand,
+    fit_factors,
+    prepare_target,
+    quantise,
+    texture_error,
+)
+
+SIZES = [(64, 64, 32), (64, 96, 32), (48, 48, 8), (17, 33, 0), (20, 30, 128), (17, 33, 16), (1, 1, 128), (1, 7, 128)]
+"""Height, width, cell."""
+
+
+def _pictures(height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """An original, a rough estimate of it and a smooth one; how good each is varies from place to place."""
+    generator = torch.Generator().manual_seed(1000 * height + width)
+
+    def noise(strength: float) -> Tensor:
+        amplitude = torch.rand(batch, 1, height, width, generator=generator)
+        return strength * amplitude * torch.randn(batch, 3, height, width, generator=generator)
+
+    x_0 = torch.rand(batch, 3, height, width, generator=generator) * 2 - 1
+    return x_0, x_0 + noise(0.4), 0.7 * x_0 + noise(0.4)
+
+
+def _error_of_each_cell(x_0: Tensor, xhat0: Tensor, d: Tensor, grid: Grid, gamma: float) -> Tensor:
+    """Mean squared error over the pixels of each cell, [B, R, C], by blending and measuring."""
+    error = ((1 - gamma) * xhat0.double() + gamma * d.double() - x_0.double()).square().mean(1)
+    side = grid.cell or max(grid.height, grid.width)
+    rows = [error[:, r * side : (r + 1) * side] for r in range(grid.rows)]
+    return torch.stack(
+        [
+            torch.stack([row[:, :, c * side : (c + 1) * side].mean((1, 2)) for c in range(grid.columns)], dim=1)
+            for row in rows
+        ],
+        dim=1,
+    )
+
+
+@pytest.mark.parametrize(("height", "width", "cell"), SIZES)
+@pytest.mark.parametrize("bits", [1, 4, 6])
+def test_fidelity_1_picks_the_least_squared_error_of_each_cell(height: int, width: int, cell: int, bits: int) -> None:
+    x_0, xhat0, d = _pictures(height, width)
+    grid = Grid(height, width, cell)
+    levels = fit_factors(prepare_target(x_0, d), xhat0, grid, bits, fidelity=1.0)
+    errors = torch.stack([_error_of_each_cell(x_0, xhat0, d, grid, level / (2**bits - 1)) for level in range(2**bits)])
+    reached = errors.gather(0, levels[None])[0]
+    assert (reached <= errors.amin(0) * (1 + 1e-4)).all()
+
+
+def test_fitted_levels_differ_from_cell_to_cell() -> None:
+    x_0, xhat0, d = _pictures(64, 64, batch=1)
+    d[:, :, :32] = x_0[:, :, :32]
+    xhat0[:, :, 32:] = x_0[:, :, 32:]
+    levels = fit_factors(prepare_target(x_0, d), xhat0, Grid(64, 64, 32), bits=4, fidelity=1.0)
+    assert levels.tolist() == [[[15, 15], [0, 0]]]
+
+
+@pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
+def test_the_level_is_0_where_both_pictures_agree(fidelity: float) -> None:
+    x_0, xhat0, d = _pictures(64, 64)
+    d[:, :, :32, 32:] = xhat0[:, :, :32, 32:]
+    levels = fit_factors(prepare_target(x_0, d), xhat0, Grid(64, 64, 32), bits=4, fidelity=fidelity)
+    assert (levels[:, 0, 1] == 0).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 72), (17, 33)])
+def test_fidelity_0_has_no_worse_texture_than_fidelity_1(height: int, width: int) -> None:
+    x_0, xhat0, d = _pictures(height, width, batch=4)
+    grid, target = Grid(height, width, 0), prepare_target(x_0, d)
+
+    def texture(fidelity: float) -> Tensor:
+        gamma = dequantise(fit_factors(target, xhat0, grid, 4, fidelity), 4)
+        return texture_error(x_0, apply(xhat0, d, gamma, grid))
+
+    assert (texture(0.0) <= texture(1.0) + 1e-5).all()
+
+
+def test_fidelity_0_picks_the_least_texture_error() -> None:
+    x_0, xhat0, d = _pictures(64, 64, batch=4)
+    grid = Grid(64, 64, 0)
+    levels = fit_factors(prepare_target(x_0, d), xhat0, grid, bits=3, fidelity=0.0)
+    errors = torch.stack([texture_error(x_0, torch.lerp(xhat0, d, level / 7)) for level in range(8)])
+    assert (errors.gather(0, levels.reshape(1, -1))[0] <= errors.amin(0) + 1e-5).all()
+
+
+def test_texture_error_of_a_picture_with_itself_is_0() -> None:
+    x_0 = _pictures(33, 47)[0]
+    assert torch.equal(texture_error(x_0, x_0), torch.zeros(2))
+
+
+def test_texture_error_sees_blur() -> None:
+    x_0 = _pictures(64, 64)[0]
+    blurred = torch.nn.functional.avg_pool2d(x_0, 3, stride=1, padding=1)
+    assert (texture_error(x_0, blurred) > 0.5).all()
+
+
+@pytest.mark.parametrize("bits", range(1, MAX_BITS + 1))
+def test_every_level_survives_dequantising_and_quantising(bits: int) -> None:
+    levels = torch.arange(2**bits)
+    assert torch.equal(quantise(dequantise(levels, bits), bits), levels)
+
+
+@pytest.mark.parametrize("bits", range(1, MAX_BITS + 1))
+def test_a_factor_is_off_by_at_most_half_a_level(bits: int) -> None:
+    gamma = torch.linspace(0, 1, 1001)
+    assert float((dequantise(quantise(gamma, bits), bits) - gamma).abs().max()) <= 0.5 / (2**bits - 1) + 1e-6
+
+
+def test_factors_outside_0_and_1_are_clamped() -> None:
+    assert quantise(torch.tensor([-0.5, 1.5]), 4).tolist() == [0, 15]
+
+
+def test_levels_cover_0_to_1() -> None:
+    assert dequantise(torch.tensor([0, 15]), 4).tolist() == [0.0, 1.0]
+
+
+def test_expand_is_the_factor_itself_at_the_centre_of_a_cell() -> None:
+    g = torch.rand(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    pixels = expand(g, Grid(48, 64, 16), 48, 64)[0]
+    # A centre lies between pixels; to its right and below factors are linear, so go back half a pixel from there.
+    rows, columns = [8, 24], [8, 24, 40]
+    near = pixels[:, columns] * 1.5 - pixels[:, [c + 1 for c in columns]] * 0.5
+    centres = near[rows] * 1.5 - near[[r + 1 for r in rows]] * 0.5
+    assert torch.allclose(centres, g[0, :2, :3], atol=1e-6)
+
+
+def test_expand_is_constant_outside_the_outer_centres() -> None:
+    g = torch.rand(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    pixels = expand(g, Grid(48, 64, 16), 48, 64)[0]
+    assert torch.allclose(pixels[:8, :8], g[0, 0, 0].expand(8, 8))
+    assert torch.allclose(pixels[40:, 56:], g[0, 2, 3].expand(8, 8))
+
+
+def test_expand_is_linear_between_centres() -> None:
+    pixels = expand(torch.tensor([[[0.0, 1.0]]]), Grid(16, 32, 16), 16, 32)[0, 0]
+    assert torch.allclose(pixels[8:24], (torch.arange(16) + 0.5) / 16, atol=1e-6)
+
+
+def test_expand_goes_on_evenly_over_padding() -> None:
+    g = torch.tensor([[[0.25, 0.75]]])
+    assert torch.allclose(expand(g, Grid(16, 32, 16), 64, 64)[0, :, 24:], torch.tensor(0.75))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (17, 33), (300, 20)])
+def test_a_grid_of_0_is_one_factor_for_the_whole_picture(height: int, width: int) -> None:
+    grid = Grid(height, width, 0)
+    assert (grid.rows, grid.columns) == (1, 1)
+    assert torch.equal(expand(torch.tensor([[[0.4]]]), grid, height, width), torch.full((1, height, width), 0.4))
+
+
+@pytest.mark.parametrize(("size", "cells"), [(1, 1), (128, 1), (129, 2), (256, 2), (257, 3)])
+def test_a_grid_covers_the_picture(size: int, cells: int) -> None:
+    grid = Grid(size, 2 * size, 128)
+    assert grid.rows == cells
+    assert grid.columns == -(-2 * size // 128)
+
+
+@pytest.mark.parametrize(("gamma", "which"), [(0.0, 1), (1.0, 2)])
+def test_applying_0_or_1_gives_one_of_the_pictures(gamma: float, which: int) -> None:
+    pictures = _pictures(16, 16)
+    blended = apply(pictures[1], pictures[2], torch.full((2, 1, 1), gamma), Grid(16, 16, 0))
+    assert torch.allclose(blended, pictures[which], atol=1e-6)
+
+
+@st.composite
+def _levels(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], int]:
+    bits = draw(st.integers(1, MAX_BITS))
+    shape = (draw(st.integers(1, 8)), draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    highest = draw(st.integers(0, 2**bits - 1))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    return rng.integers(0, highest + 1, shape).astype(np.uint8), bits
+
+
+@given(drawn=_levels())
+def test_coded_factors_are_decoded(drawn: tuple[npt.NDArray[np.uint8], int]) -> None:
+    levels, bits = drawn
+    decoded = decode_factors(encode_factors(levels, bits), (levels.shape[0], levels.shape[1], levels.shape[2]), bits)
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded, levels)
+
+
+@pytest.mark.parametrize("bits", range(1, MAX_BITS + 1))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_very_few_factors_are_coded_whatever_they_are(bits: int, count: int) -> None:
+    top = 2**bits
+    for level in range(top):
+        levels = np.array([(level * (1 + i)) % top for i in range(count)], dtype=np.uint8).reshape(count, 1, 1)
+        assert np.array_equal(decode_factors(encode_factors(levels, bits), levels.shape, bits), levels)
+
+
+def test_steady_factors_cost_less_than_erratic_ones() -> None:
+    rng = np.random.default_rng(0)
+    steady = np.full((8, 6, 6), 11, dtype=np.uint8)
+    erratic = rng.integers(0, 16, steady.shape).astype(np.uint8)
+    assert 4 * len(encode_factors(steady, 4)) < len(encode_factors(erratic, 4))
+
+
+def test_erratic_factors_cost_hardly_more_than_their_bits() -> None:
+    levels = np.random.default_rng(0).integers(0, 16, (8, 16, 16)).astype(np.uint8)
+    assert len(encode_factors(levels, 4)) <= levels.size * 4 / 8 * 1.01 + 9
+
+
+@given(data=st.binary(max_size=100), bits=st.integers(1, MAX_BITS))
+def test_garbage_is_refused_or_gives_levels_in_range(data: bytes, bits: int) -> None:
+    try:
+        levels = decode_factors(data, (2, 2, 3), bits)
+    except ValueError:
+        return
+    assert levels.shape == (2, 2, 3)
+    assert int(levels.max()) < 2**bits
+
+
+@pytest.mark.parametrize(
+    "data", [b"", bytes([8]), bytes([255]) * 20, bytes([1]) + b"\xff" * 12, bytes([1]) + bytes(10_000_000)]
+)
+def test_bytes_that_cannot_be_factors_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"unknown frequency table|out of range|longer than its symbols"):
+        decode_factors(data, (2, 2, 3), 4)
