@@ -45,11 +45,12 @@ class Encode:
     """Arithmetic of the networks; bf16 on GPUs and fp32 on CPUs where it is not given."""
 
     def run(self) -> None:
-        from corrdiff.codec import Settings
         from corrdiff.images import open_image, save_png
 
-        settings = Settings(self.quality, self.fidelity, self.steps)
         opened = open_image(_read(self.image))
+        from corrdiff.codec import Settings
+
+        settings = Settings(self.quality, self.fidelity, self.steps)
         codec = _load(self.codec, self.device, self.precision)
         encoded = codec.compress_batch([opened.pixels], settings)[0]
         _write(self.out, encoded.data)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from corrdiff.codec import Picture
 from corrdiff.errors import UsageError
+
+if TYPE_CHECKING:  # it brings torch along, which pictures do not need
+    from corrdiff.codec import Picture
 
 MAX_PIXELS = 1 << 28
 

@@ -6,7 +6,6 @@ A metric that cannot be computed is None, never a number.
 from __future__ import annotations
 
 import functools
-import os
 import pickle
 import warnings
 from pathlib import Path
@@ -62,17 +61,17 @@ def lpips_weights(given: str | None = None) -> Path | None:
         if not path.is_file():
             raise UsageError(f"LPIPS weights: there is no file {path}")
         return path
-    home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
-    path = home / "hub" / "checkpoints" / LPIPS_BACKBONE
+    path = _downloads() / LPIPS_BACKBONE
     return path if path.is_file() else None
 
 
 def missing_lpips_sentence() -> str:
     """What to tell a person who has no LPIPS weights."""
-    home = os.environ.get("TORCH_HOME", "~/.cache/torch")
-    return (
-        f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not in {home}/hub/checkpoints (put it there to have it)"
-    )
+    return f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not in {_downloads()} (put it there to have it)"
+
+
+def _downloads() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 @functools.cache

@@ -35,6 +35,7 @@ from corrdiff.images import ImageError, OpenedImage, open_image, save_png
 from pipelines import pictures, storage
 from pipelines.config import CompressConfig
 from pipelines.pictures import Source
+from pipelines.ray_session import cluster_cpus, cluster_gpus, own_errors
 from pipelines.shards import add_member
 from pipelines.tracking import RunSpec, Tracker, tracking_uri
 
@@ -167,8 +168,6 @@ def _run_units(rows: list[dict[str, Any]], out: str, codec: str, config: Compres
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    from pipelines.ray_session import cluster_cpus, cluster_gpus
-
     gpus = cluster_gpus() if config.device != "cpu" else 0
     if config.device == "cuda" and not gpus:
         raise UsageError("--device cuda, but the cluster has no GPU")
@@ -181,9 +180,10 @@ def _run_units(rows: list[dict[str, Any]], out: str, codec: str, config: Compres
         num_cpus=1,
         num_gpus=1 if gpus else 0,
     )
-    for row in dataset.iter_rows():
-        record: dict[str, Any] = json.loads(row["record"])
-        yield record
+    with own_errors():
+        for row in dataset.iter_rows():
+            record: dict[str, Any] = json.loads(row["record"])
+            yield record
 
 
 class UnitCompressor:
@@ -284,9 +284,10 @@ def decompress_dataset(dataset: str, out: str, codec: str) -> Iterator[Progress]
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows)),
         num_cpus=1,
     )
-    for row in ds.iter_rows():
-        done += int(row["pictures"])
-        yield Progress(done, total, 0.0, 0, 0)
+    with own_errors():
+        for row in ds.iter_rows():
+            done += int(row["pictures"])
+            yield Progress(done, total, 0.0, 0, 0)
 
 
 class PartDecompressor:
@@ -438,5 +439,6 @@ def _track(
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     tracker.artifact("metrics.parquet", buffer.getvalue())
+    tracker.tags({"mlflow.loggedArtifacts": json.dumps([{"path": "metrics.parquet", "type": "table"}])})
     tracker.artifact(SUMMARY, json.dumps(dataclasses.asdict(summary), indent=1).encode())
     tracker.close()

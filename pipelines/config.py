@@ -118,7 +118,8 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What makes two runs of one name the same run; the rest may change when a run goes on."""
         may_change = {
-            "storage", "name", "workers", "zero_stage", "micro_batch", "device", "checkpoint_every", "preview_every", "log_every",
+            "storage", "name", "workers", "zero_stage", "micro_batch", "device", "checkpoint_every", "preview_every",
+            "log_every",
             "max_failures", "lpips_weights",
         }  # fmt: skip
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in may_change}

@@ -85,7 +85,7 @@ def measure(codec: CorrDiffCodec, report: Path) -> list[Measured]:
             row, panels = _measure_one(codec, source.key, original, quality)
             measured.append(row)
             if quality == REPORT_QUALITY:
-                rows.append(panels)
+                rows += [panels[:3], panels[3:]]
     report.write_bytes(side_by_side(rows))
     return measured
 

@@ -27,6 +27,7 @@ from ray.data.extensions import ArrowTensorArray
 from corrdiff.errors import JobError
 from corrdiff.images import ImageError, open_image
 from pipelines import storage
+from pipelines.ray_session import own_errors
 from pipelines.shards import Manifest, Shard
 
 WINDOW_SHARDS = 4
@@ -167,9 +168,10 @@ def _execute(uri: str, manifest: Manifest, windows: list[Window], part: int) -> 
         override_num_blocks=len(windows),
         num_cpus=READ_CPUS,
     )
-    yield from dataset.iter_batches(
-        batch_size=part, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES, drop_last=False
-    )
+    with own_errors():
+        yield from dataset.iter_batches(
+            batch_size=part, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES, drop_last=False
+        )
 
 
 class ShardSource(Datasource):  # type: ignore[misc]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
+
+from corrdiff.errors import JobError, UsageError
 
 
 @contextlib.contextmanager
@@ -29,6 +32,27 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Give what a Ray task raised as the plain error that it was, and a failure of Ray itself as a `JobError`.
+
+    Ray Data passes on an error's text and not always the error, so its last line that names one of ours is looked for.
+    """
+    import ray.exceptions
+
+    try:
+        yield
+    except (UsageError, JobError, ray.exceptions.RayError) as error:
+        if not isinstance(error, ray.exceptions.RayError):
+            raise
+        text = str(error).strip()
+        ours = re.findall(r"^corrdiff\.\w+\.(\w+Error): (.+)$", text, re.MULTILINE)
+        if ours:
+            kind, sentence = ours[-1]
+            raise (JobError if kind == "JobError" else UsageError)(sentence) from None
+        raise JobError(f"Ray: {text.splitlines()[-1] if text else type(error).__name__}") from error
 
 
 def quiet() -> None:

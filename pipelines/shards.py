@@ -26,6 +26,7 @@ from corrdiff.images import ImageError, open_image, save_png
 from pipelines import pictures, storage
 from pipelines.config import ShardConfig
 from pipelines.pictures import Source
+from pipelines.ray_session import own_errors
 
 MANIFEST = "manifest.json"
 FORMAT = "corrdiff-shards-1"
@@ -110,11 +111,12 @@ def cut_shards(images: str, out: str, config: ShardConfig) -> Iterator[Progress 
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _cut_group, fn_kwargs={"out": out, "config": dataclasses.asdict(config), "plan": plan_hash}
         )
-        for row in dataset.iter_rows():
-            record = json.loads(row["record"])
-            records[record["group"]] = record
-            done_images += len(groups[record["group"]])
-            yield Progress(done_images, len(sources), sum(r["count"] for r in records.values()))
+        with own_errors():
+            for row in dataset.iter_rows():
+                record = json.loads(row["record"])
+                records[record["group"]] = record
+                done_images += len(groups[record["group"]])
+                yield Progress(done_images, len(sources), sum(r["count"] for r in records.values()))
     ordered = [records[i] for i in sorted(records)]
     shards = tuple(Shard(r["name"], r["count"], r["bytes"], r["sha256"]) for r in ordered if r["count"])
     skipped = tuple((u, reason) for r in ordered for u, reason in r["skipped"])

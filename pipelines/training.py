@@ -315,8 +315,11 @@ def _claim(run: str, phase: PhaseName, config: TrainConfig, manifest: Manifest) 
 
 def _worker(loop: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
+    import ray
     import ray.train
 
+    if ray.get(loop["board"].read.remote())["failed"]:
+        return
     config, phase, run = TrainConfig(**loop["config"]), loop["phase"], loop["run"]
     context = ray.train.get_context()
     if torch.cuda.is_available() and ray.get_gpu_ids():
@@ -329,10 +332,12 @@ def _worker(loop: dict[str, Any]) -> None:
     try:
         _train_loop(config, phase, run, device, rank0)
     except (JobError, UsageError) as error:
-        # The same on every rank, and again after a restart: end the job in order instead of trying again.
-        loop["board"].write.remote(failed=str(error))
+        # Raising ends the other workers too, which may be waiting in a collective. The restart that Ray Train then
+        # makes finds this on the board and ends: trying again would come to the same.
+        ray.get(loop["board"].write.remote(failed=str(error)))
         if rank0:
             rank0.close("FAILED")
+        raise
     except BaseException:
         if rank0:
             rank0.close("FAILED")

@@ -19,6 +19,9 @@ from corrdiff.model import CorrDiffModel
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
 
+# The networks are small, and threads that wait for one another are slow on a busy machine.
+torch.set_num_threads(1)
+
 
 def _draw(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     """Smooth gradients, edges and some noise: RGB uint8 [H, W, 3], the same for the same arguments."""

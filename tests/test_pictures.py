@@ -23,9 +23,7 @@ def test_samples_are_colour_photographs_inside_installed_packages() -> None:
 
 
 def test_the_held_out_samples_are_not_among_those_to_train_on() -> None:
-    train, held_out = (
-        {s.key for s in pictures.list_pictures(f"sample:{part}")} for part in ("train", "held-out")
-    )
+    train, held_out = ({s.key for s in pictures.list_pictures(f"sample:{part}")} for part in ("train", "held-out"))
     assert held_out == {"chelsea", "coffee"}
     assert not train & held_out
     assert train | held_out == {s.key for s in pictures.list_pictures("sample:")}

@@ -53,7 +53,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
     assert main(["train", "phase1", *train_args(shards, str(tmp_path), **LENGTH)]) == 0
     killer.join()
     assert killed
-    assert re.search(r"phase1 goes on from (40|80|120) crops", capsys.readouterr().out)
+    assert re.search(r"phase1 goes on from [1-9]\d* crops", capsys.readouterr().out)
     assert_same_weights(undisturbed, f"{tmp_path}/run/phase1/codec")
 
 

@@ -63,7 +63,8 @@ def road(ray_cluster: None, s3: str, mlflow_server: MlflowServer, photographs: P
 
 def test_phase_2_leaves_every_weight_but_those_of_d_bit_for_bit(road: Road) -> None:
     before, after = (
-        safetensors.torch.load(storage.read_bytes(f"{codec}/weights.safetensors")) for codec in (road.phase1, road.phase2)
+        safetensors.torch.load(storage.read_bytes(f"{codec}/weights.safetensors"))
+        for codec in (road.phase1, road.phase2)
     )
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -111,7 +111,14 @@ def batches(shards: str, manifest: Manifest) -> list[Batch]:
         part = rows[step * BATCH : (step + 1) * BATCH]
         weight = np.array([r[3] for r in part], dtype=np.float32)
         result.append(
-            Batch(part[0][0], [r[1] for r in part], np.stack([r[2] for r in part]), weight, int(weight.sum()), Cursor(0, 0))
+            Batch(
+                part[0][0],
+                [r[1] for r in part],
+                np.stack([r[2] for r in part]),
+                weight,
+                int(weight.sum()),
+                Cursor(0, 0),
+            )
         )
     return result
 
