@@ -16,7 +16,6 @@ from corrdiff.errors import JobError, UsageError
 def ray_session() -> Iterator[None]:
     """Have Ray for the length of a block; what was started here is stopped here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else Ray's C++ writes into the middle of our output
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_LOGGING", "0")
     warnings.filterwarnings("ignore", category=FutureWarning)

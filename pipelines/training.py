@@ -271,8 +271,10 @@ def _watch(board: Any, title: str, total: int, stop: threading.Event) -> None:
             ended = stop.wait(0.5)
             try:
                 state = ray.get(board.read.remote(), timeout=10)
-            except Exception:  # the cluster is going away; the main thread reports that
-                return
+            except ray.exceptions.RayError:  # busy, or going away: the main thread reports that
+                if ended:
+                    return
+                continue
             for sentence in state["said"][said:]:
                 console.print(sentence)
             said = len(state["said"])

@@ -4,12 +4,14 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from corrdiff.checkpoint import (
@@ -124,7 +126,7 @@ def test_a_file_is_no_codec(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["nosuchprotocol://bucket/codec", "gs://bucket/codec"])
 def test_storage_without_a_driver_is_reported(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert "config.json cannot be read" in _refusal(uri)
 
 
@@ -182,7 +184,7 @@ def test_weights_of_another_shape_are_refused(copy: Path) -> None:
     data = json.loads((copy / CONFIG_FILE).read_text())
     data["fingerprint"] = fingerprint(read_config(str(copy))[0], weights, tables.tensors)
     _replace(copy, CONFIG_FILE, json.dumps(data).encode())
-    _replace(copy, WEIGHTS_FILE, __import__("safetensors.torch").torch.save(weights))
+    _replace(copy, WEIGHTS_FILE, safetensors.torch.save(weights))
     assert "weights.safetensors does not fit config.json" in _refusal(copy)
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from corrdiff import bitstream, load_codec
 from corrdiff.bitstream import BitstreamError, Streams
+from corrdiff.checkpoint import load_networks
 from corrdiff.codec import CorrDiffCodec, Encoded, Settings
 from corrdiff.correction import decode_factors, encode_factors
 from corrdiff.errors import UsageError
@@ -146,6 +147,30 @@ def test_the_three_decodings_differ(codec: CorrDiffCodec, draw: Draw) -> None:
 def test_the_privileged_decoding_is_the_privileged_picture(codec: CorrDiffCodec, draw: Draw) -> None:
     encoded = _encode(codec, draw(40, 72))
     assert np.array_equal(codec.decompress(encoded.data, "privileged"), encoded.privileged)
+
+
+def _codec_whose_privileged_decoder_says(value: float, codec_dir: Path) -> CorrDiffCodec:
+    model, tables, _ = load_networks(str(codec_dir))
+    last = model.decoder.layers[-1]
+    assert isinstance(last, torch.nn.Conv2d)
+    assert last.bias is not None
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.constant_(last.bias, value)
+    return CorrDiffCodec(model, tables, bytes(8))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-1.0, 0), (0.5, 191), (1.0, 255), (-3.0, 0), (3.0, 255)])
+def test_minus_one_to_one_is_shown_as_0_to_255(codec_dir: Path, value: float, shown: int) -> None:
+    codec = _codec_whose_privileged_decoder_says(value, codec_dir)
+    data = codec.compress(np.zeros((5, 7, 3), np.uint8), steps=1)
+    assert np.unique(codec.decompress(data, "privileged")).tolist() == [shown]
+
+
+def test_a_privileged_picture_that_is_the_original_is_taken_as_it_is(codec_dir: Path) -> None:
+    codec = _codec_whose_privileged_decoder_says(40 / 127.5 - 1, codec_dir)
+    encoded = _encode(codec, np.full((20, 30, 3), 40, np.uint8), fidelity=1.0)
+    assert np.unique(encoded.factors).tolist() == [2**codec.config.diffusion.factor_bits - 1]
+    assert np.unique(encoded.reconstruction).tolist() == [40]
 
 
 def test_latents_of_a_picture_are_those_that_its_file_holds(codec: CorrDiffCodec, draw: Draw) -> None:
