@@ -416,13 +416,17 @@ class _Rank0:
         params = {**dataclasses.asdict(config), **_flat(codec_config(config).to_dict(), "codec")}
         spec = RunSpec(f"{config.name}-{phase}", tags, params, known)
         self.tracker = Tracker(loop["tracking"], spec, run, self.say)
-        run_id = self.tracker.run_id()
-        if known is None and run_id is not None:
-            storage.write_json(record_uri, {"run_id": run_id})
-        self.mlflow_run = run_id
+        self.record_uri, self.mlflow_run = record_uri, known
 
     def say(self, sentence: str) -> None:
         self.board.say.remote(sentence)
+
+    def remember_mlflow_run(self, timeout_s: float) -> None:
+        """Write down which MLflow run this is, as soon as the server has said so: a restart goes on with it."""
+        if self.mlflow_run is None:
+            self.mlflow_run = self.tracker.run_id(timeout_s)
+            if self.mlflow_run is not None:
+                storage.write_json(self.record_uri, {"run_id": self.mlflow_run})
 
     def after_step(self, trainer: Trainer, result: StepResult, rows: int, waited_s: float, last: bool) -> None:
         import psutil
@@ -433,6 +437,7 @@ class _Rank0:
         names = trainer.term_names
         main = " ".join(f"{n} {v:.3f}" for n, v in zip(names[:3], result.terms, strict=False))
         self.board.write.remote(images=seen, note=main, seconds=now - self.started)
+        self.remember_mlflow_run(timeout_s=0.0)
         if trainer.progress.optimizer_steps % self.config.log_every and not last:
             return
         elapsed = max(now - self.window_started, 1e-9)
@@ -484,6 +489,7 @@ class _Rank0:
         self.tracker.artifact(f"previews/images-{seen:012d}.png", side_by_side(rows))
 
     def export(self, trainer: Trainer, manifest: Manifest) -> None:
+        self.remember_mlflow_run(timeout_s=60.0)
         digest = export_model(
             trainer.averaged_model(), self.config, self.phase, trainer.progress, self.mlflow_run,
             storage.join(self.run, "codec"),

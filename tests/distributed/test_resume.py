@@ -21,7 +21,7 @@ from pipelines.cli import main
 
 from .conftest import train_args, wait_for
 
-LENGTH = {"images_total": 160, "checkpoint_every": 40}
+LENGTH = {"images_total": 104, "checkpoint_every": 24}
 
 
 @pytest.fixture(scope="module")
