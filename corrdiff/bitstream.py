@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from corrdiff.config import GRID_UNIT, MAX_FACTOR_BITS, MAX_GRID, MAX_STEPS, QUALITIES
 from corrdiff.errors import UsageError
 
 MAGIC = b"CRDF"
@@ -111,7 +112,13 @@ def unpack(data: bytes, fingerprint: bytes | None = None, max_pixels: int = MAX_
         raise BitstreamError(
             f"{width}x{height} is more than the limit of {max_pixels} pixels; raise the limit if you trust the file"
         )
-    if quality > 7 or not 1 <= steps <= 64 or grid % 8 or grid > 1 << 14 or not 1 <= bits <= 6:
+    if (
+        quality >= QUALITIES
+        or not 1 <= steps <= MAX_STEPS
+        or grid % GRID_UNIT
+        or grid > MAX_GRID
+        or not 1 <= bits <= MAX_FACTOR_BITS
+    ):
         raise BitstreamError(
             f"a header field is out of range: quality {quality}, steps {steps}, grid {grid}, bits {bits}"
         )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from corrdiff import bitstream, correction, diffusion
 from corrdiff.bitstream import BitstreamError, Header, Streams
-from corrdiff.config import HYPER_STRIDE, QUALITIES, CodecConfig
+from corrdiff.config import HYPER_STRIDE, MAX_STEPS, QUALITIES, CodecConfig
 from corrdiff.correction import Grid
 from corrdiff.entropy_model import EntropyTables
 from corrdiff.errors import UsageError
@@ -38,7 +38,6 @@ Decoding = Literal["corrected", "uncorrected", "privileged"]
 
 DEFAULT_QUALITY = 4
 DEFAULT_FIDELITY = 0.5
-MAX_STEPS = 64
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,9 @@ HYPER_STRIDE = 64
 QUALITIES = 8
 """Quality levels of one model; 0 is the lowest rate."""
 
+MAX_STEPS, MAX_FACTOR_BITS, MAX_GRID, GRID_UNIT = 64, 6, 1 << 14, 8
+"""What the file format can say of steps, bits of a factor, and the side of a factor cell with its unit, in pixels."""
+
 
 def _stage_count(patch: int) -> int:
     """Resolutions from 1/patch down to 1/16, both included."""
@@ -81,7 +84,7 @@ class DenoiserConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Sampling and correction defaults; each can be overridden for one picture at encode time."""
+    """How this codec samples and corrects; the steps can be others for one picture."""
 
     steps: int = 8
     """S, network evaluations in the reverse process."""
@@ -91,12 +94,14 @@ class DiffusionConfig:
     """Bits of one correction factor."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= 64:
-            raise UsageError(f"diffusion: steps must be from 1 to 64, not {self.steps}")
-        if self.grid < 0 or self.grid % 8 or self.grid > 1 << 14:
-            raise UsageError(f"diffusion: grid must be 0 or a multiple of 8 up to 16384 pixels, not {self.grid}")
-        if not 1 <= self.factor_bits <= 6:
-            raise UsageError(f"diffusion: factor_bits must be from 1 to 6, not {self.factor_bits}")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UsageError(f"diffusion: steps must be from 1 to {MAX_STEPS}, not {self.steps}")
+        if not 0 <= self.grid <= MAX_GRID or self.grid % GRID_UNIT:
+            raise UsageError(
+                f"diffusion: grid must be 0 or a multiple of {GRID_UNIT} up to {MAX_GRID} pixels, not {self.grid}"
+            )
+        if not 1 <= self.factor_bits <= MAX_FACTOR_BITS:
+            raise UsageError(f"diffusion: factor_bits must be from 1 to {MAX_FACTOR_BITS}, not {self.factor_bits}")
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corrdiff.config import GRID_UNIT
 from corrdiff.entropy_model import RangeTable
-from corrdiff.errors import UsageError
 
-BLOCK = 8
+BLOCK = GRID_UNIT
 """Texture is compared on blocks of 8x8 samples of a band; a cell's side is a multiple of it."""
-
-MAX_BITS = 6
 
 _BANDS = 2
 _VARIANCE_FLOOR = (2 / 255) ** 2
@@ -53,19 +51,6 @@ class Grid(NamedTuple):
     @property
     def columns(self) -> int:
         return -(-self.width // self.cell) if self.cell else 1
-
-
-def check_grid(cell: int, bits: int) -> None:
-    """Raises `UsageError` for a grid or a precision that the format does not have."""
-    if cell < 0 or cell % BLOCK or cell > 1 << 14:
-        raise UsageError(f"the factor grid must be 0 or a multiple of {BLOCK} up to 16384 pixels, not {cell}")
-    if not 1 <= bits <= MAX_BITS:
-        raise UsageError(f"factors take 1 to {MAX_BITS} bits, not {bits}")
-
-
-def quantise(gamma: Tensor, bits: int) -> Tensor:
-    """Factors in [0, 1] -> nearest levels."""
-    return (gamma.clamp(0, 1) * ((1 << bits) - 1)).round().long()
 
 
 def dequantise(levels: Tensor, bits: int) -> Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from mlflow import MlflowClient
 
@@ -58,14 +59,18 @@ def test_losses_of_two_workers_equal_a_plain_pytorch_loop(
         zero_stage=stage, log_every=1, init_from=start_codec, checkpoint_every=1_000_000, micro_batch=2,
     )  # fmt: skip
     assert main(["train", phase, *options]) == 0
+    losses = recorded_losses(tracking)
+    assert len(losses) == STEPS
+    np.testing.assert_allclose(losses, plain_losses[phase], rtol=1e-4)
+
+
+def recorded_losses(tracking: str) -> list[float]:
+    """The loss of each step in MLflow's only run."""
     client = MlflowClient(tracking)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
-    run = client.search_runs([experiment.experiment_id])[0]
-    history = sorted(client.get_metric_history(run.info.run_id, "loss"), key=lambda m: m.step)
-    losses = [m.value for m in history]
-    assert len(losses) == STEPS
-    np.testing.assert_allclose(losses, plain_losses[phase], rtol=1e-4)
+    (run,) = client.search_runs([experiment.experiment_id])
+    return [m.value for m in sorted(client.get_metric_history(run.info.run_id, "loss"), key=lambda m: m.step)]
 
 
 def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> list[float]:
@@ -88,7 +93,7 @@ def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> list[float]:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         seen += batch.real_rows
     return losses
 
@@ -134,3 +139,20 @@ def test_the_plain_loop_learns(plain_losses: dict[str, list[float]]) -> None:
     """A comparison of two loops that do nothing would pass: these do something."""
     for losses in plain_losses.values():
         assert losses[-1] < 0.9 * losses[0]
+
+
+def test_bf16_follows_fp32_and_keeps_weights_in_fp32(
+    shards: str, start_codec: str, plain_losses: dict[str, list[float]], tmp_path: Path, tracking: str
+) -> None:
+    options = train_args(
+        shards, str(tmp_path), images_total=images_total(read_manifest(shards)), batch=BATCH, workers=2,
+        zero_stage=3, log_every=1, init_from=start_codec, checkpoint_every=1_000_000, precision="bf16",
+    )  # fmt: skip
+    assert main(["train", "phase1", *options]) == 0
+    losses = recorded_losses(tracking)
+    np.testing.assert_allclose(losses, plain_losses["phase1"], rtol=0.1)
+    assert losses != plain_losses["phase1"]
+    checkpoint = next((tmp_path / "run" / "phase1" / "checkpoints").iterdir())
+    tensors = safetensors.torch.load_file(checkpoint / "part-0-of-2.safetensors")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+    assert any(not torch.equal(t, t.bfloat16().float()) for name, t in tensors.items() if name.startswith("weight/"))
