@@ -434,18 +434,17 @@ class _Rank0:
         self.window.append((result, rows, waited_s))
         now = time.monotonic()
         seen = trainer.progress.images_seen
-        names = trainer.term_names
-        main = " ".join(f"{n} {v:.3f}" for n, v in zip(names[:3], result.terms, strict=False))
-        self.board.write.remote(images=seen, note=main, seconds=now - self.started)
+        has_lpips = self.config.lpips_weight > 0  # without it the term is absent, not zero
+        names = [n for n in trainer.term_names if n != "lpips" or has_lpips]
+        note = " ".join(f"{n} {v:.3f}" for n, v in zip(names[:3], result.terms, strict=False))
+        self.board.write.remote(images=seen, note=note, seconds=now - self.started)
         self.remember_mlflow_run(timeout_s=0.0)
         if trainer.progress.optimizer_steps % self.config.log_every and not last:
             return
         elapsed = max(now - self.window_started, 1e-9)
         weights = [rows for _, rows, _ in self.window]
         means = np.average([r.terms for r, _, _ in self.window], axis=0, weights=weights)
-        values = dict(zip(names, means.tolist(), strict=True))
-        if self.config.lpips_weight == 0:
-            del values["lpips"]
+        values = {name: value for name, value in zip(trainer.term_names, means.tolist(), strict=True) if name in names}
         for name in [n for n in values if n.startswith("mse_")]:
             values[f"psnr_{name.removeprefix('mse_')}_db"] = 10 * math.log10(4 / max(values[name], 1e-12))
         values |= {
