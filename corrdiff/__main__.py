@@ -48,7 +48,7 @@ class Encode:
         from corrdiff.images import open_image, save_png
 
         opened = open_image(_read(self.image))
-        from corrdiff.codec import Settings
+        from corrdiff.config import Settings
 
         settings = Settings(self.quality, self.fidelity, self.steps)
         codec = _load(self.codec, self.device, self.precision)

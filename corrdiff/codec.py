@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +23,8 @@ from torch import Tensor
 
 from corrdiff import bitstream, correction, diffusion
 from corrdiff.bitstream import BitstreamError, Header, Streams
-from corrdiff.config import HYPER_STRIDE, MAX_STEPS, QUALITIES, CodecConfig
+from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, HYPER_STRIDE, CodecConfig
+from corrdiff.config import Settings as Settings
 from corrdiff.correction import Grid
 from corrdiff.entropy_model import EntropyTables
 from corrdiff.errors import UsageError
@@ -35,29 +35,6 @@ Picture = npt.NDArray[np.uint8]
 
 Precision = Literal["fp32", "bf16"]
 Decoding = Literal["corrected", "uncorrected", "privileged"]
-
-DEFAULT_QUALITY = 4
-DEFAULT_FIDELITY = 0.5
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to compress a picture."""
-
-    quality: int = DEFAULT_QUALITY
-    """Rate: 0 (smallest file) to 7 (best picture)."""
-    fidelity: float = DEFAULT_FIDELITY
-    """1 asks for the least distortion, 0 for the most natural texture."""
-    steps: int | None = None
-    """Network evaluations, 1 to 64; the codec's own default where it is not given."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.quality < QUALITIES:
-            raise UsageError(f"quality must be from 0 to {QUALITIES - 1}, not {self.quality}")
-        if not 0.0 <= self.fidelity <= 1.0:
-            raise UsageError(f"fidelity must be from 0 to 1, not {self.fidelity}")
-        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
-            raise UsageError(f"steps must be from 1 to {MAX_STEPS}, not {self.steps}")
 
 
 class Encoded(NamedTuple):

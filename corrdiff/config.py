@@ -22,6 +22,9 @@ HYPER_STRIDE = 64
 QUALITIES = 8
 """Quality levels of one model; 0 is the lowest rate."""
 
+DEFAULT_QUALITY = 4
+DEFAULT_FIDELITY = 0.5
+
 MAX_STEPS, MAX_FACTOR_BITS, MAX_GRID, GRID_UNIT = 64, 6, 1 << 14, 8
 """What the file format can say of steps, bits of a factor, and the side of a factor cell with its unit, in pixels."""
 
@@ -102,6 +105,26 @@ class DiffusionConfig:
             )
         if not 1 <= self.factor_bits <= MAX_FACTOR_BITS:
             raise UsageError(f"diffusion: factor_bits must be from 1 to {MAX_FACTOR_BITS}, not {self.factor_bits}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compress a picture."""
+
+    quality: int = DEFAULT_QUALITY
+    """Rate: 0 (smallest file) to 7 (best picture)."""
+    fidelity: float = DEFAULT_FIDELITY
+    """1 asks for the least distortion, 0 for the most natural texture."""
+    steps: int | None = None
+    """Network evaluations, 1 to 64; the codec's own default where it is not given."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.quality < QUALITIES:
+            raise UsageError(f"quality must be from 0 to {QUALITIES - 1}, not {self.quality}")
+        if not 0.0 <= self.fidelity <= 1.0:
+            raise UsageError(f"fidelity must be from 0 to 1, not {self.fidelity}")
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
+            raise UsageError(f"steps must be from 1 to {MAX_STEPS}, not {self.steps}")
 
 
 @dataclass(frozen=True)

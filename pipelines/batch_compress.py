@@ -1,4 +1,4 @@
-"""A dataset -> bitstreams and a table of metrics, and back, in parallel on Ray Data.
+"""A dataset -> bitstreams and a table of metrics, in parallel on Ray Data.
 
     OUT/plan.json                  which picture belongs to which unit, the codec and the settings; written first
     OUT/part-00000-<hash>.tar      WebDataset: KEY.crdf, KEY.json
@@ -27,11 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corrdiff import metrics
-from corrdiff.bitstream import MAX_PIXELS
 from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.codec import Encoded, Picture, Settings
 from corrdiff.errors import JobError, UsageError
-from corrdiff.images import ImageError, OpenedImage, open_image, save_png
+from corrdiff.images import ImageError, OpenedImage, open_image
 from pipelines import pictures, storage
 from pipelines.config import CompressConfig
 from pipelines.pictures import Source
@@ -102,7 +101,7 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
     plan = _claim(images, out, fingerprint, config)
     units = [[Source(*s) for s in unit] for unit in plan["units"]]
     total = sum(len(unit) for unit in units)
-    records = _records(out)
+    records = unit_records(out)
     missing = [i for i in range(len(units)) if i not in records]
     yield _progress(records, total)
     started = time.monotonic()
@@ -248,83 +247,6 @@ class UnitCompressor:
         return self.codec.compress_batch(images, Settings(config.quality, config.fidelity, config.steps))
 
 
-def decompress_dataset(dataset: str, out: str, codec: str) -> Iterator[Progress]:
-    """Every picture of a compressed dataset -> PNG files under `out`, in parallel on Ray; yields progress.
-
-    Raises:
-        UsageError: no compressed dataset, or another codec's.
-        JobError: a part is missing or damaged.
-    """
-    import ray.data
-
-    dataset, out, codec = storage.absolute(dataset), storage.absolute(out), storage.absolute(codec)
-    try:
-        plan = storage.read_json(storage.join(dataset, PLAN))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"no compressed dataset at {dataset}: there is no {PLAN}") from None
-    fingerprint = read_config(codec)[1]
-    if plan["identity"]["codec"] != fingerprint:
-        raise UsageError(
-            f"{dataset} was compressed by codec {plan['identity']['codec'][:16]}, "
-            f"but {codec} is {fingerprint[:16]}; give the codec that wrote it"
-        )
-    records = _records(dataset)
-    if len(records) < len(plan["units"]):
-        raise UsageError(
-            f"{dataset} is not complete: {len(records)} of {len(plan['units'])} parts; run 'corrdiff compress' again"
-        )
-    total = sum(r["pictures"] - r["failures"] for r in records.values())
-    done = 0
-    yield Progress(done, total, 0.0, 0, 0)
-    rows = [{"record": json.dumps(r)} for r in records.values()]
-    ds = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        PartDecompressor,
-        fn_constructor_args=(dataset, out, codec),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows)),
-        num_cpus=1,
-    )
-    with own_errors():
-        for row in ds.iter_rows():
-            done += int(row["pictures"])
-            yield Progress(done, total, 0.0, 0, 0)
-
-
-class PartDecompressor:
-    """A Ray Data actor: parts -> PNG files."""
-
-    def __init__(self, dataset: str, out: str, codec: str) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self.dataset, self.out, self.codec = dataset, out, load_codec(codec)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"pictures": [self.do_part(json.loads(record)) for record in batch["record"]]}
-
-    def do_part(self, record: dict[str, Any]) -> int:
-        expected = record["files"]["tar"]
-        uri = storage.join(self.dataset, expected["name"])
-        try:
-            data = storage.read_bytes(uri)
-        except FileNotFoundError:
-            raise JobError(f"part {uri} is missing; copy it again") from None
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise JobError(f"part {uri} is damaged: its SHA-256 is not the record's; copy it again")
-        count = 0
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            for info in tar:
-                if info.name.endswith(".crdf"):
-                    file = tar.extractfile(info)
-                    assert file is not None
-                    picture = self.codec.decompress(file.read(), max_pixels=MAX_PIXELS)
-                    storage.write_bytes(
-                        storage.join(self.out, info.name.removesuffix(".crdf") + ".png"), save_png(picture)
-                    )
-                    count += 1
-        return count
-
-
 def _batches(opened: dict[int, OpenedImage], size: int) -> Iterator[list[int]]:
     """Indices of pictures of one size, a few at a time."""
     by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -368,7 +290,8 @@ def _tar(members: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _records(out: str) -> dict[int, dict[str, Any]]:
+def unit_records(out: str) -> dict[int, dict[str, Any]]:
+    """The records of the units that are done."""
     directory = storage.join(out, UNITS)
     names = [n for n in storage.list_names(directory) if n.endswith(".json")]
     records = (storage.read_json(storage.join(directory, name)) for name in names)
@@ -385,7 +308,7 @@ def _progress(records: dict[int, dict[str, Any]], total: int) -> Progress:
 
 def read_table(out: str) -> pa.Table:
     """The metrics rows of a compressed dataset, in the order of its plan."""
-    return _table(out, _records(out))
+    return _table(out, unit_records(out))
 
 
 def _table(out: str, records: dict[int, dict[str, Any]]) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from pipelines import batch_compress, shards, storage
+from pipelines import batch_compress, batch_decompress, shards, storage
 from pipelines.batch_compress import Summary
 from pipelines.config import CompressConfig, ShardConfig
 from pipelines.progress import console, display
@@ -61,7 +61,7 @@ def run_compression(images: str, out: str, codec: str, config: CompressConfig) -
 
 def run_decompression(dataset: str, out: str, codec: str) -> int:
     """Decompress a dataset with a progress display; returns the number of pictures."""
-    steps = batch_compress.decompress_dataset(dataset, out, codec)
+    steps = batch_decompress.decompress_dataset(dataset, out, codec)
     first = next(steps)
     done = 0
     with display("decompress", first.pictures_total, "pictures") as shown:

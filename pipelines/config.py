@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from corrdiff.codec import DEFAULT_FIDELITY, DEFAULT_QUALITY
+from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, Settings
 from corrdiff.errors import UsageError
 
 PresetName = Literal["tiny", "small", "base"]
@@ -151,6 +151,7 @@ class CompressConfig:
     """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
 
     def __post_init__(self) -> None:
+        Settings(self.quality, self.fidelity, self.steps)  # checks its ranges
         for field in ("unit", "batch"):
             if getattr(self, field) < 1:
                 raise UsageError(f"--{field} must be at least 1, not {getattr(self, field)}")

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from corrdiff.checkpoint import save_codec
 from corrdiff.config import tiny
 from corrdiff.model import CorrDiffModel
-from pipelines import augment, ingest, training
+from pipelines import augment, ingest, trainer
 from pipelines.cli import main
 from pipelines.config import PhaseName, TrainConfig
 from pipelines.ingest import Batch, Cursor
@@ -79,15 +79,15 @@ def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> list[float]:
     config = TrainConfig(
         shards=shards, images_total=images_total(manifest), batch=BATCH, crop=64, init_from=start_codec
     )
-    module = training.build_phase(config, phase, torch.device("cpu"), None)
+    module = trainer.build_phase(config, phase, torch.device("cpu"), None)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, betas=ADAM_BETAS, eps=ADAM_EPS)
     losses, seen = [], 0
     for batch in batches(shards, manifest):
         for group in optimizer.param_groups:
-            group["lr"] = training.lr_at(config, seen + batch.real_rows)
+            group["lr"] = trainer.lr_at(config, seen + batch.real_rows)
         sample = augment.draw(batch, config.seed, config.crop, tiny().transform, torch.device("cpu"))
-        terms = module(sample, training.warmup_at(config, seen))
+        terms = module(sample, trainer.warmup_at(config, seen))
         loss = (terms[:, 0] * sample.w_B).sum() / sample.w_B.sum()
         optimizer.zero_grad()
         loss.backward()
