@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import threading
@@ -126,7 +127,8 @@ class Observer:
         }
         if trainer.device.type == "cuda":
             values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            values["gpu_percent"] = float(torch.cuda.utilization())
+            with contextlib.suppress(Exception):  # where the driver's library does not say, the metric is absent
+                values["gpu_percent"] = float(torch.cuda.utilization())
         self.tracker.metrics(values, step=seen)
         self.window, self.window_started = [], now
 

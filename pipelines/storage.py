@@ -17,7 +17,9 @@ T = TypeVar("T")
 READ_ATTEMPTS = 5
 FIRST_DELAY_S = 0.2
 
-_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_DRIVERS = ("aiobotocore", "aiohttp", "botocore", "urllib3")
+"""Packages whose errors about the network are not `OSError`s."""
 
 
 def absolute(uri: str) -> str:
@@ -119,7 +121,8 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 def with_retries(what: str, action: Callable[[], T]) -> T:
     """Run an idempotent action, again with growing pauses where it failed for a reason that may pass.
 
-    Raises `JobError` when the last attempt failed too; a missing object or a refused permission is final at once.
+    Raises `JobError` when the last attempt failed too. A missing object (`FileNotFoundError`) and a refused permission
+    (`UsageError`) are final at once.
     """
     delay_s = FIRST_DELAY_S
     for attempt in range(1, READ_ATTEMPTS + 1):
@@ -127,7 +130,11 @@ def with_retries(what: str, action: Callable[[], T]) -> T:
             return action()
         except _FINAL:
             raise
-        except (OSError, TimeoutError) as error:
+        except PermissionError as error:
+            raise UsageError(f"{what} is not permitted ({error}); check the path and the credentials") from None
+        except Exception as error:
+            if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _DRIVERS:
+                raise
             if attempt == READ_ATTEMPTS:
                 raise JobError(f"{what} failed {attempt} times, last with: {error}") from error
         time.sleep(delay_s)

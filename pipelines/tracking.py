@@ -95,6 +95,13 @@ class Tracker:
         self._put("tags", {"_status": status}, 0)
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():  # a server that neither answers nor refuses: better twice than never
+            waiting = list(self._backlog)
+            while not self._queue.empty():
+                item = self._queue.get()
+                if item is not None:
+                    waiting.append(item)
+            self._keep(waiting)
 
     def _put(self, what: str, values: dict[str, Any], step: int) -> None:
         self._queue.put(_Item(what, values, step, int(time.time() * 1000)))
