@@ -32,7 +32,7 @@ class OpenedImage(NamedTuple):
 
     pixels: Picture
     changes: tuple[str, ...]
-    """In order: rotated, profile converted, depth reduced, alpha flattened, first frame. Metadata is always dropped."""
+    """In order: first frame, rotated, depth reduced, alpha flattened, profile converted. Metadata is always dropped."""
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:

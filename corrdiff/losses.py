@@ -1,6 +1,6 @@
 """The loss terms of both phases. The perceptual network is injected.
 
-Shapes: x_BCHW pictures in [-1, 1]; per-picture values [B]; w_B is 1 for a real picture and 0 for padding.
+Shapes: x_BCHW pictures in [-1, 1]; per-picture values [B].
 """
 
 from __future__ import annotations
@@ -17,11 +17,6 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 def squared_error(x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """Mean squared error of each picture, [B]."""
     return (x_BCHW.float() - target_BCHW).square().flatten(1).mean(1)
-
-
-def weighted_mean(value_B: Tensor, w_B: Tensor, weight_total: Tensor | float) -> Tensor:
-    """Sum of the weighted values over the weight of the whole (global) batch."""
-    return (value_B * w_B).sum() / weight_total
 
 
 def time_weight(t_B: Tensor) -> Tensor:

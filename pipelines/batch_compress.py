@@ -36,7 +36,7 @@ from pipelines.config import CompressConfig
 from pipelines.pictures import Source
 from pipelines.ray_session import cluster_cpus, cluster_gpus, own_errors
 from pipelines.shards import add_member
-from pipelines.tracking import RunSpec, Tracker, tracking_uri
+from pipelines.tracking import RunSpec, Tracker, lineage_tags, tracking_uri
 
 PLAN, SUMMARY, UNITS = "plan.json", "summary.json", "_units"
 FORMAT = "corrdiff-dataset-1"
@@ -306,11 +306,6 @@ def _progress(records: dict[int, dict[str, Any]], total: int) -> Progress:
     )  # fmt: skip
 
 
-def read_table(out: str) -> pa.Table:
-    """The metrics rows of a compressed dataset, in the order of its plan."""
-    return _table(out, unit_records(out))
-
-
 def _table(out: str, records: dict[int, dict[str, Any]]) -> pa.Table:
     parts = [
         pq.read_table(io.BytesIO(storage.read_bytes(storage.join(out, records[i]["files"]["parquet"]["name"]))))
@@ -347,7 +342,7 @@ def _track(
 
     tags = {
         "corrdiff.kind": "compress", "corrdiff.fingerprint": fingerprint, "corrdiff.codec": codec,
-        **{f"corrdiff.{k}": str(v) for k, v in provenance.items() if k.endswith("mlflow_run")},
+        **lineage_tags(provenance),
     }  # fmt: skip
     params = {"images": images, "out": out, "codec": codec, "fingerprint": fingerprint, **dataclasses.asdict(config)}
     tracker = Tracker(tracking_uri(), RunSpec("compress", tags, params), out, console.print)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ from corrdiff.images import save_png
 from pipelines import storage
 from pipelines.batch_compress import PLAN, unit_records
 from pipelines.ray_session import own_errors
+from pipelines.shards import read_members
 
 
 class Progress(NamedTuple):
@@ -88,14 +87,7 @@ class PartDecompressor:
         if hashlib.sha256(data).hexdigest() != expected["sha256"]:
             raise JobError(f"part {uri} is damaged: its SHA-256 is not the record's; copy it again")
         count = 0
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            for info in tar:
-                if info.name.endswith(".crdf"):
-                    file = tar.extractfile(info)
-                    assert file is not None
-                    picture = self.codec.decompress(file.read())
-                    storage.write_bytes(
-                        storage.join(self.out, info.name.removesuffix(".crdf") + ".png"), save_png(picture)
-                    )
-                    count += 1
+        for key, file in read_members(data, ".crdf"):
+            storage.write_bytes(storage.join(self.out, f"{key}.png"), save_png(self.codec.decompress(file)))
+            count += 1
         return count

@@ -12,8 +12,6 @@ its worker and emits one Arrow block.
 from __future__ import annotations
 
 import hashlib
-import io
-import tarfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -28,7 +26,7 @@ from corrdiff.errors import JobError
 from corrdiff.images import ImageError, open_image
 from pipelines import storage
 from pipelines.ray_session import own_errors
-from pipelines.shards import Manifest, Shard
+from pipelines.shards import Manifest, Shard, read_members
 
 WINDOW_SHARDS = 4
 """Shards among whose crops an epoch's order is shuffled: memory against randomness."""
@@ -246,13 +244,7 @@ def shard_members(uri: str, shard: Shard) -> list[tuple[str, bytes]]:
         raise JobError(f"shard {name} is truncated: {len(data):,} of {shard.bytes:,} bytes; copy it again")
     if hashlib.sha256(data).hexdigest() != shard.sha256:
         raise JobError(f"shard {name} is not the manifest's: its SHA-256 differs; copy it again")
-    members = []
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for info in tar:
-            if info.name.endswith(".png"):
-                file = tar.extractfile(info)
-                assert file is not None
-                members.append((info.name.removesuffix(".png"), file.read()))
+    members = list(read_members(data, ".png"))
     if len(members) != shard.count:
         raise JobError(f"shard {name} has {len(members)} crops, the manifest says {shard.count}")
     return members

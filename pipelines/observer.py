@@ -22,7 +22,7 @@ from pipelines.export import codec_config, export_model
 from pipelines.progress import console, display
 from pipelines.report import Panel, side_by_side
 from pipelines.shards import Manifest
-from pipelines.tracking import RunSpec, Tracker
+from pipelines.tracking import RunSpec, Tracker, lineage_tags
 from pipelines.trainer import StepResult, Trainer
 
 PREVIEW_PICTURES = 3
@@ -82,7 +82,7 @@ class Observer:
         if config.init_from:
             _, digest, provenance = read_config(config.init_from)
             tags["corrdiff.init_fingerprint"] = digest
-            tags |= {f"corrdiff.{k}": str(v) for k, v in provenance.items() if k.endswith("mlflow_run")}
+            tags |= lineage_tags(provenance)
         params = {**dataclasses.asdict(config), **_flat(codec_config(config).to_dict(), "codec")}
         spec = RunSpec(f"{config.name}-{phase}", tags, params, known)
         self.tracker = Tracker(loop["tracking"], spec, run, self.say)
@@ -158,7 +158,7 @@ class Observer:
         self.tracker.metrics(values, step=seen)
         self.tracker.artifact(f"previews/images-{seen:012d}.png", side_by_side(rows))
 
-    def export(self, trainer: Trainer, manifest: Manifest) -> None:
+    def export(self, trainer: Trainer) -> None:
         self.remember_mlflow_run(timeout_s=60.0)
         digest = export_model(
             trainer.averaged_model(), self.config, self.phase, trainer.progress, self.mlflow_run,

@@ -200,6 +200,16 @@ def _finished(out: str, plan_hash: str) -> dict[int, dict[str, Any]]:
     return records
 
 
+def read_members(data: bytes, extension: str) -> Iterator[tuple[str, bytes]]:
+    """Key and content of each file with that extension in a tar, in its order."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for info in tar:
+            if info.name.endswith(extension):
+                file = tar.extractfile(info)
+                assert file is not None
+                yield info.name.removesuffix(extension), file.read()
+
+
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     """A file whose header holds nothing but its name and size, so that the same content gives the same tar."""
     info = tarfile.TarInfo(name)

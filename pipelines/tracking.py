@@ -35,6 +35,11 @@ def redacted(uri: str) -> str:
     return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}" if "@" in rest else uri
 
 
+def lineage_tags(provenance: dict[str, Any]) -> dict[str, str]:
+    """Tags that lead from a run to the training runs of the codec that it uses."""
+    return {f"corrdiff.{k}": str(v) for k, v in provenance.items() if k.endswith("mlflow_run")}
+
+
 class RunSpec(NamedTuple):
     """What identifies a run in MLflow."""
 

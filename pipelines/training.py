@@ -202,7 +202,7 @@ def _train_loop(
             observer.preview(trainer, manifest)
         waited_from = time.monotonic()
     if observer:
-        observer.export(trainer, manifest)
+        observer.export(trainer)
         observer.close("FINISHED")
 
 
