@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,15 @@ class Encode:
     """1 asks for the least distortion, 0 for the most natural texture."""
     steps: int | None = None
     """Network evaluations, 1 to 64; the codec's default where it is not given."""
+    tile: int | None = None
+    """Side of a tile in pixels, which bounds the memory: a multiple of 64 from 256 on, or 0 for none. 1024 for pictures
+    of more than 4 megapixels where it is not given."""
+    criterion: Literal["texture", "lpips"] = "texture"
+    """What fidelity is weighed against: local statistics that need no weights, or LPIPS, which needs AlexNet's."""
+    lpips_weights: Path | None = None
+    """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
+    max_pixels: int = 1 << 28
+    """Refuse larger pictures."""
     reconstruction: Path | None = None
     """Write the picture that a decoder will show to this PNG."""
     device: str = "cpu"
@@ -45,14 +55,15 @@ class Encode:
     """Arithmetic of the networks; bf16 on GPUs and fp32 on CPUs where it is not given."""
 
     def run(self) -> None:
+        from corrdiff.config import Settings
         from corrdiff.images import open_image, save_png
 
-        opened = open_image(_read(self.image))
-        from corrdiff.config import Settings
-
-        settings = Settings(self.quality, self.fidelity, self.steps)
-        codec = _load(self.codec, self.device, self.precision)
-        encoded = codec.compress_batch([opened.pixels], settings)[0]
+        settings = Settings(self.quality, self.fidelity, self.steps, self.tile)
+        opened = open_image(_read(self.image), self.max_pixels)
+        weights = (self.lpips_weights,) if self.criterion == "lpips" else None
+        codec = _load(self.codec, self.device, self.precision, weights)
+        with _progress("encoding") as on_tile:
+            encoded = codec.compress_batch([opened.pixels], settings, on_tile)[0]
         _write(self.out, encoded.data)
         if self.reconstruction is not None:
             _write(self.reconstruction, save_png(encoded.reconstruction))
@@ -90,7 +101,8 @@ class Decode:
         data = _read(self.file)
         bitstream.unpack(data, max_pixels=self.max_pixels)
         codec = _load(self.codec, self.device, self.precision)
-        picture = codec.decompress(data, self.decoding, self.max_pixels)
+        with _progress("decoding") as on_tile:
+            picture = codec.decompress_batch([data], self.decoding, self.max_pixels, on_tile)[0]
         _write(self.out, save_png(picture))
         print(f"{self.out}: {picture.shape[1]}x{picture.shape[0]}")
 
@@ -175,16 +187,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(CodecCommands, "python -m corrdiff", "Encode and decode single pictures.", argv)
 
 
-def _load(codec: str, device: str, precision: Any) -> Any:
+@contextlib.contextmanager
+def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the tiles of a large picture, where someone looks on."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+
+    def on_tile(done: int, total: int) -> None:
+        if total > 1 and bar.console.is_terminal:
+            if not bar.tasks:
+                bar.add_task(f"{doing}, tiles", total=total)
+                bar.start()
+            bar.update(bar.task_ids[0], completed=done)
+
+    try:
+        yield on_tile
+    finally:
+        if bar.tasks:
+            bar.stop()
+
+
+def _load(codec: str, device: str, precision: Any, lpips_weights: tuple[Path | None] | None = None) -> Any:
+    """The codec, with LPIPS as its criterion where `lpips_weights` holds its file, or None for the usual place."""
     import torch
 
     from corrdiff.checkpoint import load_codec
 
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise UsageError("--device meta computes nothing")
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
-    return load_codec(codec, device, precision)
+    if lpips_weights is None:
+        return load_codec(codec, device, precision)
+    from corrdiff import metrics
+
+    path = metrics.lpips_weights(lpips_weights[0])
+    if path is None:
+        raise UsageError(metrics.missing_lpips_sentence())
+    return load_codec(codec, device, precision, metrics.lpips_map(path, device))
 
 
 def _read(path: Path) -> bytes:

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from corrdiff.config import GRID_UNIT, MAX_FACTOR_BITS, MAX_GRID, MAX_STEPS, QUALITIES
+from corrdiff.config import GRID_UNIT, HYPER_STRIDE, MAX_FACTOR_BITS, MAX_STEPS, QUALITIES, is_tile
 from corrdiff.errors import UsageError
 
 MAGIC = b"CRDF"
@@ -46,7 +46,7 @@ class Header:
 
 
 class Streams(NamedTuple):
-    """The three coded parts of one tile."""
+    """The three coded parts of a tile."""
 
     factors: bytes
     z: bytes
@@ -54,8 +54,11 @@ class Streams(NamedTuple):
 
 
 class Bitstream(NamedTuple):
+    """A file that was read."""
+
     header: Header
     tiles: list[Streams]
+    """Row by row; one for an untiled picture."""
 
 
 def pack(header: Header, tiles: list[Streams]) -> bytes:
@@ -63,8 +66,8 @@ def pack(header: Header, tiles: list[Streams]) -> bytes:
     out = bytearray(MAGIC)
     out += struct.pack("<BB8s", VERSION, 0, header.fingerprint)
     out += _varint(header.width) + _varint(header.height)
-    out += struct.pack("<BB", header.quality, header.steps)
-    out += _varint(header.grid) + struct.pack("<B", header.factor_bits) + _varint(header.tile)
+    sides = header.grid // GRID_UNIT, header.factor_bits, header.tile // HYPER_STRIDE
+    out += struct.pack("<BBBBB", header.quality, header.steps, *sides)
     assert len(out) + _CRC_BYTES <= FIXED_BYTES_MAX
     for tile in tiles:
         for stream in tile:
@@ -105,28 +108,21 @@ def unpack(data: bytes, fingerprint: bytes | None = None, max_pixels: int = MAX_
     reader = _Reader(data, 14, len(data) - _CRC_BYTES)
     width, height = reader.varint(), reader.varint()
     quality, steps = reader.byte(), reader.byte()
-    grid, bits, tile = reader.varint(), reader.byte(), reader.varint()
+    grid, bits, tile = reader.byte() * GRID_UNIT, reader.byte(), reader.byte() * HYPER_STRIDE
     if not (0 < width < 1 << 24 and 0 < height < 1 << 24):
         raise BitstreamError(f"dimensions {width}x{height} are not those of a picture")
     if width * height > max_pixels:
         raise BitstreamError(
             f"{width}x{height} is more than the limit of {max_pixels} pixels; raise the limit if you trust the file"
         )
-    if (
-        quality >= QUALITIES
-        or not 1 <= steps <= MAX_STEPS
-        or grid % GRID_UNIT
-        or grid > MAX_GRID
-        or not 1 <= bits <= MAX_FACTOR_BITS
-    ):
+    if quality >= QUALITIES or not 1 <= steps <= MAX_STEPS or not 1 <= bits <= MAX_FACTOR_BITS or not is_tile(tile):
         raise BitstreamError(
-            f"a header field is out of range: quality {quality}, steps {steps}, grid {grid}, bits {bits}"
+            f"a header field is out of range: quality {quality}, steps {steps}, grid {grid}, bits {bits}, tile {tile}"
         )
-    if tile != 0:
-        raise BitstreamError("tiled pictures cannot be read by this version; install a newer corrdiff")
-    streams = Streams(reader.block(), reader.block(), reader.block())
+    count = -(-width // tile) * -(-height // tile) if tile else 1
+    tiles = [Streams(reader.block(), reader.block(), reader.block()) for _ in range(count)]
     reader.expect_end()
-    return Bitstream(Header(found, width, height, quality, steps, grid, bits, tile), [streams])
+    return Bitstream(Header(found, width, height, quality, steps, grid, bits, tile), tiles)
 
 
 def _varint(value: int) -> bytes:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from corrdiff.codec import CorrDiffCodec, Precision
 from corrdiff.config import CodecConfig
-from corrdiff.entropy_model import EntropyTables
+from corrdiff.correction import Perceptual
+from corrdiff.entropy_tables import EntropyTables
 from corrdiff.errors import UsageError
 from corrdiff.model import CorrDiffModel
 
@@ -64,21 +65,34 @@ def save_codec(model: CorrDiffModel, tables: EntropyTables, uri: str, provenance
     return digest
 
 
-def load_codec(uri: str, device: str | torch.device = "cpu", precision: Precision | None = None) -> CorrDiffCodec:
+def load_codec(
+    uri: str,
+    device: str | torch.device = "cpu",
+    precision: Precision | None = None,
+    perceptual: Perceptual | None = None,
+) -> CorrDiffCodec:
     """Read a codec directory.
 
     Args:
         uri: what `corrdiff export` wrote: a local path or a URI.
         device: where the networks run.
-        precision: "fp32" or "bf16" for the networks; by default bf16 on GPUs and fp32 elsewhere.
+        precision: "fp32" or "bf16" for the networks; by default bf16 on GPUs and on CPUs that compute in it.
+        perceptual: what to fit factors with in place of the texture error (`metrics.lpips_map`).
 
     Raises:
         UsageError: no codec is there, or it is damaged; the message says which file.
     """
     model, tables, digest = load_networks(uri)
-    if precision is None:
-        precision = "bf16" if torch.device(device).type == "cuda" else "fp32"
-    return CorrDiffCodec(model, tables, bytes.fromhex(digest)[:8], device, precision)
+    return CorrDiffCodec(
+        model, tables, bytes.fromhex(digest)[:8], device, precision or default_precision(device), perceptual
+    )
+
+
+def default_precision(device: str | torch.device) -> Precision:
+    """bf16 where the hardware has it."""
+    if torch.device(device).type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "bf16" if torch.device(device).type == "cuda" else "fp32"
 
 
 def load_networks(uri: str) -> tuple[CorrDiffModel, EntropyTables, str]:

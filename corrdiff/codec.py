@@ -3,9 +3,11 @@
     compress    x -> y, z -> streams -> y_hat -> D, trajectory with fitted factors   -> file
     decompress  file            -> streams -> y_hat -> D, trajectory with read factors -> picture
 
-Both run the same `_trajectory`; they differ in who says the factors.
+Both run the same `_trajectory`; they differ in who says the factors. A large picture is cut into tiles (`tiling.py`),
+of which a few are in memory at a time.
 
-Shapes: B batch, H W pixels, M latent channels, h w latent positions, S steps, R C rows and columns of factor cells.
+Shapes: B batch, H W pixels, M latent channels, h w latent positions, S steps, P planes of factors, R C rows and columns
+of factor cells. Pictures are contiguous (arithmetic on them is several times faster so), networks channels_last.
 """
 
 from __future__ import annotations
@@ -23,18 +25,21 @@ from torch import Tensor
 
 from corrdiff import bitstream, correction, diffusion
 from corrdiff.bitstream import BitstreamError, Header, Streams
-from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, HYPER_STRIDE, CodecConfig
+from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, HYPER_STRIDE, LATENT_STRIDE, CodecConfig
 from corrdiff.config import Settings as Settings
-from corrdiff.correction import Grid
-from corrdiff.entropy_model import EntropyTables
+from corrdiff.correction import Fit, Grid, Parts, Perceptual
+from corrdiff.entropy_tables import EntropyTables
 from corrdiff.errors import UsageError
 from corrdiff.model import CorrDiffModel
+from corrdiff.tiling import Latents, Layout
 
 Picture = npt.NDArray[np.uint8]
 """RGB, [H, W, 3]."""
 
 Precision = Literal["fp32", "bf16"]
 Decoding = Literal["corrected", "uncorrected", "privileged"]
+OnTile = Callable[[int, int], None]
+"""Told how many tiles of how many are done."""
 
 
 class Encoded(NamedTuple):
@@ -44,10 +49,8 @@ class Encoded(NamedTuple):
     """The file."""
     reconstruction: Picture
     """What the decoder will show, from the encoder's replay of it."""
-    privileged: Picture
-    """D(y_hat)."""
-    factors: npt.NDArray[np.uint8]
-    """Levels, [S, R, C]."""
+    factors: list[npt.NDArray[np.uint8]]
+    """Levels of each tile, [S, P, R, C]."""
 
     @property
     def bpp(self) -> float:
@@ -66,12 +69,16 @@ class CorrDiffCodec:
         fingerprint: bytes,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
+        perceptual: Perceptual | None = None,
     ) -> None:
+        """`perceptual`, on the same device, takes the place of the texture error when factors are fitted."""
         self.device = torch.device(device)
         self.precision: Precision = precision
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
         self.tables = tables
         self.fingerprint = fingerprint
+        self._perceptual = perceptual
+        tables.run_on(self.device)
 
     @property
     def config(self) -> CodecConfig:
@@ -105,64 +112,108 @@ class CorrDiffCodec:
         return self.decompress_batch([data], decoding, max_pixels)[0]
 
     @torch.inference_mode()
-    def compress_batch(self, images: Sequence[Picture], settings: Settings) -> list[Encoded]:
+    def compress_batch(
+        self, images: Sequence[Picture], settings: Settings, on_tile: OnTile | None = None
+    ) -> list[Encoded]:
         """Pictures of one size -> files. Raises `UsageError` for arrays that are no such pictures."""
-        x_BCHW = self._to_tensor(images)
-        height, width = x_BCHW.shape[2:]
-        steps = settings.steps or self.config.diffusion.steps
-        grid, bits = Grid(height, width, self.config.diffusion.grid), self.config.diffusion.factor_bits
-        padded = _pad(x_BCHW)
-        with self._autocast():
-            y_BMhw, g_BM11 = self.model.latent(padded, self._qualities([settings.quality] * len(images)))
-        z_BNuv = self.model.entropy.hyper_analysis(y_BMhw)
-        coded = [self.tables.encode(y, z) for y, z in zip(y_BMhw, z_BNuv, strict=True)]
-        y_hat_BMhw = torch.stack([c.y_hat_Mhw for c in coded]).to(self.device) / g_BM11
-        d_BCHW = self._decode_privileged(y_hat_BMhw)
-        target = correction.prepare_target(x_BCHW, d_BCHW[:, :, :height, :width])
-        fitted: list[Tensor] = []
+        _check(images)
+        height, width = images[0].shape[:2]
+        diffusion_config = self.config.diffusion
+        steps = settings.steps or diffusion_config.steps
+        cell, bits = diffusion_config.grid, diffusion_config.factor_bits
+        side = settings.tile_for(height, width)
+        layout = Layout(height, width, side)
+        g_BM11 = self._gain([settings.quality] * len(images))
+        streams: dict[tuple[int, int], list[tuple[bytes, bytes]]] = {}
 
-        def fit(step: int, xhat0_BCHW: Tensor) -> Tensor:
-            cropped = xhat0_BCHW[:, :, :height, :width]
-            fitted.append(correction.fit_factors(target, cropped, grid, bits, settings.fidelity))
-            return fitted[-1]
+        def load(i: int, j: int) -> Tensor:
+            row, column = layout.rows[i], layout.columns[j]
+            x_BCHW = self._to_tensor(images, slice(row.begin, row.end), slice(column.begin, column.end))
+            with self._autocast():
+                y_BMhw = self.model.analysis(_pad(x_BCHW))
+            top, left = ((s.start - s.begin) // LATENT_STRIDE for s in (row, column))
+            rows, columns = (s.padded // LATENT_STRIDE for s in (row, column))
+            y_BMhw = y_BMhw[:, :, top : top + rows, left : left + columns].float() * g_BM11
+            coded = self.tables.encode(y_BMhw, self.model.entropy.hyper_analysis(y_BMhw))
+            streams[i, j] = list(zip(coded.z_streams, coded.y_streams, strict=True))
+            return coded.y_hat_BMhw.to(self.device) / g_BM11
 
-        out_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, steps, grid, bits, fit)
-        levels_BSRC = torch.stack(fitted, dim=1).to("cpu", torch.uint8).numpy()
-        header = Header(self.fingerprint, width, height, settings.quality, steps, self.config.diffusion.grid, bits)
-        reconstructions, privileged = _to_pictures(out_BCHW, height, width), _to_pictures(d_BCHW, height, width)
+        latents = Latents(layout, load)
+        out = [np.empty((height, width, 3), np.uint8) for _ in images]
+        levels: list[npt.NDArray[np.uint8]] = []
+        for i, j in layout:
+            rows, columns = layout.core(i, j)
+            row, column = layout.rows[i], layout.columns[j]
+            x_BCHW = self._to_tensor(
+                images, slice(row.start, row.start + row.size), slice(column.start, column.start + column.size)
+            )
+            grid = Grid(row.size, column.size, cell)
+            fit = Fit(x_BCHW, grid, bits, settings.fidelity, self._perceptual)
+            fitted: list[Tensor] = []
+
+            def levels_of(step: int, parts: Parts) -> Tensor:
+                fitted.append(fit(parts.crop(rows, columns)))  # noqa: B023 (used within this round only)
+                return fitted[-1]  # noqa: B023
+
+            y_hat_BMhw = latents.window(i, j)
+            d_BCHW = self._decode_privileged(y_hat_BMhw)
+            x_0_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, layout, (i, j), steps, grid, bits, levels_of)
+            self._paste(out, x_0_BCHW, layout, i, j)
+            levels.append(torch.stack(fitted, dim=1).to("cpu", torch.uint8).numpy())
+            if on_tile:
+                on_tile(layout.index(i, j) + 1, len(layout))
+        header = Header(self.fingerprint, width, height, settings.quality, steps, cell, bits, side)
         return [
             Encoded(
-                bitstream.pack(header, [Streams(correction.encode_factors(levels, bits), c.z_stream, c.y_stream)]),
-                reconstruction,
-                d,
-                levels,
+                bitstream.pack(
+                    header,
+                    [
+                        Streams(correction.encode_factors(levels[layout.index(i, j)][b], bits), *streams[i, j][b])
+                        for i, j in layout
+                    ],
+                ),
+                picture,
+                [tile[b] for tile in levels],
             )
-            for c, levels, reconstruction, d in zip(coded, levels_BSRC, reconstructions, privileged, strict=True)
+            for b, picture in enumerate(out)
         ]
 
     @torch.inference_mode()
     def decompress_batch(
-        self, files: Sequence[bytes], decoding: Decoding = "corrected", max_pixels: int = bitstream.MAX_PIXELS
+        self,
+        files: Sequence[bytes],
+        decoding: Decoding = "corrected",
+        max_pixels: int = bitstream.MAX_PIXELS,
+        on_tile: OnTile | None = None,
     ) -> list[Picture]:
-        """Files that agree in size, steps and grid -> pictures. See `decompress`."""
+        """Files that agree in size, steps, grid and tiles -> pictures. See `decompress`."""
         if not files:
             raise UsageError("a batch needs at least one file")
         parsed = [bitstream.unpack(data, self.fingerprint, max_pixels) for data in files]
         header = parsed[0].header
         if any(_batch_key(p.header) != _batch_key(header) for p in parsed):
-            raise UsageError("the files of a batch must agree in width, height, steps and factor grid")
-        y_hat_BMhw = self._latents(parsed)
-        d_BCHW = self._decode_privileged(y_hat_BMhw)
-        if decoding == "privileged":
-            return _to_pictures(d_BCHW, header.height, header.width)
-        grid = Grid(header.height, header.width, header.grid)
-        levels_BSRC = torch.stack([_read_factors(p, grid) for p in parsed]).to(self.device)
-        if decoding == "uncorrected":
-            levels_BSRC = torch.zeros_like(levels_BSRC)
-        out_BCHW = self._trajectory(
-            y_hat_BMhw, d_BCHW, header.steps, grid, header.factor_bits, lambda step, _: levels_BSRC[:, step]
-        )
-        return _to_pictures(out_BCHW, header.height, header.width)
+            raise UsageError("the files of a batch must agree in width, height, steps, factor grid and tiles")
+        layout = Layout(header.height, header.width, header.tile)
+        g_BM11 = self._gain([p.header.quality for p in parsed])
+        latents = Latents(layout, lambda i, j: self._read_latent(parsed, layout, i, j).to(self.device) / g_BM11)
+        out = [np.empty((header.height, header.width, 3), np.uint8) for _ in files]
+        for i, j in layout:
+            y_hat_BMhw = latents.window(i, j)
+            x_0_BCHW = d_BCHW = self._decode_privileged(y_hat_BMhw)
+            if decoding != "privileged":
+                grid = Grid(layout.rows[i].size, layout.columns[j].size, header.grid)
+                levels_BSPRC = torch.stack([_read_factors(p, grid, layout.index(i, j)) for p in parsed])
+                if decoding == "uncorrected":
+                    levels_BSPRC = torch.zeros_like(levels_BSPRC)
+                levels_BSPRC = levels_BSPRC.to(self.device)
+                x_0_BCHW = self._trajectory(
+                    y_hat_BMhw, d_BCHW, layout, (i, j), header.steps, grid, header.factor_bits,
+                    lambda step, _: levels_BSPRC[:, step],  # noqa: B023 (used within this round only)
+                )  # fmt: skip
+            self._paste(out, x_0_BCHW, layout, i, j)
+            if on_tile:
+                on_tile(layout.index(i, j) + 1, len(layout))
+        return out
 
     def latents_of(self, x_BCHW: Tensor, q_B: Tensor) -> Tensor:
         """y_hat / g_q as a decoder would have it, for pictures in [-1, 1] whose sides are multiples of 64."""
@@ -170,84 +221,93 @@ class CorrDiffCodec:
             y_BMhw, g_BM11 = self.model.latent(x_BCHW, q_B)
         with torch.autocast(self.device.type, enabled=False):
             z_hat_BNuv = self.model.entropy.hyper_analysis(y_BMhw).round()
-        m_BMhw = torch.stack([self.tables.mean_and_index(z)[0] for z in z_hat_BNuv]).to(self.device)
+        m_BMhw = self.tables.mean_and_index(z_hat_BNuv)[0].to(self.device)
         y_hat_BMhw: Tensor = ((y_BMhw - m_BMhw).round() + m_BMhw) / g_BM11
         return y_hat_BMhw
 
-    def _latents(self, parsed: Sequence[bitstream.Bitstream]) -> Tensor:
-        """y_hat / g_q of files of one size."""
-        header = parsed[0].header
-        z_shape = (-(-header.height // HYPER_STRIDE), -(-header.width // HYPER_STRIDE))
+    def _read_latent(self, parsed: Sequence[bitstream.Bitstream], layout: Layout, i: int, j: int) -> Tensor:
+        """y_hat of one tile of each file."""
+        z_shape = layout.rows[i].padded // HYPER_STRIDE, layout.columns[j].padded // HYPER_STRIDE
+        tiles = [p.tiles[layout.index(i, j)] for p in parsed]
         try:
-            decoded = [self.tables.decode(p.tiles[0].z, p.tiles[0].y, z_shape) for p in parsed]
+            return self.tables.decode([t.z for t in tiles], [t.y for t in tiles], z_shape)
         except ValueError as error:
             raise BitstreamError(f"the coded latents are not valid: {error}") from None
-        g_BM11 = self.model.gain(self._qualities([p.header.quality for p in parsed]))
-        y_hat_BMhw: Tensor = torch.stack(decoded).to(self.device) / g_BM11
-        return y_hat_BMhw
 
     def _decode_privileged(self, y_hat_BMhw: Tensor) -> Tensor:
         with self._autocast():
             d_BCHW: Tensor = self.model.decoder(y_hat_BMhw)
-        return d_BCHW.float().clamp(-1, 1)
+        return d_BCHW.float().contiguous().clamp_(-1, 1)
 
     def _trajectory(
         self,
         y_hat_BMhw: Tensor,
         d_BCHW: Tensor,
+        layout: Layout,
+        tile: tuple[int, int],
         steps: int,
         grid: Grid,
         bits: int,
-        levels_of: Callable[[int, Tensor], Tensor],
+        levels_of: Callable[[int, Parts], Tensor],
     ) -> Tensor:
-        """The reverse process. `levels_of(step, xhat0_BCHW)` gives the factor levels [B, R, C] of each step."""
-        height, width = d_BCHW.shape[2:]
+        """The reverse process on a tile's window. `levels_of(step, parts)` gives each step's levels [B, P, R, C]."""
+        batch, _, height, width = d_BCHW.shape
+        row, column = layout.rows[tile[0]], layout.columns[tile[1]]
         with self._autocast():
             context = self.model.context(y_hat_BMhw)
-        noise = diffusion.format_noise(height, width).to(self.device)
-        x_t_BCHW = noise[None].expand(len(d_BCHW), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        noise = diffusion.format_noise(height, width, row.begin, column.begin).to(self.device)
+        x_t_BCHW = noise.repeat(batch, 1, 1, 1)
         times = diffusion.sampling_times(steps)
         for step, (t, t_next) in enumerate(itertools.pairwise(times)):
             with self._autocast():
-                xhat0_BCHW = self.model.denoiser(x_t_BCHW, context, torch.full((len(d_BCHW),), t, device=self.device))
-            xhat0_BCHW = xhat0_BCHW.float().clamp(-1, 1)
-            gamma_BRC = correction.dequantise(levels_of(step, xhat0_BCHW), bits)
-            x_0_BCHW = correction.apply(xhat0_BCHW, d_BCHW, gamma_BRC, grid)
+                xhat0_BCHW = self.model.denoiser(x_t_BCHW, context, torch.full((batch,), t, device=self.device))
+            parts = correction.split(xhat0_BCHW.float().contiguous().clamp_(-1, 1), d_BCHW)
+            g_BPRC = correction.dequantise(levels_of(step, parts), bits)
+            x_0_BCHW = correction.apply(parts, g_BPRC, grid, row.start - row.begin, column.start - column.begin)
             if t_next > 0:
                 x_t_BCHW = diffusion.ddim_step(x_t_BCHW, x_0_BCHW, t, t_next)
         return x_0_BCHW
+
+    def _paste(self, pictures: list[Picture], x_BCHW: Tensor, layout: Layout, i: int, j: int) -> None:
+        grey_BHWC = ((x_BCHW + 1) * 127.5).clamp_(0, 255).permute(0, 2, 3, 1).cpu().numpy()
+        for picture, window_HWC in zip(pictures, grey_BHWC, strict=True):
+            layout.paste(picture, window_HWC, i, j)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def _qualities(self, qualities: list[int]) -> Tensor:
-        return torch.tensor(qualities, device=self.device)
+    def _gain(self, qualities: list[int]) -> Tensor:
+        g_BM11: Tensor = self.model.gain(torch.tensor(qualities, device=self.device))
+        return g_BM11
 
-    def _to_tensor(self, images: Sequence[Picture]) -> Tensor:
-        if not images:
-            raise UsageError("a batch needs at least one picture")
-        for image in images:
-            if not isinstance(image, np.ndarray):
-                raise UsageError(f"expected RGB uint8 pictures [H, W, 3], got {type(image).__name__}")
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-                raise UsageError(f"expected RGB uint8 pictures [H, W, 3], got {image.dtype} {list(image.shape)}")
-            if image.shape != images[0].shape:
-                raise UsageError("the pictures of a batch must have one size")
-        x_BHWC = torch.from_numpy(np.stack(images)).to(self.device)
-        return x_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+    def _to_tensor(self, images: Sequence[Picture], rows: slice, columns: slice) -> Tensor:
+        x_BHWC = torch.from_numpy(np.stack([image[rows, columns] for image in images])).to(self.device)
+        return x_BHWC.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
+
+
+def _check(images: Sequence[Picture]) -> None:
+    if not images:
+        raise UsageError("a batch needs at least one picture")
+    for image in images:
+        if not isinstance(image, np.ndarray):
+            raise UsageError(f"expected RGB uint8 pictures [H, W, 3], got {type(image).__name__}")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise UsageError(f"expected RGB uint8 pictures [H, W, 3], got {image.dtype} {list(image.shape)}")
+        if image.shape != images[0].shape:
+            raise UsageError("the pictures of a batch must have one size")
 
 
 def _batch_key(header: Header) -> tuple[int, ...]:
-    return header.width, header.height, header.steps, header.grid, header.factor_bits
+    return header.width, header.height, header.steps, header.grid, header.factor_bits, header.tile
 
 
-def _read_factors(parsed: bitstream.Bitstream, grid: Grid) -> Tensor:
+def _read_factors(parsed: bitstream.Bitstream, grid: Grid, tile: int) -> Tensor:
     header = parsed.header
-    shape = (header.steps, grid.rows, grid.columns)
+    shape = (header.steps, correction.PLANES, grid.rows, grid.columns)
     try:
-        levels = correction.decode_factors(parsed.tiles[0].factors, shape, header.factor_bits)
+        levels = correction.decode_factors(parsed.tiles[tile].factors, shape, header.factor_bits)
     except ValueError as error:
         raise BitstreamError(f"the correction factors are not valid: {error}") from None
     return torch.from_numpy(levels)
@@ -258,8 +318,3 @@ def _pad(x_BCHW: Tensor) -> Tensor:
     height, width = x_BCHW.shape[2:]
     x = F.pad(x_BCHW, (0, -width % HYPER_STRIDE, 0, -height % HYPER_STRIDE), mode="replicate")
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def _to_pictures(x_BCHW: Tensor, height: int, width: int) -> list[Picture]:
-    x = ((x_BCHW[:, :, :height, :width].float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return list(x.permute(0, 2, 3, 1).cpu().numpy())

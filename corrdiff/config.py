@@ -25,8 +25,21 @@ QUALITIES = 8
 DEFAULT_QUALITY = 4
 DEFAULT_FIDELITY = 0.5
 
-MAX_STEPS, MAX_FACTOR_BITS, MAX_GRID, GRID_UNIT = 64, 6, 1 << 14, 8
+GRID_UNIT = 16
+MAX_STEPS, MAX_FACTOR_BITS, MAX_GRID = 64, 6, 255 * GRID_UNIT
 """What the file format can say of steps, bits of a factor, and the side of a factor cell with its unit, in pixels."""
+
+MIN_TILE, MAX_TILE = 256, 255 * HYPER_STRIDE
+"""Sides of a tile that the file format can say, in pixels; multiples of HYPER_STRIDE."""
+
+AUTO_TILE = 1024
+AUTO_TILE_PIXELS = 1 << 22
+"""Pictures with more pixels are cut into tiles of AUTO_TILE unless the caller says otherwise."""
+
+
+def is_tile(side: int) -> bool:
+    """Whether that is a tile's side, or the 0 of a picture that is not tiled."""
+    return side == 0 or (MIN_TILE <= side <= MAX_TILE and side % HYPER_STRIDE == 0)
 
 
 def _stage_count(patch: int) -> int:
@@ -117,14 +130,26 @@ class Settings:
     """1 asks for the least distortion, 0 for the most natural texture."""
     steps: int | None = None
     """Network evaluations, 1 to 64; the codec's own default where it is not given."""
+    tile: int | None = None
+    """Side of a tile in pixels, a multiple of 64 from 256 on; 0 for none; by the picture's size where not given."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.quality < QUALITIES:
-            raise UsageError(f"quality must be from 0 to {QUALITIES - 1}, not {self.quality}")
+        if not isinstance(self.quality, int) or not 0 <= self.quality < QUALITIES:
+            raise UsageError(f"quality must be a whole number from 0 to {QUALITIES - 1}, not {self.quality}")
         if not 0.0 <= self.fidelity <= 1.0:
             raise UsageError(f"fidelity must be from 0 to 1, not {self.fidelity}")
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
             raise UsageError(f"steps must be from 1 to {MAX_STEPS}, not {self.steps}")
+        if self.tile is not None and not is_tile(self.tile):
+            raise UsageError(
+                f"tile must be 0 or a multiple of {HYPER_STRIDE} from {MIN_TILE} to {MAX_TILE} pixels, not {self.tile}"
+            )
+
+    def tile_for(self, height: int, width: int) -> int:
+        """The side of the tiles of a picture of that size; 0 for none."""
+        if self.tile is not None:
+            return self.tile
+        return AUTO_TILE if height * width > AUTO_TILE_PIXELS else 0
 
 
 @dataclass(frozen=True)

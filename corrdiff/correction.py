@@ -1,18 +1,21 @@
 """The correction of CorrDiff: pull the score network's estimate towards the privileged decoder's picture.
 
-    xtilde0_t = (1 - gamma_t) * xhat0_t + gamma_t * D(y_hat)
+    xtilde0_t = xhat0_t + gamma_low_t * low(D - xhat0_t) + gamma_high_t * high(D - xhat0_t)
 
-gamma_t has a value for each cell of a grid, interpolated bilinearly between cell centres. The encoder finds the
-factors, quantises them and codes them; the decoder reads them. The idea is from arXiv 2404.04916; the grid, the
-criterion and the coding here are this project's own.
+With both factors equal this is (1 - gamma_t) * xhat0_t + gamma_t * D. `low` is what is left of the difference at a
+quarter of the resolution, `high` the rest: in the coarse part D is nearer to the original at no loss of texture, in the
+fine part the two compete. Each factor has a value for each cell of a grid, interpolated bilinearly between centres. The
+encoder finds the factors, quantises them and codes them; the decoder reads them. The idea is from arXiv 2404.04916; the
+two parts, the grid, the criterion and the coding here are this project's own.
 
-Shapes: x_BCHW pictures in [-1, 1]; g_BRC factors on a grid of R rows and C columns; levels are whole numbers
-0..2**bits - 1.
+Shapes: x_BCHW pictures in [-1, 1]; P = 2 planes of factors, low and high; g_BPRC factors on a grid of R rows and C
+columns of cells; S steps; L = 2**bits levels, whole numbers 0..L - 1.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,12 +25,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corrdiff.config import GRID_UNIT
-from corrdiff.entropy_model import RangeTable
+from corrdiff.range_coder import RangeTables
 
-BLOCK = GRID_UNIT
-"""Texture is compared on blocks of 8x8 samples of a band; a cell's side is a multiple of it."""
+PLANES = 2
+LOW, HIGH = 0, 1
+
+COARSE = 4
+"""The low part is the difference averaged over blocks of 4x4 pixels and interpolated bilinearly."""
+
+BLOCK = 8
+"""Texture is compared on blocks of 8x8 samples of a band; a cell's side is a multiple of the coarsest band's block."""
 
 _BANDS = 2
+assert GRID_UNIT % (BLOCK << (_BANDS - 1)) == 0
 _VARIANCE_FLOOR = (2 / 255) ** 2
 """One grey level: texture below it is not seen, and its logarithm must not weigh."""
 _ERROR_FLOOR = 1e-6
@@ -35,14 +45,17 @@ _ERROR_FLOOR = 1e-6
 # Ratio of the frequencies of neighbouring residuals, in eighths, for each of the coder's tables.
 _DECAY_EIGHTHS = (0, 1, 2, 3, 4, 5, 6, 8)
 
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+"""Two pictures [B, 3, H, W] in [-1, 1] -> a map of their distance, [B, 1, H, W]."""
+
 
 class Grid(NamedTuple):
-    """How factor cells lie over a picture."""
+    """How factor cells lie over a picture or a tile's core."""
 
     height: int
     width: int
     cell: int
-    """Side of a cell in pixels; 0 is one cell for the whole picture."""
+    """Side of a cell in pixels; 0 is one cell for all."""
 
     @property
     def rows(self) -> int:
@@ -53,76 +66,132 @@ class Grid(NamedTuple):
         return -(-self.width // self.cell) if self.cell else 1
 
 
+class Parts(NamedTuple):
+    """The score network's estimate, and its difference to D in two parts, each [B, 3, H, W]."""
+
+    xhat0_BCHW: Tensor
+    low_BCHW: Tensor
+    high_BCHW: Tensor
+
+    def crop(self, rows: slice, columns: slice) -> Parts:
+        return Parts(*(p[:, :, rows, columns].contiguous() for p in self))
+
+
+def split(xhat0_BCHW: Tensor, d_BCHW: Tensor) -> Parts:
+    """The parts that the factors weigh; sides must be multiples of COARSE."""
+    difference = d_BCHW - xhat0_BCHW
+    coarse = F.avg_pool2d(difference, COARSE)
+    low = F.interpolate(coarse, scale_factor=COARSE, mode="bilinear", align_corners=False)
+    return Parts(xhat0_BCHW, low, difference.sub_(low))
+
+
 def dequantise(levels: Tensor, bits: int) -> Tensor:
     """Levels -> factors in [0, 1]."""
     return levels.float() / ((1 << bits) - 1)
 
 
-def apply(xhat0_BCHW: Tensor, d_BCHW: Tensor, g_BRC: Tensor, grid: Grid) -> Tensor:
-    """The corrected estimate. The pictures may be padded beyond the grid's size; edge values go on there."""
-    g_B1HW = expand(g_BRC, grid, xhat0_BCHW.shape[2], xhat0_BCHW.shape[3])[:, None]
-    return xhat0_BCHW + g_B1HW * (d_BCHW - xhat0_BCHW)
+def apply(parts: Parts, g_BPRC: Tensor, grid: Grid, top: int = 0, left: int = 0) -> Tensor:
+    """The corrected estimate. (top, left) is where the grid's first pixel lies in the parts."""
+    size = parts.xhat0_BCHW.shape[2:]
+    g_BPHW = expand(g_BPRC, grid, size[0], size[1], top, left)
+    corrected = torch.addcmul(parts.xhat0_BCHW, g_BPHW[:, LOW, None], parts.low_BCHW)
+    return corrected.addcmul_(g_BPHW[:, HIGH, None], parts.high_BCHW)
 
 
-def expand(g_BRC: Tensor, grid: Grid, height: int, width: int) -> Tensor:
-    """Factors on the grid -> a factor for each pixel, [B, height, width], bilinear between cell centres."""
-    rows = _interpolation(height, grid.rows, grid.cell).to(g_BRC)
-    columns = _interpolation(width, grid.columns, grid.cell).to(g_BRC)
-    return rows @ g_BRC @ columns.T
+def expand(g: Tensor, grid: Grid, height: int, width: int, top: int = 0, left: int = 0) -> Tensor:
+    """Factors on the grid [..., R, C] -> a factor for each pixel [..., height, width], bilinear between cell centres.
+
+    Beyond the outermost centres, and so outside the grid, the nearest value goes on.
+    """
+    rows = _interpolation(height, grid.rows, grid.cell, top, g.device)
+    columns = _interpolation(width, grid.columns, grid.cell, left, g.device)
+    return rows @ g @ columns.T
 
 
 @functools.lru_cache(maxsize=64)
-def _interpolation(size: int, cells: int, cell: int) -> Tensor:
+def _interpolation(size: int, cells: int, cell: int, start: int, device: torch.device) -> Tensor:
     """[size, cells] weights of the cells at each pixel along one axis."""
     if cells == 1:
-        return torch.ones(size, 1)
-    position = ((torch.arange(size) + 0.5) / cell - 0.5).clamp(0, cells - 1)
+        return torch.ones(size, 1, device=device)
+    position = ((torch.arange(size) - start + 0.5) / cell - 0.5).clamp(0, cells - 1)
     lower = position.floor().clamp(max=cells - 2).long()
     weight = torch.zeros(size, cells)
     weight.scatter_(1, lower[:, None], (1 - (position - lower))[:, None])
     weight.scatter_(1, lower[:, None] + 1, (position - lower)[:, None])
-    return weight
+    return weight.to(device)
 
 
-class Target(NamedTuple):
-    """What the fit needs of the original and of D's picture, once an image (cropped to the true size)."""
+class Fit:
+    """Finds the levels of a batch of pictures (or tile cores), step by step.
 
-    x_0_BCHW: Tensor
-    d_BCHW: Tensor
-    x_energy: list[Tensor]
-    d_bands: list[Tensor]
-    d_energy: list[Tensor]
-
-
-def prepare_target(x_0_BCHW: Tensor, d_BCHW: Tensor) -> Target:
-    """Bands and local energies of the pictures that do not change over the steps."""
-    d_bands = _bands(d_BCHW)
-    x_energy = [_block_mean(b * b) for b in _bands(x_0_BCHW)]
-    return Target(x_0_BCHW, d_BCHW, x_energy, d_bands, [_block_mean(b * b) for b in d_bands])
-
-
-def fit_factors(target: Target, xhat0_BCHW: Tensor, grid: Grid, bits: int, fidelity: float) -> Tensor:
-    """The best level of each cell, [B, R, C], by trying all 2**bits.
-
-    The criterion is `fidelity * log(squared error) + (1 - fidelity) * texture error`, where texture error is the mean
-    absolute log ratio of local band energies to the original's. Both are quadratics in gamma inside the logarithm,
-    so all levels cost one pass over the picture. Where D and xhat0 agree, the level is 0.
+    The criterion of a cell is `fidelity * log(squared error) + (1 - fidelity) * texture error`, where texture error is
+    the mean absolute log ratio of local band energies to the original's. Both are quadratics in a factor inside the
+    logarithm, so all levels of a plane cost one pass over the picture. The planes take turns, low first, each with
+    the other held; they start from the step before. Where a part vanishes, its level is 0.
     """
-    gamma_L = torch.arange((1 << bits), device=xhat0_BCHW.device, dtype=torch.float32) / ((1 << bits) - 1)
-    g = gamma_L[:, None, None, None]
-    residual, step = target.x_0_BCHW - xhat0_BCHW, target.d_BCHW - xhat0_BCHW
-    rr, rs, ss = (_pixel_mean(v.mean(1), grid) for v in (residual * residual, residual * step, step * step))
-    error_LBRC = (rr - 2 * g * rs + g * g * ss).clamp(min=0)
-    cost_LBRC = fidelity * torch.log(error_LBRC + _ERROR_FLOOR)
-    if fidelity < 1:
-        texture = torch.zeros_like(cost_LBRC)
-        for i, a in enumerate(_bands(xhat0_BCHW)):
-            aa, ad = _block_mean(a * a), _block_mean(a * target.d_bands[i])
-            energy = ((1 - g) ** 2 * aa + 2 * g * (1 - g) * ad + g * g * target.d_energy[i]).clamp(min=0)
-            texture += _cell_mean(_log_ratio(energy, target.x_energy[i]), grid, 2**i)
-        cost_LBRC = cost_LBRC + (1 - fidelity) * texture / _BANDS
-    best = cost_LBRC.argmin(0)
-    return torch.where(ss > 0, best, torch.zeros_like(best))
+
+    def __init__(
+        self, x_0_BCHW: Tensor, grid: Grid, bits: int, fidelity: float, perceptual: Perceptual | None = None
+    ) -> None:
+        """`perceptual`, where it is given, takes the place of the texture error."""
+        self._x_0_BCHW, self._grid, self._fidelity, self._perceptual = x_0_BCHW, grid, fidelity, perceptual
+        self._texture_energy = [_block_mean(b * b) for b in _bands(x_0_BCHW)]
+        levels = 1 << bits
+        self._bits = bits
+        self._gamma_L = torch.arange(levels, device=x_0_BCHW.device, dtype=torch.float32) / (levels - 1)
+        shape = (len(x_0_BCHW), PLANES, grid.rows, grid.columns)
+        self._levels_BPRC = torch.full(shape, levels // 2, device=x_0_BCHW.device)
+
+    def __call__(self, parts: Parts) -> Tensor:
+        """The next step's levels, [B, P, R, C]."""
+        error = _gram((parts.xhat0_BCHW - self._x_0_BCHW, *parts[1:]), lambda v: _pixel_mean(v.mean(1), self._grid))
+        texture = None
+        if self._fidelity < 1 and self._perceptual is None:
+            texture = [_gram(bands, _block_mean) for bands in zip(*(_bands(p) for p in parts), strict=True)]
+        for plane in range(PLANES):
+            cost = self._fidelity * torch.log(self._along(error, plane, None) + _ERROR_FLOOR)
+            if texture is not None:
+                for i, gram in enumerate(texture):
+                    ratio = _log_ratio(self._along(gram, plane, i), self._texture_energy[i])
+                    cost += (1 - self._fidelity) / _BANDS * _cell_mean(ratio, self._grid, 1 << i)
+            elif self._fidelity < 1:
+                cost += (1 - self._fidelity) * self._perceptual_cost(parts, plane)
+            best = torch.where(error[plane + 1][plane + 1] > 0, cost.argmin(0), 0)
+            self._levels_BPRC = self._levels_BPRC.clone()
+            self._levels_BPRC[:, plane] = best
+        return self._levels_BPRC
+
+    def _along(self, gram: _Gram, plane: int, band: int | None) -> Tensor:
+        """Energy of the combination at each level of one plane, the other plane held: [L, B, ...]."""
+        k, other = plane + 1, 2 - plane
+        h = dequantise(self._levels_BPRC[:, 1 - plane], self._bits)
+        if band is not None:
+            h = _cells_to_blocks(h, self._grid, gram[0][0].shape[-2:], 1 << band)
+        base = gram[0][0] + h * (2 * gram[other][0] + h * gram[other][other])
+        slope = 2 * (gram[k][0] + h * gram[2][1])
+        g = self._gamma_L[:, None, None, None]
+        return (base + g * (slope + g * gram[k][k])).clamp(min=0)
+
+    def _perceptual_cost(self, parts: Parts, plane: int) -> Tensor:
+        """The perceptual distance at each level, [L, B, R, C]: a parabola through the distances at three of them."""
+        assert self._perceptual is not None
+        distances = []
+        for gamma in (0.0, 0.5, 1.0):
+            g_BPRC = dequantise(self._levels_BPRC, self._bits)
+            g_BPRC[:, plane] = gamma
+            distance = self._perceptual(apply(parts, g_BPRC, self._grid), self._x_0_BCHW)
+            distances.append(_pixel_mean(distance[:, 0], self._grid))
+        at_0, at_half, at_1 = distances
+        g = self._gamma_L[:, None, None, None]
+        return at_0 + g * (4 * at_half - 3 * at_0 - at_1) + g * g * 2 * (at_0 + at_1 - 2 * at_half)
+
+
+_Gram = list[list[Tensor]]
+"""Lower triangle of local inner products of (estimate or its error, low part, high part)."""
+
+
+def _gram(vectors: tuple[Tensor, ...], mean: Callable[[Tensor], Tensor]) -> _Gram:
+    return [[mean(a * b) for b in vectors[: i + 1]] for i, a in enumerate(vectors)]
 
 
 def texture_error(x_0_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
@@ -140,17 +209,23 @@ def _log_ratio(energy: Tensor, reference: Tensor) -> Tensor:
 
 def _bands(x_BCHW: Tensor) -> list[Tensor]:
     """Laplacian pyramid of the channel mean, finest band first: [B, H, W], then half the size."""
-    low = x_BCHW.float().mean(1, keepdim=True)
-    kernel = torch.tensor([0.25, 0.5, 0.25], device=low.device)
-    kernel = (kernel[:, None] * kernel[None])[None, None]
+    low = x_BCHW.float().mean(1)
     bands: list[Tensor] = []
     for i in range(_BANDS):
         if i > 0:
-            low = F.avg_pool2d(low, 2, ceil_mode=True)
-        smooth = F.conv2d(F.pad(low, (1, 1, 1, 1), mode="replicate"), kernel)
-        bands.append((low - smooth)[:, 0])
+            low = F.avg_pool2d(low[:, None], 2, ceil_mode=True)[:, 0]
+        smooth = _smooth(_smooth(low, 1), 2)
+        bands.append(low - smooth)
         low = smooth
     return bands
+
+
+def _smooth(x_BHW: Tensor, axis: int) -> Tensor:
+    """The kernel (1, 2, 1) / 4 along an axis, edge values repeated."""
+    size = x_BHW.shape[axis]
+    before = torch.cat([x_BHW.narrow(axis, 0, 1), x_BHW.narrow(axis, 0, size - 1)], axis)
+    after = torch.cat([x_BHW.narrow(axis, 1, size - 1), x_BHW.narrow(axis, size - 1, 1)], axis)
+    return before.add_(after).mul_(0.25).add_(x_BHW, alpha=0.5)
 
 
 def _block_mean(x_BHW: Tensor) -> Tensor:
@@ -159,73 +234,87 @@ def _block_mean(x_BHW: Tensor) -> Tensor:
 
 def _pixel_mean(x_BHW: Tensor, grid: Grid) -> Tensor:
     """Means over the pixels of each cell, [B, R, C]."""
-    if grid.cell == 0:
-        return x_BHW.mean((-2, -1), keepdim=True)
-    return F.avg_pool2d(x_BHW[:, None], grid.cell, ceil_mode=True)[:, 0]
+    return x_BHW.mean((-2, -1), keepdim=True) if grid.cell == 0 else _pool(x_BHW, grid.cell)
 
 
 def _cell_mean(blocks: Tensor, grid: Grid, scale: int) -> Tensor:
     """Means over blocks (of a band at 1/scale) -> means over cells, last two axes."""
     if grid.cell == 0:
         return blocks.mean((-2, -1), keepdim=True)
-    shape = blocks.shape
-    flat = blocks.reshape(-1, 1, *shape[-2:])
-    if grid.cell % (BLOCK * scale):  # a cell smaller than a block of this band: take the nearest
-        cells = F.interpolate(flat, (grid.rows, grid.columns), mode="nearest")
-    else:
-        side = grid.cell // (BLOCK * scale)
-        cells = F.avg_pool2d(flat, side, ceil_mode=True)
-    return cells.reshape(*shape[:-2], *cells.shape[-2:])
+    cells = _pool(blocks.flatten(0, -3), grid.cell // (BLOCK * scale))
+    return cells.reshape(*blocks.shape[:-2], *cells.shape[-2:])
 
 
-def encode_factors(levels_SRC: npt.NDArray[np.uint8], bits: int) -> bytes:
-    """Levels of all steps -> bytes: the number of the frequency table that codes them best, then rANS.
+def _pool(x_BHW: Tensor, side: int) -> Tensor:
+    return F.avg_pool2d(x_BHW[:, None], side, ceil_mode=True)[:, 0]
+
+
+def _cells_to_blocks(g_BRC: Tensor, grid: Grid, size: torch.Size, scale: int) -> Tensor:
+    """The value of the cell in which each block (of a band at 1/scale) lies, [B, *size]."""
+    if grid.cell == 0:
+        return g_BRC.expand(-1, *size)
+    side = grid.cell // (BLOCK * scale)
+    return g_BRC.repeat_interleave(side, 1)[:, : size[0]].repeat_interleave(side, 2)[:, :, : size[1]]
+
+
+def encode_factors(levels_SPRC: npt.NDArray[np.uint8], bits: int) -> bytes:
+    """Levels of all steps -> bytes: which frequency table codes each plane best, then rANS.
 
     A level is coded as its difference (modulo 2**bits) from the same cell one step earlier; in the first step from its
-    left neighbour.
+    left neighbour, in the first column from the one above, and in the first cell from 2**(bits - 1).
     """
-    residuals = _residuals(levels_SRC, bits).tolist()
-    tables = _factor_tables(bits)
-    streams = [tables.encode(residuals, [i] * len(residuals)) for i in range(len(_DECAY_EIGHTHS))]
-    best = min(range(len(streams)), key=lambda i: len(streams[i]))
-    return bytes([best]) + streams[best]
+    residuals = _residuals(levels_SPRC, bits)
+    lengths_TL, tables = _factor_tables(bits)
+    chosen = [
+        int((lengths_TL @ np.bincount(residuals[:, p].ravel(), minlength=1 << bits)).argmin()) for p in range(PLANES)
+    ]
+    first = chosen[LOW] | chosen[HIGH] << 4
+    return bytes([first]) + tables.encode(residuals.ravel(), _table_index(residuals.shape, chosen))
 
 
-def decode_factors(data: bytes, shape_SRC: tuple[int, int, int], bits: int) -> npt.NDArray[np.uint8]:
+def decode_factors(data: bytes, shape_SPRC: tuple[int, int, int, int], bits: int) -> npt.NDArray[np.uint8]:
     """Inverse of `encode_factors`. Raises `ValueError` where the bytes are no factors."""
-    if not data or data[0] >= len(_DECAY_EIGHTHS):
+    chosen = [data[0] & 15, data[0] >> 4] if data else [len(_DECAY_EIGHTHS)]
+    if max(chosen) >= len(_DECAY_EIGHTHS):
         raise ValueError("the factors name an unknown frequency table")
-    count = int(np.prod(shape_SRC))
-    residuals = _factor_tables(bits).decode(data[1:], [data[0]] * count).numpy()
-    if count and (residuals.min() < 0 or residuals.max() >= (1 << bits)):
+    residuals = _factor_tables(bits)[1].decode(data[1:], _table_index(shape_SPRC, chosen)).reshape(shape_SPRC)
+    if residuals.min() < 0 or residuals.max() >= (1 << bits):
         raise ValueError("a correction factor is out of range")
-    residuals = residuals.reshape(shape_SRC)
-    levels = np.zeros(shape_SRC, dtype=np.int64)
-    for s in range(shape_SRC[0]):
-        levels[s] = levels[s - 1] + residuals[s] if s else residuals[0].cumsum(axis=1)
-    return (levels % (1 << bits)).astype(np.uint8)
+    residuals[0, :, 0, 0] += 1 << (bits - 1)
+    residuals[0, :, :, 0] = residuals[0, :, :, 0].cumsum(axis=-1)
+    residuals[0] = residuals[0].cumsum(axis=-1)
+    return (residuals.cumsum(axis=0) % (1 << bits)).astype(np.uint8)
 
 
-def _residuals(levels_SRC: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int64]:
-    levels = levels_SRC.astype(np.int64)
-    predicted = np.zeros_like(levels)
-    predicted[0, :, 1:] = levels[0, :, :-1]
+def _residuals(levels_SPRC: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.int32]:
+    levels = levels_SPRC.astype(np.int32)
+    predicted = np.empty_like(levels)
+    predicted[0, :, 0, 0] = 1 << (bits - 1)
+    predicted[0, :, 1:, 0] = levels[0, :, :-1, 0]
+    predicted[0, :, :, 1:] = levels[0, :, :, :-1]
     predicted[1:] = levels[:-1]
-    flat: npt.NDArray[np.int64] = ((levels - predicted) % (1 << bits)).reshape(-1)
-    return flat
+    return (levels - predicted) % (1 << bits)
+
+
+def _table_index(shape_SPRC: tuple[int, ...], chosen: list[int]) -> npt.NDArray[np.uint8]:
+    steps, _, rows, columns = shape_SPRC
+    return np.tile(np.repeat(np.array(chosen, np.uint8), rows * columns), steps)
 
 
 @functools.cache
-def _factor_tables(bits: int) -> RangeTable:
-    """Two-sided geometric frequencies around 0 modulo 2**bits, in integers: part of the format."""
+def _factor_tables(bits: int) -> tuple[npt.NDArray[np.float64], RangeTables]:
+    """Two-sided geometric frequencies around 0 modulo 2**bits, in integers: part of the format.
+
+    Returns the bits that each residual takes in each table, [tables, 2**bits], and the tables.
+    """
     n = 1 << bits
-    cdfs: list[list[int]] = []
+    frequencies = []
     for eighths in _DECAY_EIGHTHS:
         weight = [(eighths ** min(r, n - r) << 20) // 8 ** min(r, n - r) for r in range(n)]
-        frequency = [1 + w * (65535 - n) // sum(weight) for w in weight]
-        frequency[0] += 65535 - sum(frequency)
-        cdf = [0]
-        for f in [*frequency, 1]:  # the last is the escape code, which no encoder uses
-            cdf.append(cdf[-1] + f)
-        cdfs.append(cdf)
-    return RangeTable(cdfs, [n + 2] * len(cdfs), [0] * len(cdfs))
+        row = [1 + w * (65535 - n) // sum(weight) for w in weight]
+        row[0] += 65535 - sum(row)
+        frequencies.append([*row, 1])  # the last is the escape code, which no encoder uses
+    table = np.array(frequencies)
+    cdf = np.concatenate([np.zeros((len(table), 1), np.int64), table.cumsum(1)], axis=1).astype(np.int32)
+    rows = np.full(len(table), n + 2, np.int32)
+    return 16 - np.log2(table[:, :n]), RangeTables("factors", cdf, rows, np.zeros_like(rows))

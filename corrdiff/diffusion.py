@@ -48,8 +48,9 @@ def sampling_times(steps: int) -> list[float]:
 def ddim_step(x_t_BCHW: Tensor, x_0_BCHW: Tensor, t: float, t_next: float) -> Tensor:
     """One step of DDIM with eta = 0 (arXiv 2010.02502, equation 12), given the (corrected) estimate of x_0."""
     a, a_next = (float(alpha_bar(torch.tensor(v, dtype=torch.float64))) for v in (t, t_next))
-    eps_BCHW = (x_t_BCHW - math.sqrt(a) * x_0_BCHW) / math.sqrt(1 - a)
-    return math.sqrt(a_next) * x_0_BCHW + math.sqrt(1 - a_next) * eps_BCHW
+    # sqrt(a_next) x_0 + sqrt(1 - a_next) eps, with eps = (x_t - sqrt(a) x_0) / sqrt(1 - a)
+    kept = math.sqrt((1 - a_next) / (1 - a))
+    return (x_t_BCHW * kept).add_(x_0_BCHW, alpha=math.sqrt(a_next) - math.sqrt(a) * kept)
 
 
 def philox4x32(counters: npt.NDArray[np.uint32], key: tuple[int, int]) -> npt.NDArray[np.uint32]:

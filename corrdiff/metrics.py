@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff import correction
@@ -20,6 +21,9 @@ from corrdiff.errors import UsageError
 
 MS_SSIM_MIN_SIDE = 161
 """Five scales and an 11x11 window need more than (11 - 1) * 2**4 pixels (pytorch_msssim)."""
+
+LPIPS_MIN_SIDE = 32
+"""AlexNet's strides leave nothing of a smaller picture."""
 
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 """The file that torchvision would download for `lpips.LPIPS(net="alex")`."""
@@ -51,7 +55,7 @@ def texture_error(original: Picture, picture: Picture) -> float:
     return float(correction.texture_error(_signed(original), _signed(picture)))
 
 
-def lpips_weights(given: str | None = None) -> Path | None:
+def lpips_weights(given: str | Path | None = None) -> Path | None:
     """The backbone's file: the one given, else where torchvision keeps its downloads, else None.
 
     Raises `UsageError` where a file was given and is not there.
@@ -75,8 +79,10 @@ def _downloads() -> Path:
 
 
 @functools.cache
-def load_lpips(path: Path) -> nn.Module:
+def load_lpips(path: Path, spatial: bool = False) -> nn.Module:
     """LPIPS (arXiv 1801.03924), version 0.1 with AlexNet, from a local backbone file; nothing is downloaded.
+
+    `spatial` gives a map, [B, 1, H, W], instead of a number for each picture.
 
     Raises `UsageError` where the file does not hold AlexNet's weights.
     """
@@ -87,7 +93,7 @@ def load_lpips(path: Path) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
-            net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+            net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False, spatial=spatial)
             backbone = torchvision.models.alexnet(weights=None)
             backbone.load_state_dict(state)
     except (RuntimeError, OSError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
@@ -102,10 +108,24 @@ def load_lpips(path: Path) -> nn.Module:
 
 def lpips_distance(original: Picture, picture: Picture, network: nn.Module) -> float | None:
     """LPIPS between two pictures, or None where a side is too small for the backbone (under 32 pixels)."""
-    if min(original.shape[:2]) < 32:
+    if min(original.shape[:2]) < LPIPS_MIN_SIDE:
         return None
     with torch.inference_mode():
         return float(network(_signed(original), _signed(picture)))
+
+
+def lpips_map(path: Path, device: str | torch.device) -> correction.Perceptual:
+    """LPIPS as a map over the picture, to fit factors with."""
+    network = load_lpips(path, spatial=True).to(device)
+
+    def distance(x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
+        height, width = x_BCHW.shape[2:]
+        small = (0, max(0, LPIPS_MIN_SIDE - width), 0, max(0, LPIPS_MIN_SIDE - height))
+        padded = (F.pad(x, small, mode="replicate") for x in (x_BCHW, reference_BCHW))
+        out: Tensor = network(*padded)[:, :, :height, :width]
+        return out
+
+    return distance
 
 
 def _signed(picture: Picture) -> Tensor:

@@ -93,15 +93,15 @@ def measure(codec: CorrDiffCodec, report: Path) -> list[Measured]:
 def _measure_one(codec: CorrDiffCodec, key: str, original: Picture, quality: int) -> tuple[Measured, list[Panel]]:
     encoded = [codec.compress_batch([original], Settings(quality, fidelity))[0] for fidelity in FIDELITIES]
     best = encoded[0]
-    uncorrected = codec.decompress(best.data, "uncorrected")
+    privileged, uncorrected = (codec.decompress(best.data, d) for d in ("privileged", "uncorrected"))
     corrected = [codec.decompress(e.data) for e in encoded]
     row = Measured(
-        key, quality, len(best.data), best.bpp, metrics.psnr(original, best.privileged),
+        key, quality, len(best.data), best.bpp, metrics.psnr(original, privileged),
         metrics.psnr(original, uncorrected), tuple(metrics.psnr(original, c) for c in corrected),
     )  # fmt: skip
     panels = [
         Panel(f"{key}, original", original),
-        Panel(f"D alone, {row.psnr_privileged_db:.1f} dB", best.privileged),
+        Panel(f"D alone, {row.psnr_privileged_db:.1f} dB", privileged),
         Panel(f"uncorrected, {row.psnr_uncorrected_db:.1f} dB", uncorrected),
     ]
     for fidelity, picture, e, psnr in zip(FIDELITIES, corrected, encoded, row.psnr_corrected_db, strict=True):

@@ -142,15 +142,16 @@ class Observer:
         for q in PREVIEW_QUALITIES:
             row = []
             encoded = codec.compress_batch(originals, Settings(quality=q, fidelity=1.0))
-            psnr_d = [metrics.psnr(o, e.privileged) for o, e in zip(originals, encoded, strict=True)]
+            files = [e.data for e in encoded]
+            privileged, uncorrected = (codec.decompress_batch(files, d) for d in ("privileged", "uncorrected"))
+            psnr_d = [metrics.psnr(o, d) for o, d in zip(originals, privileged, strict=True)]
             psnr_c = [metrics.psnr(o, e.reconstruction) for o, e in zip(originals, encoded, strict=True)]
             values[f"preview/q{q}/bpp"] = float(np.mean([e.bpp for e in encoded]))
             values[f"preview/q{q}/psnr_decoder_db"] = float(np.mean(psnr_d))
             values[f"preview/q{q}/psnr_corrected_db"] = float(np.mean(psnr_c))
-            for o, e in zip(originals, encoded, strict=True):
-                uncorrected = codec.decompress(e.data, "uncorrected")
+            for o, e, d, u in zip(originals, encoded, privileged, uncorrected, strict=True):
                 row += [
-                    Panel(f"original, q{q}", o), Panel("D", e.privileged), Panel("uncorrected", uncorrected),
+                    Panel(f"original, q{q}", o), Panel("D", d), Panel("uncorrected", u),
                     Panel(f"{e.bpp:.2f} bpp", e.reconstruction),
                 ]  # fmt: skip
             rows.append(row)

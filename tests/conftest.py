@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -13,7 +13,8 @@ import torch
 
 from corrdiff.checkpoint import load_codec, save_codec
 from corrdiff.codec import CorrDiffCodec
-from corrdiff.config import tiny
+from corrdiff.config import TransformConfig, tiny
+from corrdiff.entropy_model import EntropyModel
 from corrdiff.model import CorrDiffModel
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
@@ -57,4 +58,23 @@ def codec_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def codec(codec_dir: Path) -> CorrDiffCodec:
-    return load_codec(str(codec_dir))
+    return load_codec(str(codec_dir), precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def small() -> EntropyModel:
+    """An entropy model of few channels and lively symbols."""
+    torch.manual_seed(0)
+    model = EntropyModel(TransformConfig(latent_channels=12, hyper_channels=8))
+    with torch.no_grad():
+        model.hyper_analysis.layers[-1].weight.mul_(20.0)
+        model.hyper_synthesis.conv3.weight.mul_(10.0)
+    return model
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """threads(n) sets torch's threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

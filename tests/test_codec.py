@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from corrdiff import bitstream, load_codec
 from corrdiff.bitstream import BitstreamError, Streams
 from corrdiff.checkpoint import load_networks
 from corrdiff.codec import CorrDiffCodec, Encoded, Settings
-from corrdiff.correction import decode_factors, encode_factors
+from corrdiff.correction import PLANES, decode_factors, encode_factors
 from corrdiff.errors import UsageError
 from corrdiff.metrics import psnr
 
@@ -53,7 +54,7 @@ def test_every_fidelity_is_decoded(codec: CorrDiffCodec, draw: Draw, fidelity: f
 @pytest.mark.parametrize("steps", [1, 2, 3, 64])
 def test_every_number_of_steps_is_decoded(codec: CorrDiffCodec, draw: Draw, steps: int) -> None:
     encoded = _encode(codec, draw(33, 20), steps=steps)
-    assert encoded.factors.shape == (steps, 1, 1)
+    assert [f.shape for f in encoded.factors] == [(steps, PLANES, 1, 1)]
     assert np.array_equal(codec.decompress(encoded.data), encoded.reconstruction)
 
 
@@ -71,8 +72,8 @@ def test_the_file_says_how_it_was_made(codec: CorrDiffCodec, draw: Draw) -> None
 def test_the_file_holds_the_factors_that_were_fitted(codec: CorrDiffCodec, draw: Draw) -> None:
     encoded = _encode(codec, draw(140, 260))
     header, tiles = bitstream.unpack(encoded.data)
-    assert encoded.factors.shape == (2, 2, 3)
-    assert np.array_equal(decode_factors(tiles[0].factors, (2, 2, 3), header.factor_bits), encoded.factors)
+    assert encoded.factors[0].shape == (2, PLANES, 2, 3)
+    assert np.array_equal(decode_factors(tiles[0].factors, (2, PLANES, 2, 3), header.factor_bits), encoded.factors[0])
 
 
 def test_compressing_twice_gives_the_same_bytes(codec: CorrDiffCodec, draw: Draw) -> None:
@@ -129,12 +130,12 @@ def test_decoding_needs_the_bytes_and_a_codec_and_nothing_else(
         if p.default is inspect.Parameter.empty
     ]
     assert required == ["self", "data"]
-    assert np.array_equal(load_codec(str(codec_dir)).decompress(encoded.data), encoded.reconstruction)
+    assert np.array_equal(load_codec(str(codec_dir), precision="fp32").decompress(encoded.data), encoded.reconstruction)
 
 
 def test_the_three_decodings_differ(codec: CorrDiffCodec, draw: Draw) -> None:
     header, tiles = bitstream.unpack(codec.compress(draw(64, 64), steps=2))
-    halfway = encode_factors(np.full((2, 1, 1), 7, np.uint8), header.factor_bits)
+    halfway = encode_factors(np.full((2, PLANES, 1, 1), 7, np.uint8), header.factor_bits)
     data = bitstream.pack(header, [tiles[0]._replace(factors=halfway)])
     corrected, uncorrected, privileged = (
         codec.decompress(data, decoding) for decoding in ("corrected", "uncorrected", "privileged")
@@ -142,11 +143,6 @@ def test_the_three_decodings_differ(codec: CorrDiffCodec, draw: Draw) -> None:
     assert not np.array_equal(corrected, uncorrected)
     assert not np.array_equal(corrected, privileged)
     assert not np.array_equal(uncorrected, privileged)
-
-
-def test_the_privileged_decoding_is_the_privileged_picture(codec: CorrDiffCodec, draw: Draw) -> None:
-    encoded = _encode(codec, draw(40, 72))
-    assert np.array_equal(codec.decompress(encoded.data, "privileged"), encoded.privileged)
 
 
 def _codec_whose_privileged_decoder_says(value: float, codec_dir: Path) -> CorrDiffCodec:
@@ -180,8 +176,47 @@ def test_latents_of_a_picture_are_those_that_its_file_holds(codec: CorrDiffCodec
     with torch.inference_mode():
         x_BCHW = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
         latent = codec.latents_of(x_BCHW, q_B)[0]
-        decoded = codec.tables.decode(tiles[0].z, tiles[0].y, (1, 2)) / codec.model.gain(q_B)[0]
+        decoded = codec.tables.decode([tiles[0].z], [tiles[0].y], (1, 2))[0] / codec.model.gain(q_B)[0]
     assert float((latent - decoded).abs().max()) < 1e-5
+
+
+TILED = [(257, 300), (300, 577), (520, 256)]
+
+
+@pytest.mark.parametrize(("height", "width"), TILED)
+def test_a_tiled_picture_is_decoded(codec: CorrDiffCodec, draw: Draw, height: int, width: int) -> None:
+    encoded = codec.compress_batch([draw(height, width)], Settings(steps=1, tile=256))[0]
+    header, tiles = bitstream.unpack(encoded.data)
+    assert header.tile == 256
+    assert len(tiles) == len(encoded.factors) == math.ceil(height / 256) * math.ceil(width / 256) > 1
+    assert np.array_equal(codec.decompress(encoded.data), encoded.reconstruction)
+
+
+def test_tiled_pictures_of_a_batch_are_decoded(codec: CorrDiffCodec, draw: Draw) -> None:
+    encoded = codec.compress_batch([draw(200, 300, seed) for seed in (1, 2)], Settings(steps=1, tile=256))
+    decoded = codec.decompress_batch([e.data for e in encoded])
+    assert all(np.array_equal(e.reconstruction, d) for e, d in zip(encoded, decoded, strict=True))
+    assert psnr(decoded[0], codec.decompress(encoded[0].data)) > 50
+
+
+def test_tiles_make_little_difference_to_the_picture(codec: CorrDiffCodec, draw: Draw) -> None:
+    picture = draw(300, 577)
+    tiled, whole = (codec.compress_batch([picture], Settings(7, 1.0, 2, tile))[0] for tile in (256, 0))
+    assert abs(len(tiled.data) - len(whole.data)) < 0.03 * len(whole.data)
+    assert abs(psnr(picture, tiled.reconstruction) - psnr(picture, whole.reconstruction)) < 0.1
+
+
+def test_small_pictures_are_not_tiled_and_large_ones_are() -> None:
+    assert Settings().tile_for(2048, 2048) == 0
+    assert Settings().tile_for(2048, 2049) == 1024
+    assert Settings(tile=0).tile_for(9999, 9999) == 0
+
+
+def test_progress_is_told_tile_by_tile(codec: CorrDiffCodec, draw: Draw) -> None:
+    told: list[tuple[int, int]] = []
+    data = codec.compress_batch([draw(64, 300)], Settings(steps=1, tile=256), lambda *n: told.append(n))[0].data
+    codec.decompress_batch([data], on_tile=lambda *n: told.append(n))
+    assert told == 2 * [(1, 2), (2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -223,20 +258,22 @@ def test_an_empty_batch_is_refused(codec: CorrDiffCodec) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"quality": 8}, "quality must be from 0 to 7, not 8"),
-        ({"quality": -1}, "quality must be from 0 to 7, not -1"),
+        ({"quality": 8}, "quality must be a whole number from 0 to 7, not 8"),
+        ({"quality": -1}, "quality must be a whole number from 0 to 7, not -1"),
+        ({"quality": 4.5}, "quality must be a whole number from 0 to 7, not 4.5"),
         ({"fidelity": 1.1}, "fidelity must be from 0 to 1, not 1.1"),
         ({"fidelity": -0.1}, "fidelity must be from 0 to 1, not -0.1"),
         ({"fidelity": float("nan")}, "fidelity must be from 0 to 1, not nan"),
         ({"steps": 0}, "steps must be from 1 to 64, not 0"),
         ({"steps": 65}, "steps must be from 1 to 64, not 65"),
+        ({"tile": 192}, "tile must be 0 or a multiple of 64 from 256"),
+        ({"tile": 300}, "tile must be 0 or a multiple of 64 from 256"),
+        ({"tile": 1 << 14}, "tile must be 0 or a multiple of 64 from 256 to 16320 pixels, not 16384"),
     ],
 )
-def test_a_setting_out_of_range_is_refused(
-    codec: CorrDiffCodec, draw: Draw, arguments: dict[str, float], said: str
-) -> None:
+def test_a_setting_out_of_range_is_refused(arguments: dict[str, float], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        codec.compress(draw(8, 8), **arguments)  # type: ignore[arg-type]
+        Settings(**arguments)  # type: ignore[arg-type]
 
 
 def test_a_picture_over_the_given_limit_is_not_decoded(codec: CorrDiffCodec, draw: Draw) -> None:
@@ -257,7 +294,7 @@ def test_a_file_of_another_codec_is_not_decoded(codec: CorrDiffCodec, draw: Draw
 def test_a_stream_of_ones_is_refused_however_long(codec: CorrDiffCodec, draw: Draw, part: str) -> None:
     header, tiles = bitstream.unpack(codec.compress(draw(8, 8), steps=1))
     streams = Streams(**{**tiles[0]._asdict(), part: b"\x01" + b"\xff" * 10_000_000})
-    with pytest.raises(BitstreamError, match="not valid: a stream is longer than its symbols"):
+    with pytest.raises(BitstreamError, match=r"not valid: (a stream does not end|the factors name)"):
         codec.decompress(bitstream.pack(header, [streams]))
 
 

@@ -50,8 +50,8 @@ def test_reading_a_configuration_does_not_import_torch() -> None:
         (lambda: DenoiserConfig(context_channels=(48,)), "context_channels must name as many resolutions"),
         (lambda: DiffusionConfig(steps=0), "steps must be from 1 to 64, not 0"),
         (lambda: DiffusionConfig(steps=65), "steps must be from 1 to 64, not 65"),
-        (lambda: DiffusionConfig(grid=100), "grid must be 0 or a multiple of 8"),
-        (lambda: DiffusionConfig(grid=1 << 15), "grid must be 0 or a multiple of 8 up to 16384"),
+        (lambda: DiffusionConfig(grid=100), "grid must be 0 or a multiple of 16"),
+        (lambda: DiffusionConfig(grid=1 << 15), "grid must be 0 or a multiple of 16 up to 4080"),
         (lambda: DiffusionConfig(factor_bits=7), "factor_bits must be from 1 to 6, not 7"),
     ],
 )
