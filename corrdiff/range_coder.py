@@ -1,30 +1,30 @@
-"""Symbols <-> bytes: rANS with a frequency table for each symbol.
+"""Symbols <-> bytes: rANS (Duda, arXiv 1311.2540) with a frequency table for each symbol.
 
-The coder is constriction's (32-bit words, 64-bit state, 24-bit probabilities). Symbols that share a table are coded
-together, so that one call in compiled code serves all of them: the tables in rising order, the symbols of a table in
-the order in which they were given. Reading never fails on its own; a stream counts as read only if it is used up.
+16-bit frequencies, 64-bit state, 32-bit words. The state starts at 0, so that what says nothing takes no bytes, and a
+stream counts as read only if it ends at 0 with all its words used. The loops are compiled by numba: they hold no lock,
+so many streams can be coded at once over the cores, and they never read or write outside their arrays.
 """
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
+from typing import Any
 
-import constriction
+import numba
 import numpy as np
 import numpy.typing as npt
 
 from corrdiff.errors import UsageError
 
-SYMBOL_MIN, SYMBOL_MAX = -(1 << 14), (1 << 14) - 1
-"""Range of a coded symbol, which is also that of the escape code: 15 bits."""
+ESCAPE_BITS = 15
+SYMBOL_MIN, SYMBOL_MAX = -(1 << (ESCAPE_BITS - 1)), (1 << (ESCAPE_BITS - 1)) - 1
+"""Range of a coded symbol, which is that of the bits behind an escape."""
 
 FREQUENCY_BITS = 16
 """A table's frequencies sum to 2**16."""
 
 Ints = npt.NDArray[np.int32]
-_Indexes = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-
-_escape_model = constriction.stream.model.Uniform(1 << 15)
+_Words = npt.NDArray[np.uint32]
 
 
 class RangeTables:
@@ -35,8 +35,8 @@ class RangeTables:
 
         Args:
             name: for messages.
-            cdf: cumulative frequencies [tables, entries], 0 first, 2**16 at the end of each row's length.
-            length: entries of each row.
+            cdf: cumulative frequencies [tables, entries + 1], 0 first, 2**16 at the end of each row's length.
+            length: numbers in each row.
             offset: symbol of the first entry of each row.
 
         Raises:
@@ -47,66 +47,110 @@ class RangeTables:
             raise UsageError(f"codec tables: '{name}' has rows that do not agree")
         if int(length.min()) < 3 or int(length.max()) > cdf.shape[1]:
             raise UsageError(f"codec tables: '{name}' has a row length outside its table")
-        if int(offset.min()) < SYMBOL_MIN or int((offset + length).max()) > SYMBOL_MAX:
+        if int(offset.min()) < SYMBOL_MIN or int((offset.astype(np.int64) + length).max()) > SYMBOL_MAX:
             raise UsageError(f"codec tables: '{name}' has symbols outside {SYMBOL_MIN}..{SYMBOL_MAX}")
-        self._models = []
         for row, n in zip(cdf, length, strict=True):
-            frequencies = np.diff(row[:n].astype(np.int64))
-            if row[0] != 0 or row[n - 1] != 1 << FREQUENCY_BITS or frequencies.min() <= 0:
+            if row[0] != 0 or row[n - 1] != 1 << FREQUENCY_BITS or (row[1:n] <= row[: n - 1]).any():
                 raise UsageError(f"codec tables: '{name}' has a row that is no cumulative distribution")
-            # Whole numbers that sum to a power of two: the coder's scaling of them to 24 bits is exact in float64.
-            self._models.append(
-                constriction.stream.model.Categorical(frequencies.astype(np.float64), lazy=False, perfect=False)
-            )
-        self._offsets = offset.astype(np.int32)
-        self._escapes = (length - 2).astype(np.int32)
+        self._cdf = np.ascontiguousarray(cdf, np.uint32)
+        self._escape = (length - 2).astype(np.int32)
+        self._offset = np.ascontiguousarray(offset, np.int32)
+        # The entry in which each 256th of the range begins: decoding searches on from there.
+        starts = np.arange(256) << (FREQUENCY_BITS - 8)
+        self._first = np.stack(
+            [np.searchsorted(row[:n], starts, side="right") - 1 for row, n in zip(cdf, length, strict=True)]
+        ).astype(np.int32)
 
     def __len__(self) -> int:
-        return len(self._models)
+        return len(self._cdf)
 
-    def encode(self, symbols: Ints, indexes: _Indexes) -> bytes:
+    def encode(self, symbols: Ints, indexes: npt.NDArray[np.integer[Any]]) -> bytes:
         """Code symbols [n] in SYMBOL_MIN..SYMBOL_MAX, each with the table of its index [n]."""
-        order, counts = _grouped(indexes, len(self))
-        grouped = symbols[order]
-        entries = grouped - np.repeat(self._offsets, counts)
-        last = np.repeat(self._escapes, counts)
-        escaped = (entries < 0) | (entries >= last)
-        coder = constriction.stream.stack.AnsCoder()
-        if escaped.any():
-            coder.encode_reverse(grouped[escaped] - SYMBOL_MIN, _escape_model)
-            entries = np.where(escaped, last, entries)
-        ends = np.cumsum(counts)
-        for i in np.flatnonzero(counts)[::-1]:
-            coder.encode_reverse(entries[ends[i] - counts[i] : ends[i]], self._models[i])
-        data: bytes = coder.get_compressed().astype("<u4").tobytes()
-        return data.rstrip(b"\0")
+        words = np.empty(2 * len(symbols) + 2, np.uint32)
+        begin = _encode(symbols, indexes.astype(np.uint16), self._cdf, self._escape, self._offset, words)
+        return words[begin:].astype(">u4").tobytes().lstrip(b"\0")
 
-    def decode(self, data: bytes, indexes: _Indexes) -> Ints:
+    def decode(self, data: bytes, indexes: npt.NDArray[np.integer[Any]]) -> Ints:
         """Inverse of `encode`. Raises `ValueError` where the bytes are not what it writes for these indexes."""
-        if data.endswith(b"\0"):
-            raise ValueError("a stream ends in a zero byte")
-        words = np.frombuffer(data + bytes(-len(data) % 4), "<u4").astype(np.uint32)
-        coder = constriction.stream.stack.AnsCoder(words)
-        order, counts = _grouped(indexes, len(self))
-        entries = np.empty(len(indexes), np.int32)
-        for i, (start, end) in enumerate(itertools.pairwise([0, *np.cumsum(counts).tolist()])):
-            if end > start:
-                entries[start:end] = coder.decode(self._models[i], end - start)
-        escaped = entries == np.repeat(self._escapes, counts)
-        grouped = entries + np.repeat(self._offsets, counts)
-        if escaped.any():
-            said = coder.decode(_escape_model, int(escaped.sum())) + SYMBOL_MIN
-            entry = said - np.repeat(self._offsets, counts)[escaped]
-            if ((entry >= 0) & (entry < entries[escaped])).any():
-                raise ValueError("a symbol is escaped that its table has")
-            grouped[escaped] = said
-        if not coder.is_empty():
+        if data.startswith(b"\0"):
+            raise ValueError("a stream begins with a zero byte")
+        words = np.frombuffer(bytes(-len(data) % 4) + data, ">u4").astype(np.uint32)
+        symbols = np.empty(len(indexes), np.int32)
+        tables = self._cdf, self._first, self._escape, self._offset
+        if not _decode(words, indexes.astype(np.uint16), *tables, symbols):
             raise ValueError("a stream does not end with its last symbol")
-        symbols = np.empty_like(grouped)
-        symbols[order] = grouped
         return symbols
 
 
-def _grouped(indexes: _Indexes, tables: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """The order in which symbols are coded, and how many there are for each table."""
-    return np.argsort(indexes, kind="stable"), np.bincount(indexes, minlength=tables)
+# The rest is compiled. Whole numbers are uint64 throughout, since numba makes floats of a mixture, and nothing is a
+# function of its own, since that halves the speed.
+_8, _16, _32, _48 = np.uint64(8), np.uint64(16), np.uint64(32), np.uint64(48)
+_QUANTILE, _WORD = np.uint64((1 << FREQUENCY_BITS) - 1), np.uint64((1 << 32) - 1)
+_ESCAPE_FREQUENCY = np.uint64(1 << (FREQUENCY_BITS - ESCAPE_BITS))
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compile without Python's lock, and keep the machine code where some directory for it can be written."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # a read-only installation and no home
+        return numba.njit(nogil=True)(function)
+
+
+def _encode_loop(symbols, indexes, cdf, escape, offset, words):  # type: ignore[no-untyped-def]
+    """Fill `words` from its end, last symbol first; returns where they begin."""
+    state, at = np.uint64(0), words.size
+    for i in range(symbols.size - 1, -1, -1):
+        table = indexes[i]
+        entry = symbols[i] - offset[table]
+        if entry < 0 or entry >= escape[table]:
+            if (state >> _48) >= _ESCAPE_FREQUENCY:
+                at -= 1
+                words[at] = state & _WORD
+                state >>= _32
+            raw = np.uint64(symbols[i] - SYMBOL_MIN)
+            quotient = state // _ESCAPE_FREQUENCY
+            state = (quotient << _16) + (state - quotient * _ESCAPE_FREQUENCY) + raw * _ESCAPE_FREQUENCY
+            entry = escape[table]
+        start = np.uint64(cdf[table, entry])
+        frequency = np.uint64(cdf[table, entry + 1]) - start
+        if (state >> _48) >= frequency:
+            at -= 1
+            words[at] = state & _WORD
+            state >>= _32
+        quotient = state // frequency
+        state = (quotient << _16) + (state - quotient * frequency) + start
+    words[at - 1], words[at - 2] = state & _WORD, state >> _32
+    return at - 2
+
+
+def _decode_loop(words, indexes, cdf, first, escape, offset, symbols):  # type: ignore[no-untyped-def]
+    """Fill `symbols`; returns whether the words end with them, and no symbol is escaped that its table has."""
+    state, at, proper = np.uint64(0), min(2, words.size), True
+    for i in range(at):
+        state = (state << _32) | np.uint64(words[i])
+    for i in range(symbols.size):
+        table = indexes[i]
+        quantile = state & _QUANTILE
+        entry = first[table, quantile >> _8]
+        while cdf[table, entry + 1] <= quantile:
+            entry += 1
+        start = np.uint64(cdf[table, entry])
+        state = (state >> _16) * (np.uint64(cdf[table, entry + 1]) - start) + quantile - start
+        if state <= _WORD and at < words.size:
+            state = (state << _32) | np.uint64(words[at])
+            at += 1
+        if entry == escape[table]:
+            raw = (state & _QUANTILE) // _ESCAPE_FREQUENCY
+            state = (state >> _16) * _ESCAPE_FREQUENCY + (state & _QUANTILE) - raw * _ESCAPE_FREQUENCY
+            if state <= _WORD and at < words.size:
+                state = (state << _32) | np.uint64(words[at])
+                at += 1
+            symbols[i] = np.int32(raw) + SYMBOL_MIN
+            proper &= symbols[i] < offset[table] or symbols[i] >= offset[table] + entry
+        else:
+            symbols[i] = entry + offset[table]
+    return proper and state == 0 and at == words.size
+
+
+_encode, _decode = _compiled(_encode_loop), _compiled(_decode_loop)

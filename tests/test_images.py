@@ -23,16 +23,27 @@ def _file(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _png16(values: npt.NDArray[np.uint16], colour_type: int) -> bytes:
-    """A PNG of 16-bit samples, which Pillow cannot write in colour. values: [H, W, C]."""
-
+def _png(header: bytes, rows: bytes) -> bytes:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def _png16(values: npt.NDArray[np.uint16], colour_type: int) -> bytes:
+    """A PNG of 16-bit samples, which Pillow cannot write in colour. values: [H, W, C]."""
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return _png(struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0), rows)
+
+
+def _interlaced(pixels: Picture, kept: float = 1.0) -> bytes:
+    """A PNG in seven passes, of whose bytes a share is kept."""
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    parts = [pixels[top::down, left::right] for top, left, down, right in passes]
+    rows = b"".join(b"\0" + row.tobytes() for part in parts for row in part if row.size)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 1)
+    return _png(header, rows[: int(kept * len(rows))])
 
 
 def _linear_light_profile() -> bytes:
@@ -252,7 +263,7 @@ def test_pixels_can_be_handed_to_other_libraries(draw: Draw) -> None:
 @pytest.mark.parametrize("kept", [0.05, 0.5, 0.9])
 def test_a_truncated_picture_is_refused(draw: Draw, kind: str, kept: float) -> None:
     data = _file(Image.fromarray(draw(40, 60)), kind)
-    with pytest.raises(ImageError, match=r"broken|not a picture"):
+    with pytest.raises(ImageError, match=r"broken|truncated|not a picture"):
         open_image(data[: int(kept * len(data))])
 
 
@@ -293,3 +304,80 @@ def test_random_bytes_behind_a_right_start_are_refused() -> None:
 def test_a_saved_png_is_opened_again(draw: Draw) -> None:
     picture = draw(17, 33)
     assert np.array_equal(open_image(save_png(picture)).pixels, picture)
+
+
+def _taller(data: bytes, kind: str) -> bytes:
+    """The file, its header saying that the picture (of 40 rows) has 400."""
+    changed = bytearray(data)
+    if kind == "JPEG":
+        start = next(i for i in range(len(data)) if data[i : i + 2] in (b"\xff\xc0", b"\xff\xc2"))
+        struct.pack_into(">H", changed, start + 5, 400)
+    elif kind == "PNG":
+        struct.pack_into(">I", changed, 20, 400)
+        struct.pack_into(">I", changed, 29, zlib.crc32(changed[12:29]))
+    elif kind == "WEBP":
+        struct.pack_into("<H", changed, data.index(b"VP8 ") + 16, 400)
+    elif kind == "TIFF":
+        directory = struct.unpack_from("<I", data, 4)[0]
+        for i in range(struct.unpack_from("<H", data, directory)[0]):
+            if struct.unpack_from("<H", data, directory + 2 + 12 * i)[0] == 257:
+                struct.pack_into("<H", changed, directory + 2 + 12 * i + 8, 400)
+    elif kind == "GIF":
+        struct.pack_into("<H", changed, 8, 400)
+        struct.pack_into("<H", changed, data.index(b"\x2c\0\0\0\0") + 7, 400)
+    elif kind == "BMP":
+        struct.pack_into("<i", changed, 22, 400)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        *[(kind, "RGB", {}) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")],
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("PNG", "1", {}),
+        ("PNG", "LA", {}),
+        ("PNG", "RGBA", {}),
+        *[("TIFF", "RGB", {"compression": c}) for c in ("tiff_lzw", "tiff_deflate", "packbits", "jpeg")],
+    ],
+)
+def test_a_header_that_promises_more_rows_than_there_are_is_refused(
+    draw: Draw, kind: str, mode: str, options: dict[str, Any]
+) -> None:
+    data = _file(Image.fromarray(draw(40, 50)).convert(mode), kind, **options)
+    assert open_image(data).pixels.shape == (40, 50, 3)
+    with pytest.raises(ImageError, match=r"truncated|broken"):
+        open_image(_taller(data, kind))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_that_was_cut_and_closed_again_is_refused(draw: Draw, options: dict[str, Any]) -> None:
+    data = _file(Image.fromarray(draw(40, 50)), "JPEG", **options)
+    with pytest.raises(ImageError, match="truncated"):
+        open_image(data[: len(data) * 2 // 3] + b"\xff\xd9")
+
+
+def test_bytes_behind_a_jpeg_do_no_harm(draw: Draw) -> None:
+    data = _file(Image.fromarray(draw(40, 50)), "JPEG")
+    assert np.array_equal(open_image(data + b"appended").pixels, open_image(data).pixels)
+
+
+def test_a_large_picture_is_put_together_from_its_strips() -> None:
+    row = np.arange(1500, dtype=np.uint8)
+    picture = np.stack(np.broadcast_arrays(row[:, None], row[None, ::-1], row[:, None] ^ row[None]), axis=-1)
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert np.array_equal(open_image(_file(image, "PNG")).pixels, picture)
+    turned = open_image(_file(image, "PNG", exif=exif))
+    assert np.array_equal(turned.pixels, np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (5, 1), (3, 4), (17, 33)])
+def test_an_interlaced_png_is_opened_or_called_truncated(draw: Draw, height: int, width: int) -> None:
+    picture = draw(height, width)
+    assert np.array_equal(open_image(_interlaced(picture)).pixels, picture)
+    with pytest.raises(ImageError, match="truncated"):
+        open_image(_interlaced(picture, kept=0.99))

@@ -26,33 +26,30 @@ TABLES = _tables(FREQUENCIES, OFFSETS)
 
 def read_as_documented(data: bytes, indexes: list[int]) -> list[int]:
     """A second reader, in plain Python, written from docs/bitstream.md."""
-    data += bytes(-len(data) % 4)
-    words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
+    data = bytes(-len(data) % 4) + data
+    words = [int.from_bytes(data[i : i + 4], "big") for i in range(0, len(data), 4)]
     state = 0
     for _ in range(min(2, len(words))):
-        state = state << 32 | words.pop()
+        state = state << 32 | words.pop(0)
 
-    def read(cumulative: list[int]) -> int:
+    def read(starts: list[int]) -> int:
         nonlocal state
-        quantile = state % (1 << 24)
-        entry = max(i for i in range(len(cumulative) - 1) if cumulative[i] <= quantile)
-        state = (state >> 24) * (cumulative[entry + 1] - cumulative[entry]) + quantile - cumulative[entry]
+        quantile = state % 65536
+        entry = max(i for i in range(len(starts) - 1) if starts[i] <= quantile)
+        state = (state >> 16) * (starts[entry + 1] - starts[entry]) + quantile - starts[entry]
         if state < 1 << 32 and words:
-            state = state << 32 | words.pop()
+            state = state << 32 | words.pop(0)
         return entry
 
-    entries: dict[int, int] = {}
-    for position in sorted(range(len(indexes)), key=lambda p: indexes[p]):
-        row = FREQUENCIES[indexes[position]]
-        starts = [sum(row[:i]) * ((1 << 24) - len(row)) // (1 << 16) + i for i in range(len(row) + 1)]
-        entries[position] = read(starts)
-    symbols = {p: entry + OFFSETS[indexes[p]] for p, entry in entries.items()}
-    for position, entry in entries.items():
-        if entry == len(FREQUENCIES[indexes[position]]) - 1:
-            symbols[position] = read([i << 9 for i in range((1 << 15) + 1)]) - (1 << 14)
+    symbols = []
+    for index in indexes:
+        row = FREQUENCIES[index]
+        entry = read([sum(row[:i]) for i in range(len(row) + 1)])
+        escaped = entry == len(row) - 1
+        symbols.append(read(list(range(0, 65537, 2))) - 16384 if escaped else entry + OFFSETS[index])
     assert state == 0
     assert not words
-    return [symbols[p] for p in range(len(indexes))]
+    return symbols
 
 
 def _arrays(symbols: list[int], indexes: list[int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
@@ -93,6 +90,8 @@ def test_a_stream_that_lacks_its_end_is_refused(cut: int) -> None:
     data = TABLES.encode(symbols, indexes)
     with pytest.raises(ValueError, match="stream"):
         TABLES.decode(data[:-cut], indexes)
+    with pytest.raises(ValueError, match="stream"):
+        TABLES.decode(data[cut:], indexes)
 
 
 @pytest.mark.parametrize("more", [b"\x00", b"\x01", b"\xff" * 9, b"\x01" * 1_000_000])

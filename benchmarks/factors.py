@@ -1,0 +1,152 @@
+"""Do the fitted factors earn their bytes?
+
+On pictures that the codec has not seen: the fidelity sweep (bytes, PSNR, texture error, histograms of the factors), and
+fitted factors against the best constant factor and one fitted factor a step for the whole picture, at equal total
+bytes: what an alternative saves or spends on factors is given to or taken from the latents' bytes by interpolation
+between quality levels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from _measure import Row, parser, report
+
+from corrdiff import bitstream, correction, metrics
+from corrdiff.bitstream import Streams
+from corrdiff.checkpoint import load_codec
+from corrdiff.codec import CorrDiffCodec, Picture, Settings
+from corrdiff.images import open_image
+from pipelines import pictures
+
+FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class Point(NamedTuple):
+    """Means over the pictures."""
+
+    bytes: float
+    psnr_db: float
+    texture_error: float
+
+
+def main() -> None:
+    made = parser(__doc__)
+    made.add_argument("--codec", required=True, help="trained codec directory")
+    made.add_argument("--images", default="sample:held-out", help="pictures that the codec was not trained on")
+    made.add_argument("--limit", type=int, default=24, help="spread over the pictures")
+    made.add_argument("--quality", type=int, default=4)
+    arguments = made.parse_args()
+    sources = pictures.list_pictures(arguments.images)
+    sources = sources[:: max(1, len(sources) // arguments.limit)][: arguments.limit]
+    originals = [open_image(pictures.read(s)).pixels for s in sources]
+    codec = load_codec(arguments.codec)
+    whole = load_codec(arguments.codec)
+    whole.model.config = dataclasses.replace(
+        whole.config, diffusion=dataclasses.replace(whole.config.diffusion, grid=0)
+    )
+    quality = arguments.quality
+
+    files = {f: [_encode(codec, o, quality, f) for o in originals] for f in FIDELITIES}
+    reference = [e.data for e in files[1.0]]
+    d = _point([len(x) for x in reference], originals, [codec.decompress(x, "privileged") for x in reference])
+    u = _point([len(x) for x in reference], originals, [codec.decompress(x, "uncorrected") for x in reference])
+    slope = _db_and_texture_per_log_byte(codec, originals, quality)
+
+    def row(what: str, point: Point) -> Row:
+        return {
+            "what": what,
+            "bytes": round(point.bytes),
+            "PSNR dB": point.psnr_db,
+            "texture error": point.texture_error,
+            "texture gained %": 100 * (d.texture_error - point.texture_error) / (d.texture_error - u.texture_error),
+            "PSNR given %": 100 * (d.psnr_db - point.psnr_db) / (d.psnr_db - u.psnr_db),
+        }
+
+    rows, fitted = [row("D alone", d), row("uncorrected", u)], {}
+    for f, encoded in files.items():
+        fitted[f] = _point([len(e.data) for e in encoded], originals, [e.reconstruction for e in encoded])
+        rows.append(row(f"fitted, fidelity {f:g}", fitted[f]))
+    title = f"{len(originals)} pictures, quality {quality}, {codec.config.diffusion.steps} steps"
+    report(f"{title}; shares are of the way from D to uncorrected", rows, arguments.json)
+
+    rows = []
+    for f in FIDELITIES:
+        rows.append({"fidelity": f, **row("fitted, a factor a cell", fitted[f])})
+        encoded = [_encode(whole, o, quality, f) for o in originals]
+        point = _point([len(e.data) for e in encoded], originals, [e.reconstruction for e in encoded])
+        rows.append({"fidelity": f, **row("fitted, a factor a picture", _at(fitted[f].bytes, point, slope))})
+        best = _best_constant(codec, originals, [e.data for e in files[f]], f)
+        rows.append({"fidelity": f, **row(f"constant {best[0]}", _at(fitted[f].bytes, best[1], slope))})
+    report("at equal total bytes", rows, arguments.json)
+
+    bits = codec.config.diffusion.factor_bits
+    rows = []
+    for f, encoded in files.items():
+        for plane, name in ((correction.LOW, "low"), (correction.HIGH, "high")):
+            levels = np.concatenate([t[:, plane].ravel() for e in encoded for t in e.factors])
+            share = np.bincount(levels, minlength=1 << bits) / len(levels)
+            rows.append({"fidelity": f, "plane": name} | {str(i): round(float(s), 2) for i, s in enumerate(share)})
+    report("histograms of the factors' levels (share of all)", rows, arguments.json)
+
+
+def _encode(codec: CorrDiffCodec, original: Picture, quality: int, fidelity: float):  # type: ignore[no-untyped-def]
+    return codec.compress_batch([original], Settings(quality, fidelity))[0]
+
+
+def _point(sizes: list[int], originals: list[Picture], shown: list[Picture]) -> Point:
+    pairs = list(zip(originals, shown, strict=True))
+    return Point(
+        statistics.mean(sizes),
+        statistics.mean(metrics.psnr(a, b) for a, b in pairs),
+        statistics.mean(metrics.texture_error(a, b) for a, b in pairs),
+    )
+
+
+def _best_constant(
+    codec: CorrDiffCodec, originals: list[Picture], files: list[bytes], fidelity: float
+) -> tuple[str, Point]:
+    """The same factor in every cell, step and plane that does best by the encoder's own criterion over all pictures."""
+    bits = codec.config.diffusion.factor_bits
+    best: tuple[float, str, Point] | None = None
+    for level in range(1 << bits):
+        changed = [_with_constant(data, level, codec) for data in files]
+        point = _point([len(c) for c in changed], originals, [codec.decompress(c) for c in changed])
+        cost = fidelity * -point.psnr_db * np.log(10) / 10 + (1 - fidelity) * point.texture_error
+        if best is None or cost < best[0]:
+            best = cost, f"{level / ((1 << bits) - 1):.2f}", point
+    assert best is not None
+    return best[1:]
+
+
+def _with_constant(data: bytes, level: int, codec: CorrDiffCodec) -> bytes:
+    """The file with one level everywhere, on a grid of one cell, so that it says that in as few bytes as can be."""
+    header, tiles = bitstream.unpack(data)
+    levels: npt.NDArray[np.uint8] = np.full((header.steps, correction.PLANES, 1, 1), level, np.uint8)
+    streams = Streams(correction.encode_factors(levels, header.factor_bits), tiles[0].z, tiles[0].y)
+    return bitstream.pack(dataclasses.replace(header, grid=0), [streams])
+
+
+def _db_and_texture_per_log_byte(codec: CorrDiffCodec, originals: list[Picture], quality: int) -> tuple[float, float]:
+    """How PSNR and texture error move with the logarithm of the bytes, from the neighbouring quality levels."""
+    ends = []
+    for q in (max(0, quality - 1), min(7, quality + 1)):
+        encoded = [_encode(codec, o, q, 0.5) for o in originals]
+        ends.append(_point([len(e.data) for e in encoded], originals, [e.reconstruction for e in encoded]))
+    span = np.log(ends[1].bytes / ends[0].bytes)
+    return (ends[1].psnr_db - ends[0].psnr_db) / span, (ends[1].texture_error - ends[0].texture_error) / span
+
+
+def _at(total: float, point: Point, slope: tuple[float, float]) -> Point:
+    more = np.log(total / point.bytes)
+    return Point(total, point.psnr_db + slope[0] * more, point.texture_error + slope[1] * more)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()
