@@ -148,7 +148,6 @@ class CorrDiffCodec:
                 images, slice(row.start, row.start + row.size), slice(column.start, column.start + column.size)
             )
             grid = Grid(row.size, column.size, cell)
-            fit = Fit(x_BCHW, grid, bits, settings.fidelity, self._perceptual)
             fitted: list[Tensor] = []
 
             def levels_of(step: int, parts: Parts) -> Tensor:
@@ -157,6 +156,8 @@ class CorrDiffCodec:
 
             y_hat_BMhw = latents.window(i, j)
             d_BCHW = self._decode_privileged(y_hat_BMhw)
+            d_core_BCHW = d_BCHW[:, :, rows, columns]
+            fit = Fit(x_BCHW, d_core_BCHW, grid, bits, settings.fidelity, self._perceptual)
             x_0_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, layout, (i, j), steps, grid, bits, levels_of)
             self._paste(out, x_0_BCHW, layout, i, j)
             levels.append(torch.stack(fitted, dim=1).to("cpu", torch.uint8).numpy())

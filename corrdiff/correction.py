@@ -41,6 +41,8 @@ assert GRID_UNIT % (BLOCK << (_BANDS - 1)) == 0
 _VARIANCE_FLOOR = (2 / 255) ** 2
 """One grey level: texture below it is not seen, and its logarithm must not weigh."""
 _ERROR_FLOOR = 1e-6
+_CHANGE_COST = 0.003
+"""Takes 40% off the factors' bytes and nothing that shows off the picture (benchmarks/factors.py)."""
 
 # Ratio of the frequencies of neighbouring residuals, in eighths, for each of the coder's tables.
 _DECAY_EIGHTHS = (0, 1, 2, 3, 4, 5, 6, 8)
@@ -124,23 +126,34 @@ def _interpolation(size: int, cells: int, cell: int, start: int, device: torch.d
 class Fit:
     """Finds the levels of a batch of pictures (or tile cores), step by step.
 
-    The criterion of a cell is `fidelity * log(squared error) + (1 - fidelity) * texture error`, where texture error is
-    the mean absolute log ratio of local band energies to the original's. Both are quadratics in a factor inside the
-    logarithm, so all levels of a plane cost one pass over the picture. The planes take turns, low first, each with
-    the other held; they start from the step before. Where a part vanishes, its level is 0.
+    The criterion of a cell is `fidelity * squared error / D's + (1 - fidelity) * texture error`, and a little for a
+    level that differs from the step before. D's squared error is that of the whole picture: so texture goes where it
+    costs the least PSNR. Texture error is the mean absolute log ratio of local band energies to the original's. Errors
+    and energies are quadratics in a factor, so all levels of a plane cost one pass over the picture. The planes take
+    turns, low first, each with the other held; they start from the step before. Where a part vanishes, its level is 0.
     """
 
     def __init__(
-        self, x_0_BCHW: Tensor, grid: Grid, bits: int, fidelity: float, perceptual: Perceptual | None = None
+        self,
+        x_0_BCHW: Tensor,
+        d_BCHW: Tensor,
+        grid: Grid,
+        bits: int,
+        fidelity: float,
+        perceptual: Perceptual | None = None,
     ) -> None:
         """`perceptual`, where it is given, takes the place of the texture error."""
         self._x_0_BCHW, self._grid, self._fidelity, self._perceptual = x_0_BCHW, grid, fidelity, perceptual
+        d_error_B = (d_BCHW - x_0_BCHW).square().mean((1, 2, 3))
+        self._error_weight_B11 = fidelity / (d_error_B + _ERROR_FLOOR)[:, None, None]
         self._texture_energy = [_block_mean(b * b) for b in _bands(x_0_BCHW)]
         levels = 1 << bits
         self._bits = bits
         self._gamma_L = torch.arange(levels, device=x_0_BCHW.device, dtype=torch.float32) / (levels - 1)
         shape = (len(x_0_BCHW), PLANES, grid.rows, grid.columns)
         self._levels_BPRC = torch.full(shape, levels // 2, device=x_0_BCHW.device)
+        self._level_L111 = torch.arange(levels, device=x_0_BCHW.device)[:, None, None, None]
+        self._change_cost = 0.0  # in the first step there is nothing to differ from
 
     def __call__(self, parts: Parts) -> Tensor:
         """The next step's levels, [B, P, R, C]."""
@@ -149,16 +162,18 @@ class Fit:
         if self._fidelity < 1 and self._perceptual is None:
             texture = [_gram(bands, _block_mean) for bands in zip(*(_bands(p) for p in parts), strict=True)]
         for plane in range(PLANES):
-            cost = self._fidelity * torch.log(self._along(error, plane, None) + _ERROR_FLOOR)
+            cost = self._error_weight_B11 * self._along(error, plane, None)
             if texture is not None:
                 for i, gram in enumerate(texture):
                     ratio = _log_ratio(self._along(gram, plane, i), self._texture_energy[i])
                     cost += (1 - self._fidelity) / _BANDS * _cell_mean(ratio, self._grid, 1 << i)
             elif self._fidelity < 1:
                 cost += (1 - self._fidelity) * self._perceptual_cost(parts, plane)
+            cost += self._change_cost * (self._level_L111 != self._levels_BPRC[:, plane])
             best = torch.where(error[plane + 1][plane + 1] > 0, cost.argmin(0), 0)
             self._levels_BPRC = self._levels_BPRC.clone()
             self._levels_BPRC[:, plane] = best
+        self._change_cost = _CHANGE_COST
         return self._levels_BPRC
 
     def _along(self, gram: _Gram, plane: int, band: int | None) -> Tensor:

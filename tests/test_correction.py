@@ -79,7 +79,7 @@ def _errors_along(x_0: Tensor, parts: Parts, levels: Tensor, plane: int, grid: G
 def test_fidelity_1_picks_the_least_squared_error_of_each_cell(height: int, width: int, cell: int, bits: int) -> None:
     x_0, xhat0, d = _pictures(height, width)
     grid, parts = Grid(height, width, cell), _parts(xhat0, d)
-    levels = Fit(x_0, grid, bits, fidelity=1.0)(parts)
+    levels = Fit(x_0, d, grid, bits, fidelity=1.0)(parts)
     errors = _errors_along(x_0, parts, levels, HIGH, grid, bits)  # HIGH is fitted last, LOW being what it is then
     reached = errors.gather(0, levels[None, :, HIGH])[0]
     assert (reached <= errors.amin(0) * (1 + 1e-4)).all()
@@ -90,7 +90,7 @@ def test_each_plane_takes_what_its_part_needs() -> None:
     x_0 = _pictures(64, 64, batch=1)[0]
     estimate = x_0 + 0.3  # wrong by a constant, which is coarse
     fine = torch.where((torch.arange(64)[:, None] + torch.arange(64)) % 2 == 0, 0.3, -0.3)
-    levels = Fit(x_0, Grid(64, 64, 0), bits=4, fidelity=1.0)(_parts(estimate, x_0 + fine))
+    levels = Fit(x_0, x_0 + fine, Grid(64, 64, 0), bits=4, fidelity=1.0)(_parts(estimate, x_0 + fine))
     assert levels.flatten().tolist() == [15, 0]
 
 
@@ -98,7 +98,7 @@ def test_fitted_levels_differ_from_cell_to_cell() -> None:
     x_0, xhat0, d = _pictures(64, 64, batch=1)
     d[:, :, :32] = x_0[:, :, :32]
     xhat0[:, :, 32:] = x_0[:, :, 32:]
-    levels = Fit(x_0, Grid(64, 64, 32), bits=4, fidelity=1.0)(_parts(xhat0, d))
+    levels = Fit(x_0, d, Grid(64, 64, 32), bits=4, fidelity=1.0)(_parts(xhat0, d))
     assert (levels[0, :, 0] >= 13).all()
     assert (levels[0, :, 1] <= 2).all()
 
@@ -106,7 +106,7 @@ def test_fitted_levels_differ_from_cell_to_cell() -> None:
 @pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
 def test_the_level_is_0_where_both_pictures_agree(fidelity: float) -> None:
     x_0, xhat0, _ = _pictures(64, 64)
-    assert not Fit(x_0, Grid(64, 64, 32), bits=4, fidelity=fidelity)(_parts(xhat0, xhat0)).any()
+    assert not Fit(x_0, xhat0, Grid(64, 64, 32), bits=4, fidelity=fidelity)(_parts(xhat0, xhat0)).any()
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 72), (17, 33)])
@@ -115,7 +115,7 @@ def test_fidelity_0_has_no_worse_texture_than_fidelity_1(height: int, width: int
     grid, parts = Grid(height, width, 0), _parts(xhat0, d)
 
     def texture(fidelity: float) -> Tensor:
-        gamma = dequantise(Fit(x_0, grid, 4, fidelity)(parts), 4)
+        gamma = dequantise(Fit(x_0, d, grid, 4, fidelity)(parts), 4)
         return texture_error(x_0, apply(parts, gamma, grid))
 
     assert (texture(0.0) <= texture(1.0) + 1e-5).all()
@@ -124,7 +124,7 @@ def test_fidelity_0_has_no_worse_texture_than_fidelity_1(height: int, width: int
 def test_fidelity_0_picks_the_least_texture_error() -> None:
     x_0, xhat0, d = _pictures(64, 64, batch=4)
     grid, parts = Grid(64, 64, 0), _parts(xhat0, d)
-    levels = Fit(x_0, grid, bits=3, fidelity=0.0)(parts)
+    levels = Fit(x_0, d, grid, bits=3, fidelity=0.0)(parts)
     errors = []
     for level in range(8):
         tried = levels.clone()
@@ -142,8 +142,8 @@ def test_a_perceptual_distance_takes_the_place_of_the_texture_error() -> None:
         assert torch.equal(reference, x_0)
         return (x - d).square().mean(1, keepdim=True)  # a judge that likes D
 
-    assert (Fit(x_0, grid, 4, 0.0, distance)(parts) == 15).all()
-    assert torch.equal(Fit(x_0, grid, 4, 1.0, distance)(parts), Fit(x_0, grid, 4, 1.0)(parts))
+    assert (Fit(x_0, d, grid, 4, 0.0, distance)(parts) == 15).all()
+    assert torch.equal(Fit(x_0, d, grid, 4, 1.0, distance)(parts), Fit(x_0, d, grid, 4, 1.0)(parts))
 
 
 def test_texture_error_of_a_picture_with_itself_is_0() -> None:
@@ -231,6 +231,15 @@ def _levels(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], int]:
     highest = draw(st.integers(0, 2**bits - 1))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     return rng.integers(0, highest + 1, shape).astype(np.uint8), bits
+
+
+def test_a_level_is_kept_where_a_change_would_gain_next_to_nothing() -> None:
+    x_0, xhat0, d = _pictures(64, 64)
+    fit = Fit(x_0, d, Grid(64, 64, 16), bits=6, fidelity=1.0)
+    first = fit(_parts(xhat0, d))
+    nearly = xhat0 + 0.002 * torch.randn(xhat0.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(fit(_parts(nearly, d)), first)
+    assert not torch.equal(fit(_parts(2 * x_0 - xhat0 - 0.5, d)), first)
 
 
 @given(drawn=_levels())
