@@ -150,15 +150,15 @@ class CorrDiffCodec:
             grid = Grid(row.size, column.size, cell)
             fitted: list[Tensor] = []
 
-            def levels_of(step: int, parts: Parts) -> Tensor:
+            def factors_of(step: int, parts: Parts) -> Tensor:
                 fitted.append(fit(parts.crop(rows, columns)))  # noqa: B023 (used within this round only)
-                return fitted[-1]  # noqa: B023
+                return correction.dequantise(fitted[-1], bits)  # noqa: B023
 
             y_hat_BMhw = latents.window(i, j)
             d_BCHW = self._decode_privileged(y_hat_BMhw)
             d_core_BCHW = d_BCHW[:, :, rows, columns]
             fit = Fit(x_BCHW, d_core_BCHW, grid, bits, settings.fidelity, self._perceptual)
-            x_0_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, layout, (i, j), steps, grid, bits, levels_of)
+            x_0_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, layout, (i, j), steps, grid, factors_of)
             self._paste(out, x_0_BCHW, layout, i, j)
             levels.append(torch.stack(fitted, dim=1).to("cpu", torch.uint8).numpy())
             if on_tile:
@@ -203,13 +203,13 @@ class CorrDiffCodec:
             x_0_BCHW = d_BCHW = self._decode_privileged(y_hat_BMhw)
             if decoding != "privileged":
                 grid = Grid(layout.rows[i].size, layout.columns[j].size, header.grid)
-                levels_BSPRC = torch.stack([_read_factors(p, grid, layout.index(i, j)) for p in parsed])
+                g_SBPRC = torch.stack([_read_factors(p, grid, layout.index(i, j)) for p in parsed], dim=1)
                 if decoding == "uncorrected":
-                    levels_BSPRC = torch.zeros_like(levels_BSPRC)
-                levels_BSPRC = levels_BSPRC.to(self.device)
+                    g_SBPRC = torch.zeros_like(g_SBPRC)
+                g_SBPRC = g_SBPRC.to(self.device)
                 x_0_BCHW = self._trajectory(
-                    y_hat_BMhw, d_BCHW, layout, (i, j), header.steps, grid, header.factor_bits,
-                    lambda step, _: levels_BSPRC[:, step],  # noqa: B023 (used within this round only)
+                    y_hat_BMhw, d_BCHW, layout, (i, j), header.steps, grid,
+                    lambda step, _: g_SBPRC[step],  # noqa: B023 (used within this round only)
                 )  # fmt: skip
             self._paste(out, x_0_BCHW, layout, i, j)
             if on_tile:
@@ -248,10 +248,9 @@ class CorrDiffCodec:
         tile: tuple[int, int],
         steps: int,
         grid: Grid,
-        bits: int,
-        levels_of: Callable[[int, Parts], Tensor],
+        factors_of: Callable[[int, Parts], Tensor],
     ) -> Tensor:
-        """The reverse process on a tile's window. `levels_of(step, parts)` gives each step's levels [B, P, R, C]."""
+        """The reverse process on a tile's window. `factors_of(step, parts)` gives each step's factors [B, P, R, C]."""
         batch, _, height, width = d_BCHW.shape
         row, column = layout.rows[tile[0]], layout.columns[tile[1]]
         with self._autocast():
@@ -263,8 +262,8 @@ class CorrDiffCodec:
             with self._autocast():
                 xhat0_BCHW = self.model.denoiser(x_t_BCHW, context, torch.full((batch,), t, device=self.device))
             parts = correction.split(xhat0_BCHW.float().contiguous().clamp_(-1, 1), d_BCHW)
-            g_BPRC = correction.dequantise(levels_of(step, parts), bits)
-            x_0_BCHW = correction.apply(parts, g_BPRC, grid, row.start - row.begin, column.start - column.begin)
+            top, left = row.start - row.begin, column.start - column.begin
+            x_0_BCHW = correction.apply(parts, factors_of(step, parts), grid, top, left)
             if t_next > 0:
                 x_t_BCHW = diffusion.ddim_step(x_t_BCHW, x_0_BCHW, t, t_next)
         return x_0_BCHW
@@ -305,13 +304,14 @@ def _batch_key(header: Header) -> tuple[int, ...]:
 
 
 def _read_factors(parsed: bitstream.Bitstream, grid: Grid, tile: int) -> Tensor:
+    """One tile's factors, [S, P, R, C]."""
     header = parsed.header
     shape = (header.steps, correction.PLANES, grid.rows, grid.columns)
     try:
         levels = correction.decode_factors(parsed.tiles[tile].factors, shape, header.factor_bits)
     except ValueError as error:
         raise BitstreamError(f"the correction factors are not valid: {error}") from None
-    return torch.from_numpy(levels)
+    return correction.dequantise(torch.from_numpy(levels), header.factor_bits)
 
 
 def _pad(x_BCHW: Tensor) -> Tensor:

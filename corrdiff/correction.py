@@ -29,6 +29,9 @@ from corrdiff.range_coder import RangeTables
 
 PLANES = 2
 LOW, HIGH = 0, 1
+LEAST_FACTOR = (0.0, -0.25)
+"""Factors of a plane go from this to 1. Below 0 the fine part is drawn away from D: texture that the score network
+leaves too weak is raised to the original's strength."""
 
 COARSE = 4
 """The low part is the difference averaged over blocks of 4x4 pixels and interpolated bilinearly."""
@@ -87,9 +90,10 @@ def split(xhat0_BCHW: Tensor, d_BCHW: Tensor) -> Parts:
     return Parts(xhat0_BCHW, low, difference.sub_(low))
 
 
-def dequantise(levels: Tensor, bits: int) -> Tensor:
-    """Levels -> factors in [0, 1]."""
-    return levels.float() / ((1 << bits) - 1)
+def dequantise(levels_BPRC: Tensor, bits: int) -> Tensor:
+    """Levels -> factors, [B, P, R, C]."""
+    least_P11 = torch.tensor(LEAST_FACTOR, device=levels_BPRC.device)[:, None, None]
+    return least_P11 + (1 - least_P11) * levels_BPRC.float() / ((1 << bits) - 1)
 
 
 def apply(parts: Parts, g_BPRC: Tensor, grid: Grid, top: int = 0, left: int = 0) -> Tensor:
@@ -130,7 +134,7 @@ class Fit:
     level that differs from the step before. D's squared error is that of the whole picture: so texture goes where it
     costs the least PSNR. Texture error is the mean absolute log ratio of local band energies to the original's. Errors
     and energies are quadratics in a factor, so all levels of a plane cost one pass over the picture. The planes take
-    turns, low first, each with the other held; they start from the step before. Where a part vanishes, its level is 0.
+    turns, low first, each with the other held; they start from the step before.
     """
 
     def __init__(
@@ -149,10 +153,10 @@ class Fit:
         self._texture_energy = [_block_mean(b * b) for b in _bands(x_0_BCHW)]
         levels = 1 << bits
         self._bits = bits
-        self._gamma_L = torch.arange(levels, device=x_0_BCHW.device, dtype=torch.float32) / (levels - 1)
+        self._level_L111 = torch.arange(levels, device=x_0_BCHW.device)[:, None, None, None]
+        self._gamma_LP11 = dequantise(self._level_L111.expand(-1, PLANES, 1, 1), bits)
         shape = (len(x_0_BCHW), PLANES, grid.rows, grid.columns)
         self._levels_BPRC = torch.full(shape, levels // 2, device=x_0_BCHW.device)
-        self._level_L111 = torch.arange(levels, device=x_0_BCHW.device)[:, None, None, None]
         self._change_cost = 0.0  # in the first step there is nothing to differ from
 
     def __call__(self, parts: Parts) -> Tensor:
@@ -170,21 +174,20 @@ class Fit:
             elif self._fidelity < 1:
                 cost += (1 - self._fidelity) * self._perceptual_cost(parts, plane)
             cost += self._change_cost * (self._level_L111 != self._levels_BPRC[:, plane])
-            best = torch.where(error[plane + 1][plane + 1] > 0, cost.argmin(0), 0)
             self._levels_BPRC = self._levels_BPRC.clone()
-            self._levels_BPRC[:, plane] = best
+            self._levels_BPRC[:, plane] = cost.argmin(0)
         self._change_cost = _CHANGE_COST
         return self._levels_BPRC
 
     def _along(self, gram: _Gram, plane: int, band: int | None) -> Tensor:
         """Energy of the combination at each level of one plane, the other plane held: [L, B, ...]."""
         k, other = plane + 1, 2 - plane
-        h = dequantise(self._levels_BPRC[:, 1 - plane], self._bits)
+        h = dequantise(self._levels_BPRC, self._bits)[:, 1 - plane]
         if band is not None:
             h = _cells_to_blocks(h, self._grid, gram[0][0].shape[-2:], 1 << band)
         base = gram[0][0] + h * (2 * gram[other][0] + h * gram[other][other])
         slope = 2 * (gram[k][0] + h * gram[2][1])
-        g = self._gamma_L[:, None, None, None]
+        g = self._gamma_LP11[:, plane, None]
         return (base + g * (slope + g * gram[k][k])).clamp(min=0)
 
     def _perceptual_cost(self, parts: Parts, plane: int) -> Tensor:
@@ -197,7 +200,7 @@ class Fit:
             distance = self._perceptual(apply(parts, g_BPRC, self._grid), self._x_0_BCHW)
             distances.append(_pixel_mean(distance[:, 0], self._grid))
         at_0, at_half, at_1 = distances
-        g = self._gamma_L[:, None, None, None]
+        g = self._gamma_LP11[:, plane, None]
         return at_0 + g * (4 * at_half - 3 * at_0 - at_1) + g * g * 2 * (at_0 + at_1 - 2 * at_half)
 
 

@@ -68,7 +68,7 @@ def _errors_along(x_0: Tensor, parts: Parts, levels: Tensor, plane: int, grid: G
     side = grid.cell or max(grid.height, grid.width)
     held = held.repeat_interleave(side, 1)[:, : grid.height].repeat_interleave(side, 2)[:, :, : grid.width]
     base = parts.xhat0_BCHW + held[:, None] * parts[2 - plane]
-    gammas = torch.arange(1 << bits) / ((1 << bits) - 1)
+    gammas = dequantise(torch.arange(1 << bits)[:, None, None, None].expand(-1, PLANES, 1, 1), bits)[:, plane].flatten()
     return torch.stack(
         [_mean_of_each_cell((base + g * parts[1 + plane] - x_0).double().square().mean(1), grid) for g in gammas]
     )
@@ -91,7 +91,7 @@ def test_each_plane_takes_what_its_part_needs() -> None:
     estimate = x_0 + 0.3  # wrong by a constant, which is coarse
     fine = torch.where((torch.arange(64)[:, None] + torch.arange(64)) % 2 == 0, 0.3, -0.3)
     levels = Fit(x_0, x_0 + fine, Grid(64, 64, 0), bits=4, fidelity=1.0)(_parts(estimate, x_0 + fine))
-    assert levels.flatten().tolist() == [15, 0]
+    assert levels.flatten().tolist() == [15, 3]  # factors 1 and 0
 
 
 def test_fitted_levels_differ_from_cell_to_cell() -> None:
@@ -100,13 +100,14 @@ def test_fitted_levels_differ_from_cell_to_cell() -> None:
     xhat0[:, :, 32:] = x_0[:, :, 32:]
     levels = Fit(x_0, d, Grid(64, 64, 32), bits=4, fidelity=1.0)(_parts(xhat0, d))
     assert (levels[0, :, 0] >= 13).all()
-    assert (levels[0, :, 1] <= 2).all()
+    assert (dequantise(levels, 4)[0, :, 1] <= 2 / 15).all()
 
 
 @pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
-def test_the_level_is_0_where_both_pictures_agree(fidelity: float) -> None:
-    x_0, xhat0, _ = _pictures(64, 64)
-    assert not Fit(x_0, xhat0, Grid(64, 64, 32), bits=4, fidelity=fidelity)(_parts(xhat0, xhat0)).any()
+def test_levels_are_kept_where_both_pictures_agree(fidelity: float) -> None:
+    x_0, xhat0, d = _pictures(64, 64)
+    fit = Fit(x_0, d, Grid(64, 64, 32), bits=4, fidelity=fidelity)
+    assert torch.equal(fit(_parts(xhat0, d)), fit(_parts(xhat0, xhat0)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 72), (17, 33)])
@@ -157,8 +158,9 @@ def test_texture_error_sees_blur() -> None:
     assert (texture_error(x_0, blurred) > 0.5).all()
 
 
-def test_levels_cover_0_to_1() -> None:
-    assert dequantise(torch.tensor([0, 15]), 4).tolist() == [0.0, 1.0]
+def test_levels_cover_the_range_of_each_plane() -> None:
+    levels = torch.tensor([0, 3, 15]).expand(1, PLANES, 1, 3)
+    assert torch.allclose(dequantise(levels, 4)[0, :, 0], torch.tensor([[0.0, 0.2, 1.0], [-0.25, 0.0, 1.0]]))
 
 
 def test_expand_is_the_factor_itself_at_the_centre_of_a_cell() -> None:
