@@ -13,6 +13,7 @@ of factor cells. Pictures are contiguous (arithmetic on them is several times fa
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -161,8 +162,7 @@ class CorrDiffCodec:
             x_0_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, layout, (i, j), steps, grid, factors_of)
             self._paste(out, x_0_BCHW, layout, i, j)
             levels.append(torch.stack(fitted, dim=1).to("cpu", torch.uint8).numpy())
-            if on_tile:
-                on_tile(layout.index(i, j) + 1, len(layout))
+            _tile_done(layout, i, j, on_tile)
         header = Header(self.fingerprint, width, height, settings.quality, steps, cell, bits, side)
         return [
             Encoded(
@@ -212,8 +212,7 @@ class CorrDiffCodec:
                     lambda step, _: g_SBPRC[step],  # noqa: B023 (used within this round only)
                 )  # fmt: skip
             self._paste(out, x_0_BCHW, layout, i, j)
-            if on_tile:
-                on_tile(layout.index(i, j) + 1, len(layout))
+            _tile_done(layout, i, j, on_tile)
         return out
 
     def latents_of(self, x_BCHW: Tensor, q_B: Tensor) -> Tensor:
@@ -297,6 +296,15 @@ def _check(images: Sequence[Picture]) -> None:
             raise UsageError(f"expected RGB uint8 pictures [H, W, 3], got {image.dtype} {list(image.shape)}")
         if image.shape != images[0].shape:
             raise UsageError("the pictures of a batch must have one size")
+
+
+def _tile_done(layout: Layout, i: int, j: int, on_tile: OnTile | None) -> None:
+    """Tell who asked, and give freed memory back: of the holes in the heap there would be more with every tile."""
+    if on_tile:
+        on_tile(layout.index(i, j) + 1, len(layout))
+    if len(layout) > 1:
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _batch_key(header: Header) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corrdiff.range_coder import SYMBOL_MAX, SYMBOL_MIN, RangeTables
+from tests.documented_reader import Table, read_symbols
 
 
 def _tables(rows: list[list[int]], offsets: list[int]) -> RangeTables:
@@ -22,34 +23,7 @@ def _tables(rows: list[list[int]], offsets: list[int]) -> RangeTables:
 FREQUENCIES = [[20000, 30000, 15000, 536], [65535, 1], [1, 65533, 1, 1], [13107, 13107, 13107, 13107, 13107, 1]]
 OFFSETS = [-1, 0, -1, 300]
 TABLES = _tables(FREQUENCIES, OFFSETS)
-
-
-def read_as_documented(data: bytes, indexes: list[int]) -> list[int]:
-    """A second reader, in plain Python, written from docs/bitstream.md."""
-    data = bytes(-len(data) % 4) + data
-    words = [int.from_bytes(data[i : i + 4], "big") for i in range(0, len(data), 4)]
-    state = 0
-    for _ in range(min(2, len(words))):
-        state = state << 32 | words.pop(0)
-
-    def read(starts: list[int]) -> int:
-        nonlocal state
-        quantile = state % 65536
-        entry = max(i for i in range(len(starts) - 1) if starts[i] <= quantile)
-        state = (state >> 16) * (starts[entry + 1] - starts[entry]) + quantile - starts[entry]
-        if state < 1 << 32 and words:
-            state = state << 32 | words.pop(0)
-        return entry
-
-    symbols = []
-    for index in indexes:
-        row = FREQUENCIES[index]
-        entry = read([sum(row[:i]) for i in range(len(row) + 1)])
-        escaped = entry == len(row) - 1
-        symbols.append(read(list(range(0, 65537, 2))) - 16384 if escaped else entry + OFFSETS[index])
-    assert state == 0
-    assert not words
-    return symbols
+DOCUMENTED = [Table(np.cumsum([0, *row]).tolist(), o) for row, o in zip(FREQUENCIES, OFFSETS, strict=True)]
 
 
 def _arrays(symbols: list[int], indexes: list[int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
@@ -68,7 +42,7 @@ def test_what_was_encoded_is_decoded_and_a_reader_written_from_the_documentation
     indexes, symbols = [i for i, _ in pairs], [s for _, s in pairs]
     data = TABLES.encode(*_arrays(symbols, indexes))
     assert TABLES.decode(data, np.array(indexes, np.uint8)).tolist() == symbols
-    assert read_as_documented(data, indexes) == symbols
+    assert read_symbols(data, [DOCUMENTED[i] for i in indexes]) == symbols
 
 
 def test_the_size_is_that_of_the_information() -> None:
