@@ -142,7 +142,7 @@ def cdc_row(side: int, device: str, ours: float) -> Row:
     with FlopCounterMode(display=False) as counter:
         unet(x, context, torch.zeros(1, device=device))
     started = time.perf_counter()
-    for t, t_next in itertools.pairwise(diffusion.sampling_times(CDC_STEPS)):
+    for t, t_next in itertools.pairwise(diffusion.sampling_times(CDC_STEPS, diffusion.T_MAX)):
         x_0 = unet(x, context, torch.full((1,), t, device=device)).clamp(-1, 1)
         x = diffusion.ddim_step(x, x_0, t, t_next) if t_next > 0 else x_0
     float(x.sum())  # a GPU has to have finished

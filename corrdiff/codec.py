@@ -13,7 +13,6 @@ of factor cells. Pictures are contiguous (arithmetic on them is several times fa
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corrdiff import bitstream, correction, diffusion
+from corrdiff import bitstream, correction, diffusion, heap
 from corrdiff.bitstream import BitstreamError, Header, Streams
 from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, HYPER_STRIDE, LATENT_STRIDE, CodecConfig
 from corrdiff.config import Settings as Settings
@@ -80,6 +79,7 @@ class CorrDiffCodec:
         self.fingerprint = fingerprint
         self._perceptual = perceptual
         tables.run_on(self.device)
+        heap.keep_freed_memory()
 
     @property
     def config(self) -> CodecConfig:
@@ -204,12 +204,10 @@ class CorrDiffCodec:
             if decoding != "privileged":
                 grid = Grid(layout.rows[i].size, layout.columns[j].size, header.grid)
                 g_SBPRC = torch.stack([_read_factors(p, grid, layout.index(i, j)) for p in parsed], dim=1)
-                if decoding == "uncorrected":
-                    g_SBPRC = torch.zeros_like(g_SBPRC)
                 g_SBPRC = g_SBPRC.to(self.device)
                 x_0_BCHW = self._trajectory(
                     y_hat_BMhw, d_BCHW, layout, (i, j), header.steps, grid,
-                    lambda step, _: g_SBPRC[step],  # noqa: B023 (used within this round only)
+                    (lambda step, _: g_SBPRC[step]) if decoding == "corrected" else None,  # noqa: B023 (this round only)
                 )  # fmt: skip
             self._paste(out, x_0_BCHW, layout, i, j)
             _tile_done(layout, i, j, on_tile)
@@ -247,22 +245,29 @@ class CorrDiffCodec:
         tile: tuple[int, int],
         steps: int,
         grid: Grid,
-        factors_of: Callable[[int, Parts], Tensor],
+        factors_of: Callable[[int, Parts], Tensor] | None,
     ) -> Tensor:
-        """The reverse process on a tile's window. `factors_of(step, parts)` gives each step's factors [B, P, R, C]."""
+        """The reverse process on a tile's window.
+
+        `factors_of(step, parts)` gives each step's factors [B, P, R, C]; without it D is not used.
+        """
         batch, _, height, width = d_BCHW.shape
         row, column = layout.rows[tile[0]], layout.columns[tile[1]]
         with self._autocast():
             context = self.model.context(y_hat_BMhw)
-        noise = diffusion.format_noise(height, width, row.begin, column.begin).to(self.device)
-        x_t_BCHW = noise.repeat(batch, 1, 1, 1)
-        times = diffusion.sampling_times(steps)
-        for step, (t, t_next) in enumerate(itertools.pairwise(times)):
+        x_t_BCHW = diffusion.format_noise(height, width, row.begin, column.begin).to(self.device).repeat(batch, 1, 1, 1)
+        start = diffusion.T_MAX
+        if factors_of:
+            start = diffusion.T_START
+            x_t_BCHW = diffusion.add_noise(d_BCHW, x_t_BCHW, torch.full((batch,), start, device=self.device))
+        for step, (t, t_next) in enumerate(itertools.pairwise(diffusion.sampling_times(steps, start))):
             with self._autocast():
-                xhat0_BCHW = self.model.denoiser(x_t_BCHW, context, torch.full((batch,), t, device=self.device))
-            parts = correction.split(xhat0_BCHW.float().contiguous().clamp_(-1, 1), d_BCHW)
-            top, left = row.start - row.begin, column.start - column.begin
-            x_0_BCHW = correction.apply(parts, factors_of(step, parts), grid, top, left)
+                estimate = self.model.denoiser(x_t_BCHW, context, torch.full((batch,), t, device=self.device))
+            x_0_BCHW: Tensor = estimate.float().contiguous().clamp_(-1, 1)
+            if factors_of:
+                parts = correction.split(x_0_BCHW, d_BCHW)
+                top, left = row.start - row.begin, column.start - column.begin
+                x_0_BCHW = correction.apply(parts, factors_of(step, parts), grid, top, left)
             if t_next > 0:
                 x_t_BCHW = diffusion.ddim_step(x_t_BCHW, x_0_BCHW, t, t_next)
         return x_0_BCHW
@@ -299,12 +304,10 @@ def _check(images: Sequence[Picture]) -> None:
 
 
 def _tile_done(layout: Layout, i: int, j: int, on_tile: OnTile | None) -> None:
-    """Tell who asked, and give freed memory back: of the holes in the heap there would be more with every tile."""
     if on_tile:
         on_tile(layout.index(i, j) + 1, len(layout))
     if len(layout) > 1:
-        with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
+        heap.give_back_freed_memory()
 
 
 def _batch_key(header: Header) -> tuple[int, ...]:

@@ -134,7 +134,7 @@ class Fit:
     level that differs from the step before. D's squared error is that of the whole picture: so texture goes where it
     costs the least PSNR. Texture error is the mean absolute log ratio of local band energies to the original's. Errors
     and energies are quadratics in a factor, so all levels of a plane cost one pass over the picture. The planes take
-    turns, low first, each with the other held; they start from the step before.
+    turns, low first, each with the other held; they start from the step before, in the first from the middle level.
     """
 
     def __init__(
@@ -148,47 +148,47 @@ class Fit:
     ) -> None:
         """`perceptual`, where it is given, takes the place of the texture error."""
         self._x_0_BCHW, self._grid, self._fidelity, self._perceptual = x_0_BCHW, grid, fidelity, perceptual
-        d_error_B = (d_BCHW - x_0_BCHW).square().mean((1, 2, 3))
-        self._error_weight_B11 = fidelity / (d_error_B + _ERROR_FLOOR)[:, None, None]
-        self._texture_energy = [_block_mean(b * b) for b in _bands(x_0_BCHW)]
+        error_BCHW = d_BCHW - x_0_BCHW
+        self._error = _Energy(error_BCHW, lambda v: _pixel_mean(v, grid).mean(1))
+        self._error_weight_B11 = fidelity / (error_BCHW.square().mean((1, 2, 3)) + _ERROR_FLOOR)[:, None, None]
+        self._texture = [_Energy(band, _block_mean) for band in _bands(d_BCHW)]
+        self._original = [torch.log(_block_mean(band * band) + _VARIANCE_FLOOR) for band in _bands(x_0_BCHW)]
         levels = 1 << bits
         self._bits = bits
         self._level_L111 = torch.arange(levels, device=x_0_BCHW.device)[:, None, None, None]
         self._gamma_LP11 = dequantise(self._level_L111.expand(-1, PLANES, 1, 1), bits)
         shape = (len(x_0_BCHW), PLANES, grid.rows, grid.columns)
         self._levels_BPRC = torch.full(shape, levels // 2, device=x_0_BCHW.device)
-        self._change_cost = 0.0  # in the first step there is nothing to differ from
 
     def __call__(self, parts: Parts) -> Tensor:
         """The next step's levels, [B, P, R, C]."""
-        error = _gram((parts.xhat0_BCHW - self._x_0_BCHW, *parts[1:]), lambda v: _pixel_mean(v.mean(1), self._grid))
-        texture = None
+        error = self._error.products(parts.xhat0_BCHW - self._x_0_BCHW, parts.low_BCHW)
+        texture: list[_Products] = []
         if self._fidelity < 1 and self._perceptual is None:
-            texture = [_gram(bands, _block_mean) for bands in zip(*(_bands(p) for p in parts), strict=True)]
+            bands = zip(self._texture, _bands(parts.xhat0_BCHW), _bands(parts.low_BCHW), strict=True)
+            texture = [energy.products(xhat0, low) for energy, xhat0, low in bands]
         for plane in range(PLANES):
             cost = self._error_weight_B11 * self._along(error, plane, None)
-            if texture is not None:
-                for i, gram in enumerate(texture):
-                    ratio = _log_ratio(self._along(gram, plane, i), self._texture_energy[i])
-                    cost += (1 - self._fidelity) / _BANDS * _cell_mean(ratio, self._grid, 1 << i)
-            elif self._fidelity < 1:
+            for i, products in enumerate(texture):
+                ratio = (torch.log(self._along(products, plane, i) + _VARIANCE_FLOOR) - self._original[i]).abs_()
+                cost += (1 - self._fidelity) / _BANDS * _cell_mean(ratio, self._grid, 1 << i)
+            if self._fidelity < 1 and self._perceptual is not None:
                 cost += (1 - self._fidelity) * self._perceptual_cost(parts, plane)
-            cost += self._change_cost * (self._level_L111 != self._levels_BPRC[:, plane])
+            cost += _CHANGE_COST * (self._level_L111 != self._levels_BPRC[:, plane])
             self._levels_BPRC = self._levels_BPRC.clone()
             self._levels_BPRC[:, plane] = cost.argmin(0)
-        self._change_cost = _CHANGE_COST
         return self._levels_BPRC
 
-    def _along(self, gram: _Gram, plane: int, band: int | None) -> Tensor:
+    def _along(self, products: _Products, plane: int, band: int | None) -> Tensor:
         """Energy of the combination at each level of one plane, the other plane held: [L, B, ...]."""
-        k, other = plane + 1, 2 - plane
         h = dequantise(self._levels_BPRC, self._bits)[:, 1 - plane]
         if band is not None:
-            h = _cells_to_blocks(h, self._grid, gram[0][0].shape[-2:], 1 << band)
-        base = gram[0][0] + h * (2 * gram[other][0] + h * gram[other][other])
-        slope = 2 * (gram[k][0] + h * gram[2][1])
+            h = _cells_to_blocks(h, self._grid, products.aa.shape[-2:], 1 << band)
+        aa, al, ah, ll, lh, hh = products
+        moved, held = ((al, ll), (ah, hh)) if plane == LOW else ((ah, hh), (al, ll))
+        base = aa + h * (2 * held[0] + h * held[1])
         g = self._gamma_LP11[:, plane, None]
-        return (base + g * (slope + g * gram[k][k])).clamp(min=0)
+        return (base + g * (2 * (moved[0] + h * lh) + g * moved[1])).clamp_(min=0)
 
     def _perceptual_cost(self, parts: Parts, plane: int) -> Tensor:
         """The perceptual distance at each level, [L, B, R, C]: a parabola through the distances at three of them."""
@@ -198,31 +198,44 @@ class Fit:
             g_BPRC = dequantise(self._levels_BPRC, self._bits)
             g_BPRC[:, plane] = gamma
             distance = self._perceptual(apply(parts, g_BPRC, self._grid), self._x_0_BCHW)
-            distances.append(_pixel_mean(distance[:, 0], self._grid))
+            distances.append(_pixel_mean(distance, self._grid)[:, 0])
         at_0, at_half, at_1 = distances
         g = self._gamma_LP11[:, plane, None]
         return at_0 + g * (4 * at_half - 3 * at_0 - at_1) + g * g * 2 * (at_0 + at_1 - 2 * at_half)
 
 
-_Gram = list[list[Tensor]]
-"""Lower triangle of local inner products of (estimate or its error, low part, high part)."""
+class _Products(NamedTuple):
+    """Local inner products of an estimate (or its error) a, the low part l and the high part h."""
+
+    aa: Tensor
+    al: Tensor
+    ah: Tensor
+    ll: Tensor
+    lh: Tensor
+    hh: Tensor
 
 
-def _gram(vectors: tuple[Tensor, ...], mean: Callable[[Tensor], Tensor]) -> _Gram:
-    return [[mean(a * b) for b in vectors[: i + 1]] for i, a in enumerate(vectors)]
+class _Energy:
+    """Local inner products where a + l + h is the same in every step, so that h need not be looked at."""
+
+    def __init__(self, total: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
+        self._total, self._mean = total, mean
+        self._tt = mean(total * total)
+
+    def products(self, a: Tensor, low: Tensor) -> _Products:
+        aa, al, ll = self._mean(a * a), self._mean(a * low), self._mean(low * low)
+        at, lt = self._mean(a * self._total), self._mean(low * self._total)
+        ah, lh = at - aa - al, lt - al - ll
+        return _Products(aa, al, ah, ll, lh, self._tt - at - lt - ah - lh)
 
 
 def texture_error(x_0_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
     """Mean absolute log ratio of local band energies to the original's, [B]; 0 is the same texture everywhere."""
     parts = [
-        _log_ratio(_block_mean(b * b), _block_mean(a * a)).flatten(1).mean(1)
+        torch.log((_block_mean(b * b) + _VARIANCE_FLOOR) / (_block_mean(a * a) + _VARIANCE_FLOOR)).abs().mean((-2, -1))
         for a, b in zip(_bands(x_0_BCHW), _bands(x_BCHW), strict=True)
     ]
     return torch.stack(parts).mean(0)
-
-
-def _log_ratio(energy: Tensor, reference: Tensor) -> Tensor:
-    return (torch.log(energy + _VARIANCE_FLOOR) - torch.log(reference + _VARIANCE_FLOOR)).abs()
 
 
 def _bands(x_BCHW: Tensor) -> list[Tensor]:
@@ -231,7 +244,7 @@ def _bands(x_BCHW: Tensor) -> list[Tensor]:
     bands: list[Tensor] = []
     for i in range(_BANDS):
         if i > 0:
-            low = F.avg_pool2d(low[:, None], 2, ceil_mode=True)[:, 0]
+            low = _pool(low, 2)
         smooth = _smooth(_smooth(low, 1), 2)
         bands.append(low - smooth)
         low = smooth
@@ -247,24 +260,28 @@ def _smooth(x_BHW: Tensor, axis: int) -> Tensor:
 
 
 def _block_mean(x_BHW: Tensor) -> Tensor:
-    return F.avg_pool2d(x_BHW[:, None], BLOCK, ceil_mode=True)[:, 0]
+    return _pool(x_BHW, BLOCK)
 
 
-def _pixel_mean(x_BHW: Tensor, grid: Grid) -> Tensor:
-    """Means over the pixels of each cell, [B, R, C]."""
-    return x_BHW.mean((-2, -1), keepdim=True) if grid.cell == 0 else _pool(x_BHW, grid.cell)
+def _pixel_mean(x_BCHW: Tensor, grid: Grid) -> Tensor:
+    """Means over the pixels of each cell, [B, C, R, C']."""
+    return x_BCHW.mean((-2, -1), keepdim=True) if grid.cell == 0 else _pool(x_BCHW, grid.cell)
 
 
 def _cell_mean(blocks: Tensor, grid: Grid, scale: int) -> Tensor:
     """Means over blocks (of a band at 1/scale) -> means over cells, last two axes."""
     if grid.cell == 0:
         return blocks.mean((-2, -1), keepdim=True)
-    cells = _pool(blocks.flatten(0, -3), grid.cell // (BLOCK * scale))
-    return cells.reshape(*blocks.shape[:-2], *cells.shape[-2:])
+    return _pool(blocks, grid.cell // (BLOCK * scale))
 
 
-def _pool(x_BHW: Tensor, side: int) -> Tensor:
-    return F.avg_pool2d(x_BHW[:, None], side, ceil_mode=True)[:, 0]
+def _pool(x_BCHW: Tensor, side: int) -> Tensor:
+    """Means over squares; those at the lower and right edge may be cut."""
+    height, width = x_BCHW.shape[-2:]
+    if side < 32 or height % side or width % side:
+        return F.avg_pool2d(x_BCHW, side, ceil_mode=True)
+    squares = x_BCHW.reshape(*x_BCHW.shape[:-2], height // side, side, width // side, side)
+    return squares.mean((-3, -1))  # the same, several times faster for large squares
 
 
 def _cells_to_blocks(g_BRC: Tensor, grid: Grid, size: torch.Size, scale: int) -> Tensor:

@@ -15,8 +15,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+T_START = 0.4
+"""Time at which the corrected reverse process starts, from D's picture diffused to it. At noisier times the estimate may
+be D's as well: factors of 1 there cost neither PSNR nor texture, and the score network is not asked."""
+
 T_MAX = 0.98
-"""Time at which sampling starts: alpha_bar is about 0.001."""
+"""Time at which the uncorrected reverse process starts, from noise: alpha_bar is about 0.001."""
 
 _COSINE_OFFSET = 0.008
 """s of the cosine schedule (arXiv 2102.09672, equation 17)."""
@@ -40,9 +44,9 @@ def add_noise(x_0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
     return a_B111.sqrt() * x_0_BCHW + (1 - a_B111).sqrt() * eps_BCHW
 
 
-def sampling_times(steps: int) -> list[float]:
-    """Times of the S network evaluations, T_MAX first, then the 0 at which the picture is clean."""
-    return [T_MAX * (steps - i) / steps for i in range(steps)] + [0.0]
+def sampling_times(steps: int, start: float) -> list[float]:
+    """Times of the S network evaluations, `start` first, then the 0 at which the picture is clean."""
+    return [start * ((steps - i) / steps) for i in range(steps)] + [0.0]
 
 
 def ddim_step(x_t_BCHW: Tensor, x_0_BCHW: Tensor, t: float, t_next: float) -> Tensor:

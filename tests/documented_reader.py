@@ -89,7 +89,10 @@ def read_file(data: bytes, codec: Path) -> tuple[dict[str, Any], list[Tile]]:
 
     width, height = varint(), varint()
     quality, steps, grid, bits, side = byte(), byte(), 16 * byte(), byte(), 64 * byte()
-    header = dict(width=width, height=height, quality=quality, steps=steps, grid=grid, factor_bits=bits, tile=side)
+    header = {
+        "width": width, "height": height, "quality": quality, "steps": steps, "grid": grid, "factor_bits": bits,
+        "tile": side,
+    }  # fmt: skip
     tensors = safetensors.numpy.load_file(codec / "tables.safetensors")
     tiles = []
     for top in range(0, height, side or height):

@@ -82,7 +82,8 @@ def test_fidelity_1_picks_the_least_squared_error_of_each_cell(height: int, widt
     levels = Fit(x_0, d, grid, bits, fidelity=1.0)(parts)
     errors = _errors_along(x_0, parts, levels, HIGH, grid, bits)  # HIGH is fitted last, LOW being what it is then
     reached = errors.gather(0, levels[None, :, HIGH])[0]
-    assert (reached <= errors.amin(0) * (1 + 1e-4)).all()
+    d_error = (d - x_0).square().mean((1, 2, 3))[:, None, None]
+    assert (reached <= errors.amin(0) + 0.0031 * d_error).all()  # the price of a change of level
 
 
 def test_each_plane_takes_what_its_part_needs() -> None:
@@ -105,9 +106,9 @@ def test_fitted_levels_differ_from_cell_to_cell() -> None:
 
 @pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
 def test_levels_are_kept_where_both_pictures_agree(fidelity: float) -> None:
-    x_0, xhat0, d = _pictures(64, 64)
-    fit = Fit(x_0, d, Grid(64, 64, 32), bits=4, fidelity=fidelity)
-    assert torch.equal(fit(_parts(xhat0, d)), fit(_parts(xhat0, xhat0)))
+    x_0, xhat0, _ = _pictures(64, 64)
+    fit = Fit(x_0, xhat0, Grid(64, 64, 32), bits=4, fidelity=fidelity)
+    assert (fit(_parts(xhat0, xhat0)) == 8).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (40, 72), (17, 33)])
@@ -141,7 +142,7 @@ def test_a_perceptual_distance_takes_the_place_of_the_texture_error() -> None:
 
     def distance(x: Tensor, reference: Tensor) -> Tensor:
         assert torch.equal(reference, x_0)
-        return (x - d).square().mean(1, keepdim=True)  # a judge that likes D
+        return 100 * (x - d).square().mean(1, keepdim=True)  # a judge that likes D
 
     assert (Fit(x_0, d, grid, 4, 0.0, distance)(parts) == 15).all()
     assert torch.equal(Fit(x_0, d, grid, 4, 1.0, distance)(parts), Fit(x_0, d, grid, 4, 1.0)(parts))

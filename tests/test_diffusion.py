@@ -9,6 +9,7 @@ import torch
 
 from corrdiff.diffusion import (
     T_MAX,
+    T_START,
     add_noise,
     alpha_bar,
     ddim_step,
@@ -96,10 +97,10 @@ def test_sampling_starts_in_nearly_pure_noise() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8, 64])
 def test_sampling_times_fall_evenly_from_the_start_to_zero(steps: int) -> None:
-    times = sampling_times(steps)
-    assert times[0] == T_MAX
+    times = sampling_times(steps, T_START)
+    assert times[0] == T_START
     assert times[-1] == 0.0
-    assert -np.diff(times) == pytest.approx([T_MAX / steps] * steps)
+    assert -np.diff(times) == pytest.approx([T_START / steps] * steps)
 
 
 def test_noise_is_mixed_in_at_the_stated_variances() -> None:
@@ -113,7 +114,7 @@ def test_ddim_with_the_true_picture_stays_on_its_path_and_ends_in_it(steps: int)
     generator = torch.Generator().manual_seed(0)
     x_0 = torch.rand(1, 3, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1
     eps = format_noise(8, 8)[None].double()
-    times = sampling_times(steps)
+    times = sampling_times(steps, T_MAX)
     x_t = add_noise(x_0, eps, torch.tensor([times[0]], dtype=torch.float64))
     for t, t_next in itertools.pairwise(times):
         x_t = ddim_step(x_t, x_0, t, t_next)
