@@ -4,8 +4,8 @@
    ready: analysis and H_a (encoding only), D, context network, S evaluations of the score network. "a step" is one pass
    of the sampling loop of a decoder; its peer is the score network's bare forward pass.
 2. The peer in spirit: CDC (arXiv 2209.06950) samples with a U-Net at full resolution, 65 steps by default. Its sampler
-   is written here plainly from the paper's description, at its size (about 40 M parameters, 129 GFLOP a step for
-   256x256 pixels); this is a stand-in with random weights, not the authors' code.
+   is written here plainly from the paper's description, at its size (about 40 M parameters at full resolution); this
+   is a stand-in with random weights, not the authors' code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from _measure import Row, interleaved, parser, ratio, report, sample
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -198,12 +197,24 @@ class CdcUnet(nn.Module):
         return out
 
 
+class _Norm(nn.Module):
+    """Over the channels of a position, with scale and shift."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.ones(1, c, 1, 1)), nn.Parameter(torch.zeros(1, c, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = x.var(1, unbiased=False, keepdim=True), x.mean(1, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt() * self.scale + self.shift
+
+
 class _Block(nn.Module):
     def __init__(self, c_in: int, c_out: int, side: int = 3) -> None:
         super().__init__()
         self.emb = nn.Linear(64, c_out)
-        self.one = nn.Sequential(nn.Conv2d(c_in, c_out, side, padding=side // 2), nn.GroupNorm(1, c_out), nn.ReLU())
-        self.two = nn.Sequential(nn.Conv2d(c_out, c_out, 3, padding=1), nn.GroupNorm(1, c_out), nn.ReLU())
+        self.one = nn.Sequential(nn.Conv2d(c_in, c_out, side, padding=side // 2), _Norm(c_out), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(c_out, c_out, 3, padding=1), _Norm(c_out), nn.ReLU())
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -212,18 +223,18 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Linear attention, one head of 32 channels."""
+    """Linear attention, one head of as many channels as there are."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, c)
-        self.qkv = nn.Conv2d(c, 96, 1, bias=False)
-        self.out = nn.Conv2d(32, c, 1)
+        self.norm = _Norm(c)
+        self.qkv = nn.Conv2d(c, 3 * c, 1, bias=False)
+        self.out = nn.Conv2d(c, c, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, 1)
         mixed = (k.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2) @ q
-        out: Tensor = x + self.out(F.relu(mixed).reshape(len(x), 32, *x.shape[2:]))
+        out: Tensor = x + self.out(mixed.reshape(x.shape))
         return out
 
 

@@ -52,7 +52,7 @@ class Encode:
     device: str = "cpu"
     """Where the networks run: cpu, cuda, cuda:1 ..."""
     precision: Literal["fp32", "bf16"] | None = None
-    """Arithmetic of the networks; bf16 on GPUs and fp32 on CPUs where it is not given."""
+    """Arithmetic of the networks; where it is not given, bf16 on GPUs and on CPUs that compute in it."""
 
     def run(self) -> None:
         from corrdiff.config import Settings
@@ -92,7 +92,7 @@ class Decode:
     device: str = "cpu"
     """Where the networks run: cpu, cuda, cuda:1 ..."""
     precision: Literal["fp32", "bf16"] | None = None
-    """Arithmetic of the networks; bf16 on GPUs and fp32 on CPUs where it is not given."""
+    """Arithmetic of the networks; where it is not given, bf16 on GPUs and on CPUs that compute in it."""
 
     def run(self) -> None:
         from corrdiff import bitstream

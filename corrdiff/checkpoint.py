@@ -101,12 +101,24 @@ def load_networks(uri: str) -> tuple[CorrDiffModel, EntropyTables, str]:
     weights, tables = (_read_tensors(uri, name) for name in (WEIGHTS_FILE, TABLES_FILE))
     if fingerprint(config, weights, tables) != digest:
         raise UsageError(f"codec {uri}: weights or tables do not match the fingerprint; export it or copy it again")
-    model = CorrDiffModel(config)
-    expected = codec_weights(model)
-    if expected.keys() != weights.keys() or any(expected[n].shape != weights[n].shape for n in expected):
+    with torch.device("meta"):  # shapes alone: a configuration may name networks of any size
+        expected = dict(CorrDiffModel(config).named_parameters())
+    if expected.keys() != weights.keys() or any(_kind(expected[name]) != _kind(weights[name]) for name in expected):
         raise UsageError(f"codec {uri}: {WEIGHTS_FILE} does not fit {CONFIG_FILE}")
+    try:
+        coding = EntropyTables(tables)
+    except UsageError as error:
+        raise UsageError(f"codec {uri}: {TABLES_FILE}: {error}") from None
+    sizes = config.transform.hyper_channels, config.transform.latent_channels
+    if (coding.hyper_channels, coding.latent_channels) != sizes:
+        raise UsageError(f"codec {uri}: {TABLES_FILE} does not fit {CONFIG_FILE}")
+    model = CorrDiffModel(config)
     model.load_state_dict(weights, strict=False)
-    return model, EntropyTables(tables), digest
+    return model, coding, digest
+
+
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
+    return tensor.dtype, tensor.shape
 
 
 def read_config(uri: str) -> tuple[CodecConfig, str, dict[str, Any]]:
@@ -119,8 +131,10 @@ def read_config(uri: str) -> tuple[CodecConfig, str, dict[str, Any]]:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"codec {uri}: {CONFIG_FILE} cannot be read ({error})") from None
-    if kind != FORMAT or len(digest_bytes) != 32:
+    if kind != FORMAT:
         raise UsageError(f"codec {uri}: format '{kind}' is unknown, this program reads '{FORMAT}'")
+    if len(digest_bytes) != 32:
+        raise UsageError(f"codec {uri}: {CONFIG_FILE} has a fingerprint of {len(digest_bytes)} bytes, not of 32")
     try:
         return CodecConfig.from_dict(codec), digest, provenance
     except UsageError as error:

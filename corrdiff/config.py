@@ -25,6 +25,9 @@ QUALITIES = 8
 DEFAULT_QUALITY = 4
 DEFAULT_FIDELITY = 0.5
 
+MAX_BLOCKS = 64
+"""Residual blocks at one resolution: what a configuration may ask for."""
+
 GRID_UNIT = 16
 MAX_STEPS, MAX_FACTOR_BITS, MAX_GRID = 64, 6, 255 * GRID_UNIT
 """What the file format can say of steps, bits of a factor, and the side of a factor cell with its unit, in pixels."""
@@ -58,6 +61,11 @@ def _check_stages(what: str, patch: int, channels: tuple[int, ...]) -> None:
         raise UsageError(f"{what}: channels must be positive, not {channels}")
 
 
+def _check_blocks(what: str, blocks: int) -> None:
+    if not 1 <= blocks <= MAX_BLOCKS:
+        raise UsageError(f"{what}: blocks must be from 1 to {MAX_BLOCKS}, not {blocks}")
+
+
 @dataclass(frozen=True)
 class TransformConfig:
     """Analysis transform, hyper transforms and privileged decoder."""
@@ -75,6 +83,9 @@ class TransformConfig:
 
     def __post_init__(self) -> None:
         _check_stages("transform", self.patch, self.channels)
+        _check_blocks("transform", self.blocks)
+        if min(self.latent_channels, self.hyper_channels) < 1:
+            raise UsageError("transform: latent_channels and hyper_channels must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,9 @@ class DenoiserConfig:
 
     def __post_init__(self) -> None:
         _check_stages("denoiser", self.patch, self.channels)
+        _check_blocks("denoiser", self.blocks)
+        if self.time_channels < 2 or self.time_channels % 2:
+            raise UsageError(f"denoiser: time_channels must be even and at least 2, not {self.time_channels}")
         if len(self.context_channels) != len(self.channels):
             raise UsageError("denoiser: context_channels must name as many resolutions as channels")
 

@@ -144,7 +144,7 @@ class CompressConfig:
     device: Device = "auto"
     """GPUs where the cluster has them, unless told."""
     precision: Literal["fp32", "bf16"] | None = None
-    """bf16 on GPUs and fp32 on CPUs where it is not given."""
+    """where it is not given, bf16 on GPUs and on CPUs that compute in it."""
     max_pixels: int = 1 << 28
     """Larger pictures are failures."""
     lpips_weights: str | None = None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from corrdiff.__main__ import main
 from corrdiff.checkpoint import (
     CONFIG_FILE,
     TABLES_FILE,
@@ -25,7 +27,9 @@ from corrdiff.checkpoint import (
     save_codec,
 )
 from corrdiff.codec import CorrDiffCodec
+from corrdiff.config import CodecConfig
 from corrdiff.errors import UsageError
+from corrdiff.images import save_png
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -144,6 +148,7 @@ def _set(*path: str, to: Any) -> Edit:
     [
         (_set("format", to="corrdiff-codec-9"), "format 'corrdiff-codec-9' is unknown"),
         (_set("fingerprint", to="0" * 64), "do not match the fingerprint"),
+        (_set("fingerprint", to="00" * 31), "a fingerprint of 31 bytes, not of 32"),
         (_set("fingerprint", to=7), "cannot be read"),
         (_set("fingerprint", to="not hexadecimal"), "cannot be read"),
         (lambda data: data.pop("fingerprint"), "cannot be read"),
@@ -152,6 +157,10 @@ def _set(*path: str, to: Any) -> Edit:
         (_set("codec", "denoiser", "surprise", to=1), r"unknown fields \['surprise'\]"),
         (_set("codec", "transform", "blocks", to="two"), "must be a whole number"),
         (_set("codec", "transform", "patch", to=3), "patch must be"),
+        (_set("codec", "transform", "blocks", to=65536), "blocks must be from 1 to 64"),
+        (_set("codec", "transform", "latent_channels", to=0), "must be at least 1"),
+        (_set("codec", "denoiser", "time_channels", to=3), "time_channels must be even"),
+        (_set("codec", "denoiser", "channels", to=[65536] * 4), "needs channels for 3 resolutions"),
         (_set("codec", "diffusion", "grid", to=7), "grid must be"),
         (_set("codec", "diffusion", "steps", to=4), "do not match the fingerprint"),
         (_set("codec", to="text"), "not an object"),
@@ -186,6 +195,57 @@ def test_weights_of_another_shape_are_refused(copy: Path) -> None:
     _replace(copy, CONFIG_FILE, json.dumps(data).encode())
     _replace(copy, WEIGHTS_FILE, safetensors.torch.save(weights))
     assert "weights.safetensors does not fit config.json" in _refusal(copy)
+
+
+def _sealed(directory: Path, change: Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], object]) -> None:
+    """Change configuration, weights and tables as someone would who can compute a fingerprint."""
+    model, tables, _ = load_networks(str(directory))
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    tensors = dict(tables.tensors)
+    data = json.loads((directory / CONFIG_FILE).read_text())
+    change(data, weights, tensors)
+    data["fingerprint"] = fingerprint(CodecConfig.from_dict(data["codec"]), weights, tensors)
+    _replace(directory, CONFIG_FILE, json.dumps(data).encode())
+    _replace(directory, WEIGHTS_FILE, safetensors.torch.save(weights))
+    _replace(directory, TABLES_FILE, safetensors.torch.save(tensors))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda data, weights, tables: _set("codec", "denoiser", "channels", to=[65536] * 3)(data),
+            "weights.safetensors does not fit config.json",
+        ),
+        (lambda data, weights, tables: weights.pop("gain.log_gain_QM"), "weights.safetensors does not fit"),
+        (
+            lambda data, weights, tables: weights.update({"gain.log_gain_QM": weights["gain.log_gain_QM"].double()}),
+            "weights.safetensors does not fit",
+        ),
+        (lambda data, weights, tables: tables.pop("h_s.1.bias"), "tables.safetensors: codec tables: .* is missing"),
+        (
+            lambda data, weights, tables: tables.update(
+                {f"z.{part}": tables[f"z.{part}"][:8] for part in ("cdf", "length", "offset")}
+            ),
+            "tables.safetensors: codec tables: .* do not fit",
+        ),
+        (
+            lambda data, weights, tables: tables.update(
+                {f"h_s.2.{part}": tables[f"h_s.2.{part}"][:64] for part in ("weight", "bias")}
+            ),
+            "tables.safetensors does not fit config.json",
+        ),
+    ],
+)
+def test_a_codec_that_is_hostile_under_a_right_fingerprint_is_refused(
+    copy: Path, capsys: pytest.CaptureFixture[str], change: Any, said: str
+) -> None:
+    _sealed(copy, change)
+    assert re.search(said, _refusal(copy))
+    (copy / "picture.png").write_bytes(save_png(np.zeros((8, 8, 3), np.uint8)))
+    assert main(["encode", str(copy / "picture.png"), str(copy / "out.crdf"), "--codec", str(copy)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (copy / "out.crdf").exists()
 
 
 class _Trap:
