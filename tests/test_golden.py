@@ -1,7 +1,8 @@
 """Files that version 1 wrote once: they must decode for ever, to the same y_hat bit for bit.
 
-`golden/codec` has random weights and a few channels; `untiled.crdf` is a picture of 90x70 pixels in 3 steps,
-`tiled.crdf` one of 300x270 in 2 steps and four tiles. The pictures are what fp32 on a CPU made of them then.
+`golden/codec` has random weights and a few channels. `untiled.crdf` is a picture of 90x70 pixels in 3 steps, with one
+factor of 3 bits for all of it; `tiled.crdf` one of 400x330 in 2 steps and four tiles, with cells of 48 pixels. The
+pictures are what fp32 on a CPU made of them then.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from tests.documented_reader import read_file
 GOLDEN = Path(__file__).parent / "golden"
 
 Y_HAT_SHA256 = {
-    "untiled": "66c1033b6e7ae3724153b243472413e63d3def619e7f8bfade01ed73c856effb",
-    "tiled": "6c7e2aa32f0271b7b9a3c39b4536d5ef3c05186b76539072c90dd901a90671fd",
+    "untiled": "5fcb26da66ba639cf89615c110501a6490c62d3d24c9ca27cedbfc62c8d5e24e",
+    "tiled": "8295465c9df471211198288c6f1027decd73c6c469b5fe01afcc8ca0b3d54de6",
 }
 
 
@@ -58,7 +59,7 @@ def test_y_hat_is_what_it_was(golden: CorrDiffCodec, name: str) -> None:
 @pytest.mark.parametrize("name", ["untiled", "tiled"])
 def test_a_reader_written_from_the_documentation_finds_the_same(golden: CorrDiffCodec, name: str) -> None:
     header, tiles = read_file((GOLDEN / f"{name}.crdf").read_bytes(), GOLDEN / "codec")
-    assert (header["width"], header["height"]) == {"untiled": (90, 70), "tiled": (300, 270)}[name]
+    assert (header["width"], header["height"]) == {"untiled": (90, 70), "tiled": (400, 330)}[name]
     for tile, (y_hat, factors) in zip(tiles, _latents_and_factors(golden, name), strict=True):
         assert np.array_equal(tile.y_hat, y_hat)
         assert np.allclose(tile.factors, factors, atol=1e-6)
