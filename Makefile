@@ -47,8 +47,10 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## Print the benchmark tables.
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: $(STAMP)  ## Print the benchmark tables; CODEC=a trained codec directory for those of quality.
+	@for script in entropy_coding codec_speed; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@if [ -n "$(CODEC)" ]; then for script in factors tiles determinism; do \
+		$(BIN)/python benchmarks/$$script.py --codec $(CODEC) || exit 1; done; fi
 
 clean:  ## Remove the environment and everything that was built.
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(OUT)

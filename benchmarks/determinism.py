@@ -26,8 +26,8 @@ from corrdiff.entropy_tables import MEAN_FRACTION_BITS
 from corrdiff.images import open_image
 from pipelines import pictures, storage
 
-SHAPE = 4
-"""Draws have a hyperlatent of 4x4, a picture of 256x256."""
+SHAPE = 2
+"""Draws have a hyperlatent of 2x2, a picture of 128x128."""
 
 
 class Setting(NamedTuple):
