@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
 import time
@@ -22,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from corrdiff import correction, diffusion
 from corrdiff.checkpoint import default_precision
-from corrdiff.codec import CorrDiffCodec, Settings
+from corrdiff.codec import CorrDiffCodec, Precision, Settings
 from corrdiff.config import PRESETS, preset
 from corrdiff.correction import Grid
 from corrdiff.model import CorrDiffModel
@@ -58,12 +59,12 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def codec_rows(name: str, precision: str, arguments: object) -> list[Row]:
-    steps, rounds = arguments.steps, arguments.rounds  # type: ignore[attr-defined]
-    device, width, height = arguments.device, arguments.width, arguments.height  # type: ignore[attr-defined]
+def codec_rows(name: str, precision: Precision, arguments: argparse.Namespace) -> list[Row]:
+    steps, rounds = arguments.steps, arguments.rounds
+    device, width, height = arguments.device, arguments.width, arguments.height
     torch.manual_seed(0)
     model = CorrDiffModel(preset(name))
-    codec = CorrDiffCodec(model, model.entropy.freeze(), bytes(8), device, precision)  # type: ignore[arg-type]
+    codec = CorrDiffCodec(model, model.entropy.freeze(), bytes(8), device, precision)
     image = sample(width, height)
     megapixels = width * height / 1e6
     data = codec.compress(image, steps=steps)

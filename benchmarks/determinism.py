@@ -101,7 +101,8 @@ def draw_rows(codec_uri: str, draws: int) -> list[Row]:
     rows = []
     for setting in settings():
         device = torch.device(setting.device)
-        codec = CorrDiffCodec(load_networks(codec_uri)[0], load_networks(codec_uri)[1], bytes(8), device)
+        tables = load_networks(codec_uri)[1]
+        tables.run_on(device)
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         floats = model.to(device).to(memory_format=layout).entropy.hyper_synthesis
         found: dict[str, list[bytes]] = {"ours": [], "float": []}
@@ -110,7 +111,7 @@ def draw_rows(codec_uri: str, draws: int) -> list[Row]:
                 z_hat = z[start : start + setting.batch].round().to(device).contiguous(memory_format=layout)
                 y_batch = y[start : start + setting.batch].to(device).contiguous(memory_format=layout)
                 for name, (mean, index) in (
-                    ("ours", codec.tables.mean_and_index(z_hat)),
+                    ("ours", tables.mean_and_index(z_hat)),
                     ("float", _float(*floats(z_hat))),
                 ):
                     symbols = (y_batch - mean.to(device)).round()

@@ -20,7 +20,7 @@ from _measure import Row, parser, report
 from corrdiff import bitstream, correction, metrics
 from corrdiff.bitstream import Streams
 from corrdiff.checkpoint import load_codec
-from corrdiff.codec import CorrDiffCodec, Picture, Settings
+from corrdiff.codec import CorrDiffCodec, Encoded, Picture, Settings
 from corrdiff.images import open_image
 from pipelines import pictures
 
@@ -104,7 +104,7 @@ def main() -> None:
     report("histograms of the factors' levels (share of all)", rows, arguments.json)
 
 
-def _encode(codec: CorrDiffCodec, original: Picture, quality: int, fidelity: float):  # type: ignore[no-untyped-def]
+def _encode(codec: CorrDiffCodec, original: Picture, quality: int, fidelity: float) -> Encoded:
     return codec.compress_batch([original], Settings(quality, fidelity))[0]
 
 

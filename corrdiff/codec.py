@@ -140,7 +140,7 @@ class CorrDiffCodec:
             return coded.y_hat_BMhw.to(self.device) / g_BM11
 
         latents = Latents(layout, load)
-        out = [np.empty((height, width, 3), np.uint8) for _ in images]
+        out = [np.zeros((height, width, 3), np.uint8) for _ in images]
         levels: list[npt.NDArray[np.uint8]] = []
         for i, j in layout:
             rows, columns = layout.core(i, j)
@@ -197,7 +197,7 @@ class CorrDiffCodec:
         layout = Layout(header.height, header.width, header.tile)
         g_BM11 = self._gain([p.header.quality for p in parsed])
         latents = Latents(layout, lambda i, j: self._read_latent(parsed, layout, i, j).to(self.device) / g_BM11)
-        out = [np.empty((header.height, header.width, 3), np.uint8) for _ in files]
+        out = [np.zeros((header.height, header.width, 3), np.uint8) for _ in files]
         for i, j in layout:
             y_hat_BMhw = latents.window(i, j)
             x_0_BCHW = d_BCHW = self._decode_privileged(y_hat_BMhw)
