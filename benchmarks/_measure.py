@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 from corrdiff.images import open_image
 from pipelines import pictures
+
+sys.path.append(str(Path(__file__).parents[1]))  # for tests/servers.py
 
 Row = dict[str, Any]
 

@@ -6,11 +6,13 @@ large picture, or a tile of it, as it treated the crop.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 RESIDUAL_INIT = 0.1
 """The last convolution of a residual branch starts this much smaller, so that deep stacks start near the identity
@@ -95,3 +97,10 @@ class TimeEmbedding(nn.Module):
         angle_BF = t_B.float()[:, None] * frequency[None]
         out: Tensor = F.silu(self.mlp(torch.cat([angle_BF.sin(), angle_BF.cos()], dim=1)))
         return out
+
+
+def recompute_blocks(module: nn.Module) -> None:
+    """Keep no activations inside residual blocks for the backward pass; compute them again there (arXiv 1604.06174)."""
+    for block in module.modules():
+        if isinstance(block, ResidualBlock | TimeResidualBlock):
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]

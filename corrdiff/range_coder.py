@@ -89,7 +89,7 @@ _QUANTILE, _WORD = np.uint64((1 << FREQUENCY_BITS) - 1), np.uint64((1 << 32) - 1
 _ESCAPE_FREQUENCY = np.uint64(1 << (FREQUENCY_BITS - ESCAPE_BITS))
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any]) -> Any:
     """Compile without Python's lock, and keep the machine code where some directory for it can be written."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
@@ -153,4 +153,4 @@ def _decode_loop(words, indexes, cdf, first, escape, offset, symbols):  # type: 
     return proper and state == 0 and at == words.size
 
 
-_encode, _decode = _compiled(_encode_loop), _compiled(_decode_loop)
+_encode, _decode = compiled(_encode_loop), compiled(_decode_loop)

@@ -35,7 +35,7 @@ from pipelines import pictures, storage
 from pipelines.config import CompressConfig
 from pipelines.pictures import Source
 from pipelines.ray_session import cluster_cpus, cluster_gpus, own_errors
-from pipelines.shards import add_member
+from pipelines.tar import add_member
 from pipelines.tracking import RunSpec, Tracker, lineage_tags, tracking_uri
 
 PLAN, SUMMARY, UNITS = "plan.json", "summary.json", "_units"

@@ -13,7 +13,7 @@ from corrdiff.images import save_png
 from pipelines import storage
 from pipelines.batch_compress import PLAN, unit_records
 from pipelines.ray_session import own_errors
-from pipelines.shards import read_members
+from pipelines.tar import read_members
 
 
 class Progress(NamedTuple):

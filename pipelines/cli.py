@@ -38,23 +38,30 @@ class Demo:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Cut pictures into WebDataset shards of training crops and a manifest, in parallel on Ray.
+    """Cut pictures into WebDataset shards of training crops and a manifest, in parallel on Ray; or verify shards.
 
-    Example: corrdiff shard s3://bucket/photos s3://bucket/shards --crop 256
+    Example: corrdiff shard s3://bucket/photos s3://bucket/shards --crop 256 --val-fraction 0.02
+    Example: corrdiff shard verify s3://bucket/shards
     """
 
     images: tyro.conf.Positional[str]
-    """Directory, glob, file, any fsspec URI, or sample: (pictures inside installed packages)."""
+    """Directory, glob, file, any fsspec URI, or sample: (pictures inside installed packages). The word verify reads the
+    shards at OUT and compares them with their manifest."""
     out: tyro.conf.Positional[str]
-    """Directory or URI for the shards."""
+    """Directory or URI of the shards; running again does what is missing."""
     config: ShardConfig = dataclasses.field(default_factory=ShardConfig)
+    only: str | None = None
+    """Cut this one shard again, say shard-00007.tar or val/shard-00000.tar."""
 
     def run(self) -> None:
-        from pipelines.commands import run_sharding
+        from pipelines.commands import run_sharding, run_verification
         from pipelines.ray_session import ray_session
 
         with ray_session():
-            run_sharding(self.images, self.out, self.config)
+            if self.images == "verify":
+                run_verification(self.out)
+            else:
+                run_sharding(self.images, self.out, self.config, self.only)
 
 
 @dataclasses.dataclass(frozen=True)

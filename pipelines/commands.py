@@ -4,37 +4,60 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from pipelines import batch_compress, batch_decompress, shards, storage
+from corrdiff.errors import JobError
+from pipelines import batch_compress, batch_decompress, cut_shards, storage
 from pipelines.batch_compress import Summary
 from pipelines.config import CompressConfig, ShardConfig
 from pipelines.progress import console, display
-from pipelines.shards import Manifest
+from pipelines.shards import MANIFEST, VALIDATION, Manifest, has_validation, read_manifest
 
 WORST_REASONS = 5
 
 
-def run_sharding(images: str, out: str, config: ShardConfig) -> Manifest:
-    """Cut shards with a progress display; returns the manifest."""
+def run_sharding(images: str, out: str, config: ShardConfig, only: str | None = None) -> Manifest:
+    """Cut shards with a progress display; returns the manifest of the training shards."""
     out = storage.absolute(out)
-    steps = shards.cut_shards(images, out, config)
+    steps = cut_shards.cut_shards(images, out, config, only)
     first = next(steps)
-    assert isinstance(first, shards.Progress)
+    assert isinstance(first, cut_shards.Progress)
     with display("shards", first.images_total, "pictures") as shown:
         shown.update(first.images_done)
         for step in steps:
-            if isinstance(step, Manifest):
+            if not isinstance(step, cut_shards.Progress):
                 break
             shown.update(step.images_done, f"{step.crops:,} crops")
-    assert isinstance(step, Manifest)
-    size = sum(shard.bytes for shard in step.shards)
-    console.print(
-        f"{out}: {step.count:,} crops of {step.crop} pixels in {len(step.shards)} shards, {size / 1e6:,.1f} MB"
-    )
-    for uri, reason in step.skipped[:WORST_REASONS]:
-        console.print(f"  skipped {uri}: {reason}")
-    if len(step.skipped) > WORST_REASONS:
-        console.print(f"  ... and {len(step.skipped) - WORST_REASONS} more, all in {out}/{shards.MANIFEST}")
-    return step
+    assert not isinstance(step, cut_shards.Progress)
+    for split, manifest in step.items():
+        size = sum(shard.bytes for shard in manifest.shards)
+        console.print(
+            f"{out}, {split}: {manifest.count:,} crops of {manifest.crop} pixels in {len(manifest.shards)} shards, "
+            f"{size / 1e6:,.1f} MB"
+        )
+        if manifest.flat:
+            console.print(f"  left out as flat: {manifest.flat:,} crops")
+        for uri, reason in manifest.skipped[:WORST_REASONS]:
+            console.print(f"  skipped {uri}: {reason}")
+        if len(manifest.skipped) > WORST_REASONS:
+            console.print(f"  ... and {len(manifest.skipped) - WORST_REASONS} more, all in {MANIFEST}")
+    return step["train"]
+
+
+def run_verification(uri: str) -> None:
+    """Read all shards with a progress display. Raises `JobError` where one is not the manifest's."""
+    uri = storage.absolute(uri)
+    total = len(read_manifest(uri).shards)
+    if has_validation(uri):
+        total += len(read_manifest(storage.join(uri, VALIDATION)).shards)
+    wrong: list[str] = []
+    with display("verify", total, "shards") as shown:
+        for done, (name, problem) in enumerate(cut_shards.verify_shards(uri), start=1):
+            shown.update(done, f"{len(wrong)} wrong" if wrong else "")
+            if problem:
+                wrong.append(name)
+                console.print(f"{name}: {problem}")
+    if wrong:
+        raise JobError(f"{len(wrong)} of {total} shards are wrong; cut each again with --only, or copy it again")
+    console.print(f"{uri}: all {total} shards are what was cut")
 
 
 def run_compression(images: str, out: str, codec: str, config: CompressConfig) -> Summary:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,10 +26,18 @@ class ShardConfig:
     """Distance between crops; the crop's side where it is not given. Crops always reach the picture's borders."""
     images_per_shard: int = 64
     """Pictures that go into one shard."""
+    val_fraction: float = 0.0
+    """Share of the pictures that is held out for validation, in shards of its own under OUT/val."""
+    min_detail: float = 0.5
+    """Flatter crops are left out: mean difference of neighbouring pixels, in levels of 255."""
     seed: int = 0
-    """Order of the pictures over the shards."""
+    """Order of the pictures over the shards, and which are held out."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise UsageError(f"--val-fraction must be from 0 to below 1, not {self.val_fraction}")
+        if not self.min_detail >= 0:
+            raise UsageError(f"--min-detail must not be negative, not {self.min_detail}")
         if not 16 <= self.crop <= 4096:
             raise UsageError(f"--crop must be from 16 to 4096 pixels, not {self.crop}")
         if self.stride is not None and not 1 <= self.stride <= self.crop:
@@ -72,10 +82,15 @@ class TrainConfig:
     """Phase 1: share of the run before the score network's loss reaches the encoder."""
     seed: int = 0
     """Everything random is a function of this, the epoch and the crop's key."""
-    workers: int = 1
-    """Data-parallel workers: one GPU each where there are GPUs."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """What DeepSpeed partitions over the workers: nothing, moments, gradients too, weights too."""
+    workers: str = "1"
+    """Data-parallel workers, one GPU each where there are GPUs. MIN:MAX starts with what there is, grows when nodes
+    come and shrinks when they go; the batch stays as it is."""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """What DeepSpeed partitions over the workers: nothing, moments, gradients too, weights too. auto takes the lowest
+    with which the states leave most of a worker's memory to activations."""
+    activation_checkpointing: bool | None = None
+    """Keep no activations inside residual blocks and compute them again backwards: less memory, a quarter slower. Where
+    it is not given: for the base preset alone."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks; weights and moments are always fp32."""
     device: Device = "auto"
@@ -84,43 +99,71 @@ class TrainConfig:
     """Crops between checkpoints."""
     log_every: int = 10
     """Steps between points of the curves in MLflow; each point is the mean over those steps."""
-    preview_every: int = 50_000
-    """Crops between side-by-side pictures in MLflow."""
+    keep_checkpoints: int = 2
+    """Finished checkpoints that are kept."""
+    resize_every: float = 60.0
+    """With --workers MIN:MAX, seconds between looks for machines that have come; a resize costs a restart."""
+    validate_every: int = 50_000
+    """Crops between measurements of real encodes and decodes, with pictures, in MLflow: on SHARDS/val where it is, else
+    on a few training crops."""
     max_failures: int = 3
     """Restarts from the last checkpoint after worker failures."""
 
     def __post_init__(self) -> None:
-        for field in ("images_total", "batch", "workers", "checkpoint_every", "preview_every", "log_every"):
+        for field in ("images_total", "batch", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
             if getattr(self, field) < 1:
                 raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}")
         if self.crop % 64 or self.crop < 64:
             raise UsageError(f"--crop must be a multiple of 64, not {self.crop}")
-        if self.batch % self.workers:
-            raise UsageError(f"--batch {self.batch} must be a multiple of --workers {self.workers}")
-        if (self.batch // self.workers) % self.micro_batch_size:
-            raise UsageError(
-                f"--batch {self.batch} gives each of {self.workers} workers {self.batch // self.workers} crops, "
-                f"which is not a multiple of --micro-batch {self.micro_batch}"
-            )
+        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.workers) or self.min_workers > self.max_workers:
+            raise UsageError(f"--workers must be a number or MIN:MAX, not '{self.workers}'")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UsageError(f"--micro-batch must be at least 1, not {self.micro_batch}")
+        self._check_batch()
         if not 0 <= self.lpips_weight < 1:
             raise UsageError(f"--lpips-weight must be from 0 to below 1, not {self.lpips_weight}")
         if "/" in self.name or not self.name or self.name.startswith("."):
             raise UsageError(f"--name must be a plain name, not '{self.name}'")
 
-    @property
-    def micro_batch_size(self) -> int:
-        return self.micro_batch or self.batch // self.workers
+    def _check_batch(self) -> None:
+        """Each allowed number of workers must get equal parts of a batch, and each part whole micro-batches."""
+        micro = self.micro_batch or 1
+        unit = micro * math.lcm(*range(self.min_workers, self.max_workers + 1))
+        if self.batch % unit:
+            lower, higher = self.batch // unit * unit, -(-self.batch // unit) * unit
+            nearest = f"{lower} and {higher}" if lower else str(higher)
+            each = f", in micro-batches of {micro}" if self.micro_batch else ""
+            fixed = self.min_workers == self.max_workers
+            counts = f"{self.workers} workers" if fixed else f"every number of workers in {self.workers}"
+            raise UsageError(
+                f"--batch {self.batch} cannot be dealt equally to {counts}{each}; the nearest that can: {nearest}"
+            )
 
     @property
-    def accumulation(self) -> int:
-        return self.batch // self.workers // self.micro_batch_size
+    def min_workers(self) -> int:
+        return int(self.workers.split(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        return int(self.workers.split(":")[-1])
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        return self.preset == "base" if self.activation_checkpointing is None else self.activation_checkpointing
+
+    def micro_batch_size(self, world_size: int) -> int:
+        return self.micro_batch or self.batch // world_size
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches of one worker in a step."""
+        return self.batch // world_size // self.micro_batch_size(world_size)
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs of one name the same run; the rest may change when a run goes on."""
         may_change = {
-            "storage", "name", "workers", "zero_stage", "micro_batch", "device", "checkpoint_every", "preview_every",
-            "log_every",
-            "max_failures", "lpips_weights",
+            "storage", "name", "workers", "zero_stage", "activation_checkpointing", "micro_batch", "device",
+            "checkpoint_every", "keep_checkpoints", "validate_every", "log_every", "resize_every", "max_failures",
+            "lpips_weights",
         }  # fmt: skip
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in may_change}
 

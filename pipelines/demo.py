@@ -50,7 +50,7 @@ def demo(out: Path) -> list[Measured]:
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out / 'mlflow.db'}")
     config = TrainConfig(
         shards=str(out / "shards"), storage=str(out / "runs"), name="demo", preset="tiny",
-        images_total=PHASE1_CROPS, batch=8, checkpoint_every=2000, preview_every=2000,
+        images_total=PHASE1_CROPS, batch=8, checkpoint_every=2000, validate_every=2000,
     )  # fmt: skip
     with ray_session():
         _headline("1. shards of training crops")

@@ -1,17 +1,12 @@
-"""Ray Data: shards -> batches of crops for one training worker, in an order that is a pure function of (seed, epoch).
+"""Ray Data: shards -> batches of crops for each training worker, exactly as the plan says.
 
-The order of an epoch: shards permuted, then crops shuffled inside windows of `WINDOW_SHARDS` shards. Step s of an
-epoch takes the crops at positions [s * batch, (s + 1) * batch); worker r takes the r-th equal part of each. The last
-step is padded with rows of weight 0, so that no tail is dropped and no worker waits for another. The cursor
-(epoch, step) is all that a resume needs, and it means the same for any number of workers.
-
-A window is a Ray Data read task: it fetches the window's shards, checks them against the manifest, decodes the rows of
-its worker and emits one Arrow block.
+Ray Train gives each worker its `CropReader` through `PlannedData`, in the place of a split that would drop tails. A
+read task fetches one worker's bytes of one window, and decodes them into a few large Arrow blocks. What comes out is
+compared with the plan, row by row, so that a fault anywhere between is an error and never a lost or a repeated crop.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,30 +16,27 @@ import pyarrow as pa
 from ray.data import DataContext, Datasource, ReadTask, read_datasource
 from ray.data.block import Block, BlockMetadata
 from ray.data.extensions import ArrowTensorArray
+from ray.train import DataConfig
 
 from corrdiff.errors import JobError
-from corrdiff.images import ImageError, open_image
-from pipelines import storage
+from corrdiff.images import ImageError
+from pipelines import plan, png
+from pipelines.plan import Cursor, Part, Rows
 from pipelines.ray_session import own_errors
-from pipelines.shards import Manifest, Shard, read_members
+from pipelines.shards import Manifest, Shard, read_crops
 
-WINDOW_SHARDS = 4
-"""Shards among whose crops an epoch's order is shuffled: memory against randomness."""
-
-SEGMENT_WINDOWS = 64
+SEGMENT_PARTS = 64
 """Read tasks of one Ray Data execution; a long run is a chain of them."""
 
 READ_CPUS = 0.25
 """A read task mostly waits for storage; a fraction leaves room beside the workers on small machines."""
 
+BLOCK_BYTES = 32 << 20
+"""Of pixels in a block."""
+
 PREFETCH_BATCHES = 4
 
-
-class Cursor(NamedTuple):
-    """The next step to consume."""
-
-    epoch: int
-    step: int
+DATASET = "crops"
 
 
 class Batch(NamedTuple):
@@ -58,193 +50,194 @@ class Batch(NamedTuple):
     real_rows: int
     """Crops in this step over all workers."""
     next: Cursor
+    read_bytes: int
+    """Of this worker's crops as they are stored."""
 
 
-class Window(NamedTuple):
-    """A part of an epoch's order, as the rows of one worker in it."""
+class PlannedData(DataConfig):  # type: ignore[misc]
+    """Ray Train's data configuration: to each worker the reader of its own part of the plan."""
 
-    epoch: int
-    shards: tuple[int, ...]
-    rows: npt.NDArray[np.int64]
-    """[n, 2]: place among `shards`, member in that shard; (-1, -1) is padding."""
+    def __init__(self, uri: str, manifest: Manifest, seed: int, batch: int) -> None:
+        super().__init__(datasets_to_split=[])  # Ray's split drops tails where it is equal and hangs where it is not
+        self._common = uri, manifest, seed, batch
 
-
-def steps_per_epoch(manifest: Manifest, batch: int) -> int:
-    return -(-manifest.count // batch)
-
-
-def epoch_windows(manifest: Manifest, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """The shards of each window of an epoch."""
-    order = np.random.default_rng([seed, epoch]).permutation(len(manifest.shards)).tolist()
-    return [tuple(order[i : i + WINDOW_SHARDS]) for i in range(0, len(order), WINDOW_SHARDS)]
+    def configure(
+        self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
+    ) -> list[dict[str, CropReader]]:
+        return [{DATASET: CropReader(*self._common, rank, world_size)} for rank in range(world_size)]
 
 
-def window_order(
-    manifest: Manifest, seed: int, epoch: int, index: int, shards: tuple[int, ...]
-) -> npt.NDArray[np.int64]:
-    """Crops of a window in the order of the epoch, [n, 2]: place among `shards`, member."""
-    rows = [(place, row) for place, shard in enumerate(shards) for row in range(manifest.shards[shard].count)]
-    return np.random.default_rng([seed, epoch, index]).permutation(np.array(rows, dtype=np.int64).reshape(-1, 2))
+class CropReader(NamedTuple):
+    """One worker's view of a dataset of crops; a value that pickles small."""
+
+    uri: str
+    manifest: Manifest
+    seed: int
+    batch: int
+    rank: int = 0
+    world_size: int = 1
+
+    def batches(self, start: Cursor, steps: int) -> Iterator[Batch]:
+        """The next `steps` batches from the cursor on.
+
+        Raises `JobError` where a shard cannot be read, is not the manifest's, or crops come in another order than
+        planned.
+        """
+        share = self.batch // self.world_size
+        cursor = start
+        for segment in _segments(plan.parts(self.manifest, self.seed, start, steps, self.batch), self.batch):
+            planned = self._planned(segment)
+            for columns in self._execute(segment):
+                shards, members = columns["shard"], columns["member"]
+                wanted_shards, wanted_members = next(planned)
+                if not np.array_equal(shards, wanted_shards) or not np.array_equal(members, wanted_members):
+                    raise JobError(
+                        f"crops came in another order than planned at epoch {cursor.epoch}, step {cursor.step}"
+                    )
+                after = plan.advance(self.manifest, self.batch, cursor)
+                yield Batch(
+                    epoch=cursor.epoch,
+                    keys=[
+                        self.manifest.shards[s].key(m) if s >= 0 else "" for s, m in zip(shards, members, strict=True)
+                    ],
+                    pixels_BHWC=columns["pixels"],
+                    weight_B=(shards >= 0).astype(np.float32),
+                    real_rows=min(self.batch, self.manifest.count - cursor.step * self.batch),
+                    next=after,
+                    read_bytes=int(columns["stored"].sum()),
+                )
+                cursor = after
+            if next(planned, None) is not None:
+                raise JobError(f"crops are missing at epoch {cursor.epoch}, step {cursor.step}: {share} were expected")
+
+    def _planned(self, segment: list[Part]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Shard and member of each row, step by step."""
+        share = self.batch // self.world_size
+        shards, members = (np.empty(0, np.int64) for _ in range(2))
+        for part in segment:
+            rows = self.share_of(part).rows()
+            shards = np.concatenate([shards, _shard_numbers(part, rows)])
+            members = np.concatenate([members, rows.member])
+            whole = len(shards) // share * share
+            for i in range(0, whole, share):
+                yield shards[i : i + share], members[i : i + share]
+            shards, members = shards[whole:], members[whole:]
+
+    def share_of(self, part: Part) -> Share:
+        shards = [self.manifest.shards[i] for i in part.shards]
+        return Share(self.uri, self.manifest.crop, shards, part, self.seed, self.batch, self.rank, self.world_size)
+
+    def _execute(self, segment: list[Part]) -> Iterator[dict[str, Any]]:
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        shares = [share for share in map(self.share_of, segment) if share.row_count]
+        dataset = read_datasource(ShardSource(shares), override_num_blocks=len(shares), num_cpus=READ_CPUS)
+        with own_errors():
+            yield from dataset.iter_batches(
+                batch_size=self.batch // self.world_size, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
+            )
 
 
-def worker_windows(
-    manifest: Manifest, seed: int, start: Cursor, batch: int, rank: int, world_size: int
-) -> Iterator[Window]:
-    """The windows of one worker from the cursor on, epoch after epoch, without end."""
-    part = batch // world_size
-    epoch, first_step = start
-    while True:
-        position = 0
-        windows = epoch_windows(manifest, seed, epoch)
-        for index, shards in enumerate(windows):
-            rows = window_order(manifest, seed, epoch, index, shards)
-            if index == len(windows) - 1:
-                padding = -manifest.count % batch
-                rows = np.concatenate([rows, np.full((padding, 2), -1, dtype=np.int64)])
-            at = position + np.arange(len(rows))
-            mine = (at // batch >= first_step) & (at % batch // part == rank)
-            position += len(rows)
-            if mine.any():
-                yield Window(epoch, shards, rows[mine])
-        epoch, first_step = epoch + 1, 0
+class Share(NamedTuple):
+    """One worker's rows of one part: what a read task needs to know, and what it does."""
 
+    uri: str
+    crop: int
+    shards: list[Shard]
+    part: Part
+    seed: int
+    batch: int
+    rank: int
+    world_size: int
 
-def stream(
-    uri: str, manifest: Manifest, seed: int, start: Cursor, steps: int, batch: int, rank: int, world_size: int
-) -> Iterator[Batch]:
-    """The next `steps` batches of one worker.
+    @property
+    def row_count(self) -> int:
+        return plan.row_count(self.part, self.batch, self.rank, self.world_size)
 
-    Raises `JobError` where a shard cannot be read or is not the manifest's.
-    """
-    part = batch // world_size
-    epoch_steps = steps_per_epoch(manifest, batch)
-    cursor = start
-    windows = worker_windows(manifest, seed, start, batch, rank, world_size)
-    pending: list[Window] = []
-    pending_rows = 0
-    while steps > 0:
-        while len(pending) < SEGMENT_WINDOWS and pending_rows < steps * part:
-            pending.append(next(windows))
-            pending_rows += len(pending[-1].rows)
-        # A segment ends where a step of this worker ends, so that no batch spans two executions.
-        segment, pending, taken = _whole_steps(pending, part)
-        pending_rows -= taken
-        for columns in _execute(uri, manifest, segment, part):
-            if steps == 0:
-                return
-            real_rows = min(batch, manifest.count - cursor.step * batch)
-            after = Cursor(cursor.epoch, cursor.step + 1)
-            after = after if after.step < epoch_steps else Cursor(cursor.epoch + 1, 0)
-            yield Batch(cursor.epoch, list(columns["key"]), columns["pixels"], columns["weight"], real_rows, after)
-            cursor = after
-            steps -= 1
+    @property
+    def row_bytes(self) -> int:
+        return 3 * self.crop**2 + 64
 
+    def rows(self) -> Rows:
+        counts = [shard.count for shard in self.shards]
+        return plan.rows_of(counts, self.seed, self.part, self.batch, self.rank, self.world_size)
 
-def _whole_steps(windows: list[Window], part: int) -> tuple[list[Window], list[Window], int]:
-    """The longest run of whole steps at the front, what is left over, and the rows taken."""
-    total = sum(len(w.rows) for w in windows)
-    keep = total - total % part
-    taken: list[Window] = []
-    count = 0
-    for i, window in enumerate(windows):
-        if count + len(window.rows) > keep:
-            cut = keep - count
-            if cut:
-                taken.append(window._replace(rows=window.rows[:cut]))
-            return taken, [window._replace(rows=window.rows[cut:]), *windows[i + 1 :]], keep
-        taken.append(window)
-        count += len(window.rows)
-    return taken, [], keep
+    def __call__(self) -> Iterable[Block]:
+        """Fetch, check and decode; yields Arrow blocks of whole steps."""
+        rows = self.rows()
+        first: dict[int, int] = {}
+        files: dict[int, list[memoryview]] = {}
+        for place in np.unique(rows.place[rows.place >= 0]).tolist():
+            members = rows.member[rows.place == place]
+            first[place] = int(members.min())
+            files[place] = read_crops(self.uri, self.shards[place], first[place], int(members.max()) + 1)
+        numbers = _shard_numbers(self.part, rows)
+        step = self.batch // self.world_size
+        block_rows = max(1, BLOCK_BYTES // self.row_bytes // step) * step
+        for start in range(0, len(numbers), block_rows):
+            block = slice(start, start + block_rows)
+            places, members = rows.place[block], rows.member[block]
+            pixels = np.zeros((len(places), self.crop, self.crop, 3), dtype=np.uint8)
+            stored = np.zeros(len(places), dtype=np.int64)
+            for i, (place, member) in enumerate(zip(places.tolist(), members.tolist(), strict=True)):
+                if place >= 0:
+                    data = files[place][member - first[place]]
+                    pixels[i], stored[i] = self._decoded(data, self.shards[place], member), len(data)
+            yield pa.table({
+                "shard": numbers[block], "member": members, "stored": stored,
+                "pixels": ArrowTensorArray.from_numpy(pixels),
+            })  # fmt: skip
 
-
-def _execute(uri: str, manifest: Manifest, windows: list[Window], part: int) -> Iterator[dict[str, Any]]:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    dataset = read_datasource(
-        ShardSource(uri, manifest, windows),
-        override_num_blocks=len(windows),
-        num_cpus=READ_CPUS,
-    )
-    with own_errors():
-        yield from dataset.iter_batches(
-            batch_size=part, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES, drop_last=False
-        )
+    def _decoded(self, data: memoryview, shard: Shard, member: int) -> npt.NDArray[np.uint8]:
+        try:
+            pixels = png.decode(data)
+        except ImageError as error:
+            raise JobError(f"shard {self.uri}/{shard.name}: crop {shard.key(member)}.png: {error}") from None
+        if pixels.shape != (self.crop, self.crop, 3):
+            raise JobError(
+                f"shard {self.uri}/{shard.name}: crop {shard.key(member)}.png is {pixels.shape}, "
+                f"not {self.crop} pixels square"
+            )
+        return pixels
 
 
 class ShardSource(Datasource):  # type: ignore[misc]
-    """A Ray Data source: one read task a window."""
+    """A Ray Data source: one read task for one worker's rows of a window."""
 
-    def __init__(self, uri: str, manifest: Manifest, windows: list[Window]) -> None:
+    def __init__(self, shares: list[Share]) -> None:
         super().__init__()
-        self._uri, self._manifest, self._windows = uri, manifest, windows
+        self._shares = shares
 
     def get_name(self) -> str:
         return "Shards"
 
     def estimate_inmemory_data_size(self) -> int:
-        return sum(len(w.rows) for w in self._windows) * self._row_bytes
-
-    @property
-    def _row_bytes(self) -> int:
-        return 3 * self._manifest.crop**2 + 64
+        return sum(share.row_count * share.row_bytes for share in self._shares)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        uri, crop = self._uri, self._manifest.crop
-        tasks = []
-        for window in self._windows:
-            shards = [self._manifest.shards[i] for i in window.shards]
-            metadata = BlockMetadata(len(window.rows), len(window.rows) * self._row_bytes, None, None)
-            tasks.append(ReadTask(_Reader(uri, crop, shards, window.rows), metadata))
-        return tasks
+        return [
+            ReadTask(share, BlockMetadata(share.row_count, share.row_count * share.row_bytes, None, None))
+            for share in self._shares
+        ]
 
 
-class _Reader(NamedTuple):
-    """What a read task does; a value that pickles small."""
-
-    uri: str
-    crop: int
-    shards: list[Shard]
-    rows: npt.NDArray[np.int64]
-
-    def __call__(self) -> Iterable[Block]:
-        members = [shard_members(self.uri, shard) for shard in self.shards]
-        pixels = np.zeros((len(self.rows), self.crop, self.crop, 3), dtype=np.uint8)
-        weight = np.zeros(len(self.rows), dtype=np.float32)
-        keys: list[str] = []
-        for i, (place, member) in enumerate(self.rows.tolist()):
-            if place < 0:
-                keys.append("")
-                continue
-            key, data = members[place][member]
-            name = self.shards[place].name
-            try:
-                crop = open_image(data).pixels
-            except ImageError as error:
-                raise JobError(f"shard {self.uri}/{name}: member {key}.png: {error}") from None
-            if crop.shape != pixels.shape[1:]:
-                raise JobError(
-                    f"shard {self.uri}/{name}: member {key}.png is {crop.shape}, not {self.crop} pixels square"
-                )
-            pixels[i], weight[i] = crop, 1.0
-            keys.append(key)
-        yield pa.table({"key": keys, "weight": weight, "pixels": ArrowTensorArray.from_numpy(pixels)})
+def _shard_numbers(part: Part, rows: Rows) -> npt.NDArray[np.int64]:
+    """Places in a part -> numbers in the manifest; -1 stays."""
+    return np.where(rows.place < 0, -1, np.array(part.shards, dtype=np.int64)[rows.place])
 
 
-def shard_members(uri: str, shard: Shard) -> list[tuple[str, bytes]]:
-    """Keys and PNG bytes of a shard, in its order, after checking it against the manifest."""
-    name = f"{uri}/{shard.name}"
-    try:
-        data = storage.read_bytes(name)
-    except FileNotFoundError:
-        raise JobError(f"shard {name} is missing; cut it again with 'corrdiff shard'") from None
-    if len(data) != shard.bytes:
-        raise JobError(f"shard {name} is truncated: {len(data):,} of {shard.bytes:,} bytes; copy it again")
-    if hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise JobError(f"shard {name} is not the manifest's: its SHA-256 differs; copy it again")
-    members = list(read_members(data, ".png"))
-    if len(members) != shard.count:
-        raise JobError(f"shard {name} has {len(members)} crops, the manifest says {shard.count}")
-    return members
+def _segments(parts: Iterator[Part], batch: int) -> Iterator[list[Part]]:
+    """Runs of parts that end where a step ends, so that no batch spans two executions."""
+    segment: list[Part] = []
+    for part in parts:
+        segment.append(part)
+        end = part.end // batch * batch
+        if len(segment) >= SEGMENT_PARTS and end > part.start:
+            segment[-1] = part._replace(end=end)
+            yield segment
+            segment = [part._replace(start=end)] if end < part.end else []
+    if segment:
+        yield segment

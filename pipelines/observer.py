@@ -6,40 +6,39 @@ import contextlib
 import dataclasses
 import math
 import threading
-import time
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
-from corrdiff import metrics
-from corrdiff.checkpoint import load_networks, read_config
-from corrdiff.codec import CorrDiffCodec, Picture, Settings
-from corrdiff.images import open_image
-from pipelines import ingest, storage
+from corrdiff.checkpoint import read_config
+from pipelines import storage
 from pipelines.config import PhaseName, TrainConfig
+from pipelines.costs import Costs, peak_flops
 from pipelines.export import codec_config, export_model
 from pipelines.progress import console, display
 from pipelines.report import Panel, side_by_side
-from pipelines.shards import Manifest
 from pipelines.tracking import RunSpec, Tracker, lineage_tags
 from pipelines.trainer import StepResult, Trainer
 
-PREVIEW_PICTURES = 3
-PREVIEW_QUALITIES = (1, 4, 7)
-
 
 class Board:
-    """A Ray actor between rank 0 and whoever watches."""
+    """A Ray actor between rank 0 and whoever watches; it outlives the workers and sums what their restarts cost."""
 
     def __init__(self) -> None:
-        self._state: dict[str, Any] = {"images": 0, "note": "", "failed": "", "said": [], "seconds": 0.0}
+        self._state: dict[str, Any] = {"images": 0, "note": "", "failed": "", "said": []}
 
     def write(self, **values: Any) -> None:
         self._state.update(values)
 
     def say(self, sentence: str) -> None:
         self._state["said"].append(sentence)
+
+    def spend(self, costs: Costs, flops_per_image: float, peak_flops: float | None) -> None:
+        before = self._state.get("costs")
+        self._state["costs"] = costs if before is None else before.joined(costs)
+        self._state["measured"] = self._state["costs"].metrics(flops_per_image, peak_flops)
 
     def read(self) -> dict[str, Any]:
         return self._state
@@ -73,9 +72,8 @@ class Observer:
 
     def __init__(self, loop: dict[str, Any], config: TrainConfig, phase: PhaseName, run: str) -> None:
         self.config, self.phase, self.run, self.board = config, phase, run, loop["board"]
-        self.started = time.monotonic()
-        self.window: list[tuple[StepResult, int, float]] = []
-        self.window_started = self.started
+        self.window: list[tuple[StepResult, int]] = []
+        self.cost_note = ""
         record_uri = storage.join(run, "mlflow.json")
         known = storage.read_json(record_uri)["run_id"] if storage.exists(record_uri) else None
         tags = {"corrdiff.kind": phase, "corrdiff.run": run}
@@ -98,63 +96,44 @@ class Observer:
             if self.mlflow_run is not None:
                 storage.write_json(self.record_uri, {"run_id": self.mlflow_run})
 
-    def after_step(self, trainer: Trainer, result: StepResult, rows: int, waited_s: float, last: bool) -> None:
-        import psutil
-
-        self.window.append((result, rows, waited_s))
-        now = time.monotonic()
-        seen = trainer.progress.images_seen
-        has_lpips = self.config.lpips_weight > 0  # without it the term is absent, not zero
-        names = [n for n in trainer.term_names if n != "lpips" or has_lpips]
-        note = " ".join(f"{n} {v:.3f}" for n, v in zip(names[:3], result.terms, strict=False))
-        self.board.write.remote(images=seen, note=note, seconds=now - self.started)
+    def after_step(self, trainer: Trainer, result: StepResult, rows: int) -> None:
+        """Show how far it is."""
+        self.window.append((result, rows))
+        note = " ".join(f"{n} {v:.3f}" for n, v in zip(self._names(trainer)[:3], result.terms, strict=False))
+        self.board.write.remote(images=trainer.progress.images_seen, note=f"{note}{self.cost_note}")
         self.remember_mlflow_run(timeout_s=0.0)
-        if trainer.progress.optimizer_steps % self.config.log_every and not last:
-            return
-        elapsed = max(now - self.window_started, 1e-9)
-        weights = [rows for _, rows, _ in self.window]
-        means = np.average([r.terms for r, _, _ in self.window], axis=0, weights=weights)
-        values = {name: value for name, value in zip(trainer.term_names, means.tolist(), strict=True) if name in names}
+
+    def after_window(self, trainer: Trainer, costs: Costs) -> None:
+        """A point of each curve: the mean over the steps since the last one."""
+        peak = peak_flops(trainer.device)
+        self.board.spend.remote(costs, trainer.flops_per_image, peak)
+        rows = [n for _, n in self.window]
+        means = np.average([r.terms for r, _ in self.window], axis=0, weights=rows).tolist()
+        names = self._names(trainer)
+        values = {name: value for name, value in zip(trainer.term_names, means, strict=True) if name in names}
         for name in [n for n in values if n.startswith("mse_")]:
             values[f"psnr_{name.removeprefix('mse_')}_db"] = 10 * math.log10(4 / max(values[name], 1e-12))
+        spent = costs.metrics(trainer.flops_per_image, peak)
         values |= {
-            "lr": result.lr,
-            "grad_norm": float(np.mean([r.grad_norm for r, _, _ in self.window])),
-            "images_per_s": sum(weights) / elapsed,
-            "waiting_share": sum(w for _, _, w in self.window) / elapsed,
-            "cpu_percent": psutil.cpu_percent(),
+            "lr": self.window[-1][0].lr,
+            "grad_norm": float(np.mean([r.grad_norm for r, _ in self.window])),
             "epoch": float(trainer.progress.cursor.epoch),
+            "cpu_percent": psutil.cpu_percent(),
+            **spent,
         }
         if trainer.device.type == "cuda":
-            values["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
             with contextlib.suppress(Exception):  # where the driver's library does not say, the metric is absent
                 values["gpu_percent"] = float(torch.cuda.utilization())
-        self.tracker.metrics(values, step=seen)
-        self.window, self.window_started = [], now
+        mfu = f", MFU {spent['mfu']:.0%}" if "mfu" in spent else ""
+        self.cost_note = f", waiting {spent['waiting_share']:.1%}{mfu}, {spent['peak_memory_gib']:.1f} GiB"
+        self.tracker.metrics(values, step=trainer.progress.images_seen)
+        self.window = []
 
-    def preview(self, trainer: Trainer, manifest: Manifest) -> None:
-        """Original, D(y_hat), uncorrected and corrected at several qualities, side by side, in MLflow."""
-        model = trainer.averaged_model()
-        tables = model.entropy.freeze() if self.phase == "phase1" else load_networks(str(self.config.init_from))[1]
-        codec = CorrDiffCodec(model, tables, bytes(8))
-        originals = preview_crops(self.config, manifest)
-        rows, values = [], {}
-        for q in PREVIEW_QUALITIES:
-            row = []
-            encoded = codec.compress_batch(originals, Settings(quality=q, fidelity=1.0))
-            files = [e.data for e in encoded]
-            privileged, uncorrected = (codec.decompress_batch(files, d) for d in ("privileged", "uncorrected"))
-            psnr_d = [metrics.psnr(o, d) for o, d in zip(originals, privileged, strict=True)]
-            psnr_c = [metrics.psnr(o, e.reconstruction) for o, e in zip(originals, encoded, strict=True)]
-            values[f"preview/q{q}/bpp"] = float(np.mean([e.bpp for e in encoded]))
-            values[f"preview/q{q}/psnr_decoder_db"] = float(np.mean(psnr_d))
-            values[f"preview/q{q}/psnr_corrected_db"] = float(np.mean(psnr_c))
-            for o, e, d, u in zip(originals, encoded, privileged, uncorrected, strict=True):
-                row += [
-                    Panel(f"original, q{q}", o), Panel("D", d), Panel("uncorrected", u),
-                    Panel(f"{e.bpp:.2f} bpp", e.reconstruction),
-                ]  # fmt: skip
-            rows.append(row)
+    def _names(self, trainer: Trainer) -> list[str]:
+        """Of the terms that are computed: without LPIPS in the loss it is absent, not zero."""
+        return [n for n in trainer.term_names if n != "lpips" or self.config.lpips_weight > 0]
+
+    def validated(self, trainer: Trainer, values: dict[str, float], rows: list[list[Panel]]) -> None:
         seen = trainer.progress.images_seen
         self.tracker.metrics(values, step=seen)
         self.tracker.artifact(f"previews/images-{seen:012d}.png", side_by_side(rows))
@@ -169,12 +148,6 @@ class Observer:
 
     def close(self, status: str) -> None:
         self.tracker.close(status)
-
-
-def preview_crops(config: TrainConfig, manifest: Manifest) -> list[Picture]:
-    """The first crops of the first shard, the same at every preview."""
-    members = ingest.shard_members(config.shards, manifest.shards[0])[:PREVIEW_PICTURES]
-    return [open_image(data).pixels for _, data in members]
 
 
 def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from corrdiff import diffusion, losses
+from corrdiff.layers import recompute_blocks
 from corrdiff.losses import Perceptual
 from corrdiff.model import CorrDiffModel, beta_of_quality
 from pipelines.augment import Sample
@@ -25,9 +26,18 @@ RATE_RAMP_SHARE = 0.6
 class Phase1(nn.Module):
     """What DeepSpeed wraps in phase 1: a batch -> loss terms of each sample, [B, len(TERMS)]."""
 
-    def __init__(self, model: CorrDiffModel, beta: float, lpips_weight: float, perceptual: Perceptual | None) -> None:
+    def __init__(
+        self,
+        model: CorrDiffModel,
+        beta: float,
+        lpips_weight: float = 0.0,
+        perceptual: Perceptual | None = None,
+        checkpoint_activations: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
+        if checkpoint_activations:
+            recompute_blocks(model)
         self.beta_Q = beta_of_quality(beta)
         self.lpips_weight = lpips_weight
         self._perceptual = (perceptual,)  # in a tuple: its weights are not this module's to train or save

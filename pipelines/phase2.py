@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from corrdiff import losses
 from corrdiff.codec import CorrDiffCodec
+from corrdiff.layers import recompute_blocks
 from corrdiff.losses import Perceptual
 from corrdiff.privileged_decoder import PrivilegedDecoder
 from pipelines.augment import Sample
@@ -24,10 +25,17 @@ class Phase2(nn.Module):
     """What DeepSpeed wraps in phase 2: a batch -> loss terms of each sample, [B, len(TERMS)]."""
 
     def __init__(
-        self, codec: CorrDiffCodec, decoder: PrivilegedDecoder, lpips_weight: float, perceptual: Perceptual | None
+        self,
+        codec: CorrDiffCodec,
+        decoder: PrivilegedDecoder,
+        lpips_weight: float = 0.0,
+        perceptual: Perceptual | None = None,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.decoder = decoder
+        if checkpoint_activations:
+            recompute_blocks(decoder)
         self.lpips_weight = lpips_weight
         self._frozen = (codec, perceptual)  # in a tuple: not submodules
 

@@ -1,35 +1,32 @@
-"""Pictures -> WebDataset shards of training crops, and a manifest.
+"""What a directory of shards is: the manifest, each shard's index, and reading a run of crops out of a shard.
 
-    OUT/shard-00000.tar    KEY.png, KEY.json (source, y, x); webdataset reads it as it is
-    OUT/_groups/00000.json written after its shard: names, counts, SHA-256. A group without it is cut again.
-    OUT/manifest.json      written last: everything that a reader needs to plan an epoch
+    SHARDS/manifest.json       names, counts, bytes and SHA-256 of all shards: all that the plan of an epoch needs
+    SHARDS/shard-00000.tar     a WebDataset of KEY.png and KEY.json (source, y, x)
+    SHARDS/shard-00000.index   safetensors: where each PNG starts, how long it is, its SHA-256
+    SHARDS/val/                the same for the pictures that are held out
 
-Which pictures go into which shard is fixed before the work starts, so running again does only what is missing.
+A worker reads the crops that the plan gives it by their byte range, and checks each against the index, and the index
+against the manifest. So nothing that was changed, cut short or mixed up is ever trained on.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import io
-import json
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
 
-from corrdiff.codec import Picture
 from corrdiff.errors import JobError, UsageError
-from corrdiff.images import ImageError, open_image, save_png
-from pipelines import pictures, storage
-from pipelines.config import ShardConfig
-from pipelines.pictures import Source
-from pipelines.ray_session import own_errors
+from pipelines import storage
 
 MANIFEST = "manifest.json"
 FORMAT = "corrdiff-shards-1"
+VALIDATION = "val"
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,15 @@ class Shard:
     """Crops in it."""
     bytes: int
     sha256: str
+    index_sha256: str
+
+    @property
+    def index_name(self) -> str:
+        return self.name.removesuffix(".tar") + ".index"
+
+    def key(self, member: int) -> str:
+        """Of a crop: its name in the tar without the extension."""
+        return f"{self.name.removeprefix('shard-').removesuffix('.tar')}-{member:06d}"
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,24 @@ class Manifest:
     shards: tuple[Shard, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     """Pictures that gave no crops: URI and reason."""
+    flat: int = 0
+    """Crops that were left out because next to nothing is in them."""
 
     @property
     def count(self) -> int:
         return sum(shard.count for shard in self.shards)
 
 
-class Progress(NamedTuple):
-    """After a group of pictures is cut."""
+class Index(NamedTuple):
+    """Where the crops of a shard are."""
 
-    images_done: int
-    images_total: int
-    crops: int
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
+    sha256: npt.NDArray[np.uint8]
+    """[n, 32]"""
+
+    def to_bytes(self) -> bytes:
+        return safetensors.numpy.save(self._asdict())
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -77,141 +89,74 @@ def read_manifest(uri: str) -> Manifest:
         if data["format"] != FORMAT:
             raise UsageError(f"{uri}/{MANIFEST} has the unknown format '{data['format']}'")
         shards = tuple(Shard(**shard) for shard in data["shards"])
-        return Manifest(int(data["crop"]), shards, tuple((u, r) for u, r in data["skipped"]))
+        skipped = tuple((u, r) for u, r in data["skipped"])
+        return Manifest(int(data["crop"]), shards, skipped, int(data["flat"]))
     except (KeyError, TypeError) as error:
         raise UsageError(f"{uri}/{MANIFEST} is damaged ({error})") from None
 
 
-def cut_shards(images: str, out: str, config: ShardConfig) -> Iterator[Progress | Manifest]:
-    """Cut pictures into shards in parallel on Ray; yields progress, and the manifest at the end.
+def has_validation(uri: str) -> bool:
+    return storage.exists(storage.join(uri, VALIDATION, MANIFEST))
 
-    Raises:
-        UsageError: no pictures, or `out` holds shards of something else.
-        JobError: not one crop could be cut.
+
+def read_index(uri: str, shard: Shard) -> Index:
+    """Raises `JobError` where it is missing or not the manifest's."""
+    name = storage.join(uri, shard.index_name)
+    try:
+        data = storage.read_bytes(name, storage.PATIENT_ATTEMPTS)
+    except FileNotFoundError:
+        raise JobError(f"shard {uri}/{shard.name}: its index is missing; {_repair(shard)}") from None
+    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise JobError(f"shard {uri}/{shard.name}: its index is not the manifest's; {_repair(shard)}")
+    return Index(**safetensors.numpy.load(data))
+
+
+def read_crops(uri: str, shard: Shard, first: int, last: int) -> list[memoryview]:
+    """The PNG files of crops [first, last) of a shard, each checked against the index.
+
+    Raises `JobError` with the shard, the crop and the byte where anything is missing, cut short or changed.
     """
-    import ray.data
-
-    sources = pictures.list_pictures(images)
-    groups = plan_groups(sources, config)
-    plan = {"format": FORMAT, "config": dataclasses.asdict(config), "groups": [[s.uri for s in g] for g in groups]}
-    plan_hash = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-    manifest_uri = storage.join(out, MANIFEST)
-    if storage.exists(manifest_uri):
-        if storage.read_json(manifest_uri).get("plan") != plan_hash:
-            raise UsageError(f"{out} holds shards of other pictures or settings; choose another directory")
-        yield Progress(len(sources), len(sources), read_manifest(out).count)
-        yield read_manifest(out)
-        return
-    records = _finished(out, plan_hash)
-    done_images = sum(len(groups[i]) for i in records)
-    missing = [i for i in range(len(groups)) if i not in records]
-    yield Progress(done_images, len(sources), sum(r["count"] for r in records.values()))
-    if missing:
-        rows = [{"group": i, "keys": [s.key for s in groups[i]], "uris": [s.uri for s in groups[i]]} for i in missing]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _cut_group, fn_kwargs={"out": out, "config": dataclasses.asdict(config), "plan": plan_hash}
-        )
-        with own_errors():
-            for row in dataset.iter_rows():
-                record = json.loads(row["record"])
-                records[record["group"]] = record
-                done_images += len(groups[record["group"]])
-                yield Progress(done_images, len(sources), sum(r["count"] for r in records.values()))
-    ordered = [records[i] for i in sorted(records)]
-    shards = tuple(Shard(r["name"], r["count"], r["bytes"], r["sha256"]) for r in ordered if r["count"])
-    skipped = tuple((u, reason) for r in ordered for u, reason in r["skipped"])
-    if not shards:
-        raise JobError(
-            f"no crop of {config.crop} pixels could be cut from {len(sources)} pictures; first: {skipped[:1]}"
-        )
-    manifest = Manifest(config.crop, shards, skipped)
-    storage.write_json(manifest_uri, {"format": FORMAT, "plan": plan_hash, **dataclasses.asdict(manifest)})
-    yield manifest
+    return list(_checked(uri, shard, read_index(uri, shard), first, last))
 
 
-def plan_groups(sources: list[Source], config: ShardConfig) -> list[list[Source]]:
-    """Which pictures make which shard: shuffled by the seed, then dealt in runs."""
-    order = np.random.default_rng(config.seed).permutation(len(sources))
-    shuffled = [sources[i] for i in order]
-    n = config.images_per_shard
-    return [shuffled[i : i + n] for i in range(0, len(shuffled), n)]
+def verify_shard(uri: str, shard: Shard) -> str | None:
+    """Read all of a shard; what is wrong with it, or None."""
+    try:
+        data = storage.read_bytes(storage.join(uri, shard.name), storage.PATIENT_ATTEMPTS)
+        index = read_index(uri, shard)
+        if len(index.offset) != shard.count:
+            return f"its index has {len(index.offset)} crops, the manifest {shard.count}"
+        if len(data) != shard.bytes:
+            return f"{len(data):,} bytes, the manifest says {shard.bytes:,}"
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
+            for _ in _checked(uri, shard, index, 0, shard.count):
+                pass
+            return "its SHA-256 is not the manifest's, though every crop is right"
+    except FileNotFoundError:
+        return "missing"
+    except JobError as error:
+        return str(error).removeprefix(f"shard {uri}/{shard.name}: ")
+    return None
 
 
-def crop_positions(size: int, crop: int, stride: int) -> list[int]:
-    """Where crops start along one axis: evenly spread from border to border, at most `stride` apart."""
-    if size < crop:
-        return []
-    count = -(-(size - crop) // stride) + 1
-    return [round(i * (size - crop) / max(count - 1, 1)) for i in range(count)]
+def _checked(uri: str, shard: Shard, index: Index, first: int, last: int) -> Iterator[memoryview]:
+    name = storage.join(uri, shard.name)
+    start, end = int(index.offset[first]), int(index.offset[last - 1] + index.size[last - 1])
+    try:
+        data = storage.read_range(name, start, end)
+    except FileNotFoundError:
+        raise JobError(f"shard {name} is missing; {_repair(shard)}") from None
+    view = memoryview(data)
+    for member in range(first, last):
+        at = int(index.offset[member]) - start
+        content = view[at : at + int(index.size[member])]
+        if hashlib.sha256(content).digest() != index.sha256[member].tobytes():
+            raise JobError(
+                f"shard {name}: crop {shard.key(member)}.png at byte {at + start:,} is not what was cut: its SHA-256 "
+                f"differs; {_repair(shard)}"
+            )
+        yield content
 
 
-def _cut_group(row: dict[str, Any], out: str, config: dict[str, Any], plan: str) -> dict[str, Any]:
-    """A Ray task: one group of pictures -> one shard and its record."""
-    settings = ShardConfig(**config)
-    group = int(row["group"])
-    buffer = io.BytesIO()
-    count, skipped = 0, []
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, uri in zip(row["keys"], row["uris"], strict=True):
-            source = Source(str(key), str(uri))
-            try:
-                pixels = open_image(pictures.read(source)).pixels
-            except (ImageError, OSError) as error:
-                skipped.append((source.uri, str(error)))
-                continue
-            before = count
-            for y, x in _positions(pixels, settings):
-                stem = f"{group:05d}-{count:05d}"
-                crop = pixels[y : y + settings.crop, x : x + settings.crop]
-                add_member(tar, f"{stem}.json", json.dumps({"source": source.uri, "y": y, "x": x}).encode())
-                add_member(tar, f"{stem}.png", save_png(np.ascontiguousarray(crop)))
-                count += 1
-            if count == before:
-                height, width = pixels.shape[:2]
-                skipped.append((source.uri, f"{width}x{height} is smaller than the crop"))
-    data = buffer.getvalue()
-    name = f"shard-{group:05d}.tar"
-    record = {
-        "group": group, "plan": plan, "name": name, "count": count, "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(), "skipped": skipped,
-    }  # fmt: skip
-    if count:
-        storage.write_bytes(storage.join(out, name), data)
-    storage.write_json(storage.join(out, "_groups", f"{group:05d}.json"), record)
-    return {"record": json.dumps(record)}
-
-
-def _positions(pixels: Picture, config: ShardConfig) -> Iterator[tuple[int, int]]:
-    height, width = pixels.shape[:2]
-    stride = config.stride or config.crop
-    for y in crop_positions(height, config.crop, stride):
-        for x in crop_positions(width, config.crop, stride):
-            yield y, x
-
-
-def _finished(out: str, plan_hash: str) -> dict[int, dict[str, Any]]:
-    """Records of the groups that an earlier run of the same plan has finished."""
-    records: dict[int, dict[str, Any]] = {}
-    for name in storage.list_names(storage.join(out, "_groups")):
-        record = storage.read_json(storage.join(out, "_groups", name))
-        if record["plan"] != plan_hash:
-            raise UsageError(f"{out} holds unfinished shards of other pictures or settings; choose another directory")
-        records[record["group"]] = record
-    return records
-
-
-def read_members(data: bytes, extension: str) -> Iterator[tuple[str, bytes]]:
-    """Key and content of each file with that extension in a tar, in its order."""
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for info in tar:
-            if info.name.endswith(extension):
-                file = tar.extractfile(info)
-                assert file is not None
-                yield info.name.removesuffix(extension), file.read()
-
-
-def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A file whose header holds nothing but its name and size, so that the same content gives the same tar."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+def _repair(shard: Shard) -> str:
+    return f"copy it again, or cut it again with 'corrdiff shard IMAGES SHARDS --only {shard.name}'"

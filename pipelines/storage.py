@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import random
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,12 +16,22 @@ from corrdiff.errors import JobError, UsageError
 
 T = TypeVar("T")
 
-READ_ATTEMPTS = 5
+ATTEMPTS = 5
+PATIENT_ATTEMPTS = 12
+"""For what a long job reads and writes: with pauses of at most `LONGEST_DELAY_S` it waits minutes for a server."""
+
 FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 15.0
+
+CHUNK_BYTES = 8 << 20
+"""Most of an object that one request of `read_range` asks for, so that a broken connection repeats little."""
 
 _FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _DRIVERS = ("aiobotocore", "aiohttp", "botocore", "urllib3")
 """Packages whose errors about the network are not `OSError`s."""
+_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoAuthTokenError")
+"""Their errors that no second attempt helps."""
 
 
 def absolute(uri: str) -> str:
@@ -42,7 +54,7 @@ def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, str(path)
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, attempts: int = ATTEMPTS) -> bytes:
     """A whole object; transient errors are tried again. Raises `FileNotFoundError` where there is none."""
 
     def read() -> bytes:
@@ -50,10 +62,53 @@ def read_bytes(uri: str) -> bytes:
         data: bytes = fs.cat_file(path)
         return data
 
-    return with_retries(f"reading {uri}", read)
+    return with_retries(f"reading {uri}", read, attempts)
 
 
-def write_bytes(uri: str, data: bytes) -> None:
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of an object; after a transient error, goes on from the chunk that failed.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        JobError: it ends before `end`, or cannot be read.
+    """
+    fs, path = open_fs(uri)
+
+    def chunk(first: int, last: int) -> bytes:
+        try:
+            data: bytes = fs.cat_file(path, start=first, end=last)
+        except FileNotFoundError:
+            raise
+        except Exception:
+            _check_length(fs, path, uri, last)
+            raise
+        if len(data) != last - first:
+            _check_length(fs, path, uri, last)
+            raise OSError(f"{len(data):,} of {last - first:,} bytes came")
+        return data
+
+    parts = []
+    for first in range(start, end, CHUNK_BYTES):
+        last = min(first + CHUNK_BYTES, end)
+        what = f"reading bytes {first:,} to {last:,} of {uri}"
+        parts.append(with_retries(what, lambda a=first, b=last: chunk(a, b), PATIENT_ATTEMPTS))  # type: ignore[misc]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _check_length(fs: fsspec.AbstractFileSystem, path: str, uri: str, needed: int) -> None:
+    """Raises `JobError` where an object is shorter than needed; says nothing where that cannot be known."""
+    try:
+        fs.invalidate_cache(path)
+        size = int(fs.info(path)["size"])
+    except FileNotFoundError:
+        raise
+    except Exception:
+        return
+    if size < needed:
+        raise JobError(f"{uri} is truncated: it ends at byte {size:,}, byte {needed:,} is needed; copy it again")
+
+
+def write_bytes(uri: str, data: bytes, attempts: int = ATTEMPTS) -> None:
     """A whole object, visible only when it is complete: renamed into place on local disks, one PUT elsewhere."""
 
     def write() -> None:
@@ -73,7 +128,7 @@ def write_bytes(uri: str, data: bytes) -> None:
         else:
             fs.pipe_file(path, data)
 
-    with_retries(f"writing {uri}", write)
+    with_retries(f"writing {uri}", write, attempts)
 
 
 def exists(uri: str) -> bool:
@@ -118,25 +173,30 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return fs.protocol == "file" or "file" in fs.protocol
 
 
-def with_retries(what: str, action: Callable[[], T]) -> T:
+def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """Run an idempotent action, again with growing pauses where it failed for a reason that may pass.
 
-    Raises `JobError` when the last attempt failed too. A missing object (`FileNotFoundError`) and a refused permission
-    (`UsageError`) are final at once.
+    Raises `JobError` when the last attempt failed too. A missing object (`FileNotFoundError`), a refused permission
+    (`UsageError`), a full disk and what the action itself calls a `JobError` are final at once.
     """
     delay_s = FIRST_DELAY_S
-    for attempt in range(1, READ_ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             return action()
-        except _FINAL:
+        except (*_FINAL, JobError, UsageError):
             raise
         except PermissionError as error:
             raise UsageError(f"{what} is not permitted ({error}); check the path and the credentials") from None
         except Exception as error:
+            if type(error).__name__ in _CREDENTIALS:
+                raise UsageError(f"{what} is not possible: {error}") from None
+            if type(error).__name__ == "ParamValidationError":  # a mistake of ours
+                raise
             if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _DRIVERS:
                 raise
-            if attempt == READ_ATTEMPTS:
-                raise JobError(f"{what} failed {attempt} times, last with: {error}") from error
-        time.sleep(delay_s)
-        delay_s *= 2
+            if attempt == attempts or getattr(error, "errno", None) in _FULL:
+                times = "" if attempt == 1 else f" {attempt} times, last"
+                raise JobError(f"{what} failed{times} with: {error}") from error
+        time.sleep(delay_s * random.uniform(0.5, 1.0))  # many workers must not come back at the same moment
+        delay_s = min(2 * delay_s, LONGEST_DELAY_S)
     raise AssertionError

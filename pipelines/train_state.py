@@ -21,11 +21,9 @@ from torch import Tensor, nn
 from corrdiff.ema import Ema
 from corrdiff.errors import JobError, UsageError
 from pipelines import storage
-from pipelines.ingest import Cursor
+from pipelines.plan import Cursor
 
 COMPLETE = "COMPLETE.json"
-KEEP = 2
-"""Finished checkpoints that are kept."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -46,12 +44,31 @@ class Restored(NamedTuple):
     """"weight", "ema", "exp_avg", "exp_avg_sq" -> name -> tensor."""
 
 
+def finished(directory: str) -> list[str]:
+    """URIs of the finished checkpoints under RUN/PHASE/checkpoints, the newest first."""
+    names = [n for n in storage.list_names(directory) if storage.exists(storage.join(directory, n, COMPLETE))]
+    return [storage.join(directory, name) for name in reversed(names)]
+
+
 def latest(directory: str) -> str | None:
-    """URI of the newest finished checkpoint under RUN/PHASE/checkpoints."""
-    for name in reversed(storage.list_names(directory)):
-        if storage.exists(storage.join(directory, name, COMPLETE)):
-            return storage.join(directory, name)
-    return None
+    """URI of the newest finished checkpoint."""
+    return next(iter(finished(directory)), None)
+
+
+def load_newest(directory: str) -> tuple[Restored | None, list[str]]:
+    """The newest checkpoint that is what was written, and what is wrong with newer ones.
+
+    Raises `JobError` where there are checkpoints and none can be read.
+    """
+    problems: list[str] = []
+    for uri in finished(directory):
+        try:
+            return load(uri), problems
+        except JobError as error:
+            problems.append(str(error))
+    if problems:
+        raise JobError(f"no checkpoint can be read: {'; '.join(problems)}")
+    return None, []
 
 
 def load(uri: str) -> Restored:
@@ -67,21 +84,20 @@ def load(uri: str) -> Restored:
     tensors: dict[str, dict[str, Tensor]] = {}
     for name, expected in sorted(parts.items()):
         try:
-            data = storage.read_bytes(storage.join(uri, name))
+            data = storage.read_bytes(storage.join(uri, name), storage.PATIENT_ATTEMPTS)
         except FileNotFoundError:
-            raise JobError(
-                f"checkpoint {uri}: {name} is missing; remove the directory to go on from the one before"
-            ) from None
+            raise JobError(f"checkpoint {uri}: {name} is missing") from None
         if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise JobError(f"checkpoint {uri}: {name} is damaged; remove the directory to go on from the one before")
+            raise JobError(f"checkpoint {uri}: {name} is damaged")
         for key, tensor in safetensors.torch.load(data).items():
             kind, _, parameter = key.partition("/")
             tensors.setdefault(kind, {})[parameter] = tensor
     return Restored(progress, tensors)
 
 
-def save(directory: str, engine: Any, ema: Ema, progress: Progress) -> str:
-    """Write a checkpoint; every rank calls this. Parts first, the marker when all of them are there.
+def save(directory: str, engine: Any, ema: Ema, progress: Progress, keep: int) -> str:
+    """Write a checkpoint; every rank calls this. Parts first, the marker when all of them are there. The newest `keep`
+    finished ones stay.
 
     Raises `JobError` on every rank where one of them could not write.
     """
@@ -97,7 +113,7 @@ def save(directory: str, engine: Any, ema: Ema, progress: Progress) -> str:
     data = safetensors.torch.save(mine)
     info: dict[str, Any] = {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     try:
-        storage.write_bytes(storage.join(uri, name), data)
+        storage.write_bytes(storage.join(uri, name), data, storage.PATIENT_ATTEMPTS)
     except (OSError, JobError) as error:
         info["error"] = str(error)
     infos = _gather(info)
@@ -112,7 +128,7 @@ def save(directory: str, engine: Any, ema: Ema, progress: Progress) -> str:
         }
         try:
             storage.write_json(storage.join(uri, COMPLETE), marker)
-            _retire(directory)
+            _retire(directory, keep)
         except (OSError, JobError) as error:
             outcome["error"] = str(error)
     _raise_first(_gather(outcome), uri)
@@ -186,12 +202,11 @@ def _full_states(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
             yield name, {"weight": weight, **{k: safe_get_full_optimizer_state(p, k) for k in MOMENTS}}
 
 
-def _retire(directory: str) -> None:
+def _retire(directory: str, keep: int) -> None:
     """Remove all but the newest finished checkpoints, and unfinished ones older than those."""
-    names = storage.list_names(directory)
-    finished = [n for n in names if storage.exists(storage.join(directory, n, COMPLETE))]
-    for name in names:
-        if finished[-KEEP:] and name < finished[-KEEP:][0]:
+    kept = finished(directory)[:keep]
+    for name in storage.list_names(directory):
+        if kept and storage.join(directory, name) < kept[-1]:
             storage.remove_tree(storage.join(directory, name))
 
 

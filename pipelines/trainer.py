@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import NamedTuple
 
+import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from corrdiff import metrics
 from corrdiff.checkpoint import load_codec, load_networks
-from corrdiff.config import preset
+from corrdiff.config import TransformConfig, preset
 from corrdiff.ema import Ema
 from corrdiff.errors import JobError, UsageError
 from corrdiff.losses import Perceptual
 from corrdiff.model import CorrDiffModel
-from pipelines import augment, ingest, phase1, phase2, train_state
+from pipelines import augment, phase1, phase2, plan, train_state
 from pipelines.config import PhaseName, TrainConfig
 from pipelines.export import model_with
-from pipelines.ingest import Batch, Cursor
+from pipelines.ingest import Batch
+from pipelines.plan import Cursor
 from pipelines.shards import Manifest
 from pipelines.train_state import Progress, Restored
-from pipelines.zero_config import deepspeed_config
+from pipelines.zero_config import choose_stage, deepspeed_config
 
 WARMUP_LR_SHARE = 0.1
 DECAY_FROM_SHARE = 0.4
@@ -38,6 +43,8 @@ class StepResult(NamedTuple):
     """Means over the real crops of the batch, in the phase's order of terms."""
     grad_norm: float
     lr: float
+    leaving: bool
+    """Some worker has said that its machine is about to go away."""
 
 
 def lr_at(config: TrainConfig, images_seen: int) -> float:
@@ -67,13 +74,14 @@ def build_phase(
     config: TrainConfig, phase: PhaseName, device: torch.device, perceptual: Perceptual | None
 ) -> phase1.Phase1 | phase2.Phase2:
     """The module that DeepSpeed is to wrap."""
+    recompute = config.checkpoints_activations
     if phase == "phase1":
-        return phase1.Phase1(build_model(config), config.beta, config.lpips_weight, perceptual)
+        return phase1.Phase1(build_model(config), config.beta, config.lpips_weight, perceptual, recompute)
     if config.init_from is None:
         raise UsageError("phase 2 needs the codec of a finished phase 1: give --init-from CODEC")
     codec = load_codec(config.init_from, device, config.precision)
     decoder = load_networks(config.init_from)[0].decoder
-    return phase2.Phase2(codec, decoder, config.lpips_weight, perceptual)
+    return phase2.Phase2(codec, decoder, config.lpips_weight, perceptual, recompute)
 
 
 class Trainer:
@@ -99,14 +107,20 @@ class Trainer:
         if device.type == "cpu":
             # Its shared-memory all-reduce would be compiled at every first start; gloo needs no compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        world_size, parameters = dist.get_world_size(), sum(p.numel() for _, p in trained)
+        self.zero_stage = choose_stage(config, parameters, world_size, _memory_bytes(device))
+        self.flops_per_image = flops_per_image(module, self.transform, config.crop, device)
         self.engine, *_ = deepspeed.initialize(
-            model=module, model_parameters=[p for _, p in trained], config=deepspeed_config(config)
-        )
+            model=module, model_parameters=[p for _, p in trained],
+            config=deepspeed_config(config, world_size, self.zero_stage),
+        )  # fmt: skip
         if restored:
             train_state.restore_moments(self.engine, restored)
 
-    def step(self, batch: Batch) -> StepResult:
+    def step(self, batch: Batch, leaving: bool = False) -> StepResult:
         """Forward, backward and update on this worker's part of a batch.
+
+        `leaving` says that this worker's machine is about to go away; all workers learn it with the loss.
 
         Raises `JobError` on every worker, before the update, where a loss term is not finite.
         """
@@ -116,17 +130,18 @@ class Trainer:
             group["lr"] = lr
         warmup = warmup_at(config, self.progress.images_seen)
         sample = augment.draw(batch, config.seed, config.crop, self.transform, self.device)
-        totals = torch.zeros(len(self.term_names), device=self.device)
-        parts = augment.micro_batches(sample, config.micro_batch_size)
+        totals = torch.zeros(len(self.term_names) + 1, device=self.device)
+        totals[-1] = leaving
+        parts = augment.micro_batches(sample, config.micro_batch_size(world_size))
         for i, part in enumerate(parts):
             terms_BT = self.engine(part, warmup)
             # DeepSpeed divides by the accumulation steps and averages over workers; padding has no weight.
-            loss = (terms_BT[:, 0] * part.w_B).sum() / batch.real_rows * world_size * config.accumulation
-            totals += (terms_BT.detach() * part.w_B[:, None]).sum(0)
+            loss = (terms_BT[:, 0] * part.w_B).sum() / batch.real_rows * world_size * config.accumulation(world_size)
+            totals[:-1] += (terms_BT.detach() * part.w_B[:, None]).sum(0)
             self.engine.backward(loss)
             if i == len(parts) - 1:
                 dist.all_reduce(totals)
-                self._check_finite(totals / batch.real_rows, batch)
+                self._check_finite(totals[:-1] / batch.real_rows, batch)
             self.engine.step()
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
         if not math.isfinite(grad_norm):
@@ -134,7 +149,8 @@ class Trainer:
         seen = self.progress.images_seen + batch.real_rows
         self.ema.update(train_state.full_weights(self.engine), batch.real_rows, seen)
         self.progress = Progress(seen, self.progress.optimizer_steps + 1, batch.next)
-        return StepResult((totals / batch.real_rows).tolist(), grad_norm, lr)
+        values = totals.tolist()
+        return StepResult([v / batch.real_rows for v in values[:-1]], grad_norm, lr, values[-1] > 0)
 
     def _check_finite(self, terms: Tensor, batch: Batch) -> None:
         if not bool(torch.isfinite(terms).all()):
@@ -150,9 +166,27 @@ class Trainer:
         return model_with(self.config, self.phase, {k: v.cpu() for k, v in self.ema.average.items()})
 
 
+def flops_per_image(module: nn.Module, transform: TransformConfig, crop: int, device: torch.device) -> float:
+    """Of a forward and a backward pass over one crop, recomputation of activations included."""
+    blank = np.zeros((1, crop, crop, 3), np.uint8)
+    batch = Batch(0, ["blank"], blank, np.ones(1, np.float32), 1, Cursor(0, 0), 0)
+    # Apart from training: under the counter some operations run in another form, with other last bits.
+    with FlopCounterMode(display=False) as counter:
+        module(augment.draw(batch, 0, crop, transform, device), 1.0)[:, 0].sum().backward()
+    module.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """What one worker may use."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def steps_left(config: TrainConfig, manifest: Manifest, progress: Progress) -> int:
     """Steps until `images_total` crops are seen; the last step of an epoch has fewer crops than the others."""
-    epoch_steps = ingest.steps_per_epoch(manifest, config.batch)
+    epoch_steps = plan.steps_per_epoch(manifest, config.batch)
     left = config.images_total - progress.images_seen
     rest_of_epoch = manifest.count - min(manifest.count, progress.cursor.step * config.batch)
     if left <= rest_of_epoch:

@@ -22,15 +22,19 @@ import torch.distributed as dist
 
 from corrdiff import metrics
 from corrdiff.checkpoint import CONFIG_FILE, load_networks, read_config, save_codec
+from corrdiff.codec import CorrDiffCodec
 from corrdiff.errors import JobError, UsageError
-from pipelines import ingest, storage, train_state
+from pipelines import ingest, storage, train_state, validation
 from pipelines.config import PhaseName, TrainConfig
+from pipelines.costs import Costs, Meter
 from pipelines.observer import Board, Observer, watch
+from pipelines.plan import Cursor
 from pipelines.progress import console
 from pipelines.ray_session import cluster_cpus, cluster_gpus
 from pipelines.shards import Manifest, read_manifest
 from pipelines.tracking import tracking_uri
 from pipelines.trainer import Trainer, steps_left
+from pipelines.validation import HeldOut
 
 
 def train(config: TrainConfig, phase: PhaseName) -> str:
@@ -62,11 +66,11 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
         return codec_uri
 
     gpus = cluster_gpus()
-    if config.device == "cuda" and gpus < config.workers:
-        raise UsageError(f"--device cuda with --workers {config.workers}, but the cluster has {gpus} GPUs")
+    if config.device == "cuda" and gpus == 0:
+        raise UsageError("--device cuda, but the cluster has no GPU now; without it GPUs are used where there are some")
     use_gpu = config.device != "cpu" and gpus > 0
-    spare = cluster_cpus() - 0.5  # reading needs a share of the machine too
-    cpus = 1.0 if use_gpu else min(1.0, max(0.1, spare / config.workers))
+    elastic = (config.min_workers, config.max_workers) if config.min_workers < config.max_workers else None
+    cpus = 1.0 if use_gpu else _cpus_per_worker(config.max_workers, cluster_cpus(), elastic is not None)
     board = ray.remote(Board).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         _worker,
@@ -76,9 +80,13 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=use_gpu,
+            num_workers=config.max_workers if elastic is None else elastic, use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+            elastic_resize_monitor_interval_s=config.resize_every,
         ),
+        # The plan needs no dataset of Ray's: each worker's reader makes its own, a segment at a time.
+        datasets={ingest.DATASET: list},
+        dataset_config=ingest.PlannedData(config.shards, manifest, config.seed, config.batch),
         run_config=RunConfig(
             # Ray Train keeps only its own state here, under a name that is never used twice: checkpoints are ours.
             name=f"{config.name}-{phase}-{time.time_ns()}",
@@ -102,8 +110,31 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
         raise JobError(state["failed"])
     if failure is not None:
         raise JobError(f"{phase} failed after {state['images']:,} crops: {_reason(failure)}") from failure
-    console.print(f"{phase}: {state['images']:,} crops in {state['seconds']:.0f} s, codec {codec_uri}")
+    console.print(_spent(phase, state))
+    console.print(f"{phase}: codec {codec_uri}")
     return codec_uri
+
+
+def _cpus_per_worker(workers: int, cluster: int, elastic: bool) -> float:
+    """What a worker on CPUs reserves of the cluster: reading needs a share of the machine too."""
+    if elastic:  # what comes and goes is whole machines: on one of up to three CPUs this leaves a quarter for each
+        return 0.75
+    return min(1.0, max(0.1, (cluster - 0.5) / workers))
+
+
+def _spent(phase: str, state: dict[str, Any]) -> str:
+    """The summary at the end."""
+    costs: Costs | None = state.get("costs")
+    if costs is None:
+        return f"{phase}: nothing was left to train"
+    m = state["measured"]
+    use = f", MFU {m['mfu']:.1%}" if "mfu" in m else ""
+    return (
+        f"{phase}: {costs.images:,} crops in {costs.seconds:.0f} s: {m['images_per_s']:.1f} crops/s, "
+        f"{m['images_per_s_per_worker']:.1f} a worker; {m['waiting_share']:.1%} of the time waiting for data; "
+        f"{costs.read_bytes / 1e6:,.1f} MB read; {m['tflops_per_s']:.3f} TFLOP/s{use}; "
+        f"peak memory {m['peak_memory_gib']:.2f} GiB a worker"
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -175,35 +206,88 @@ def _train_loop(
 
     manifest = read_manifest(config.shards)
     checkpoints = storage.join(run, "checkpoints")
-    found = train_state.latest(checkpoints)
-    restored = train_state.load(found) if found else None
+    restored, problems = train_state.load_newest(checkpoints)
     trainer = Trainer(config, phase, device, restored)
+    _check_agreement(trainer)
+    if observer:
+        for problem in problems:
+            observer.say(f"{problem}; going on from the one before")
+        if restored:
+            observer.say(f"{phase} goes on from {trainer.progress.images_seen:,} crops")
     del restored
-    if observer and found:
-        observer.say(f"{phase} goes on from {trainer.progress.images_seen:,} crops ({found})")
     steps = steps_left(config, manifest, trainer.progress)
-    batches = ingest.stream(
-        config.shards, manifest, config.seed, trainer.progress.cursor, steps, config.batch,
-        dist.get_rank(), dist.get_world_size(),
-    )  # fmt: skip
+    reader = ray.train.get_dataset_shard(ingest.DATASET)
+    assert isinstance(reader, ingest.CropReader)
+    held_out = validation.read_held_out(config.shards)
+    meter = Meter(device)
+    epoch_rows, epoch_from = 0, trainer.progress.cursor
+    saved_for_leaving = False
     waited_from = time.monotonic()
-    for i, batch in enumerate(batches):
-        waited = time.monotonic() - waited_from
+    for i, batch in enumerate(reader.batches(trainer.progress.cursor, steps)):
+        meter.add(batch.real_rows, time.monotonic() - waited_from, batch.read_bytes)
         before = trainer.progress.images_seen
-        result = trainer.step(batch)
+        result = trainer.step(batch, _leaving())
         seen = trainer.progress.images_seen
         last = i == steps - 1
+        epoch_rows += int(batch.weight_B.sum())
+        if trainer.progress.cursor.epoch > batch.epoch:
+            _check_epoch(manifest, config.batch, epoch_from, epoch_rows, device)
+            epoch_rows, epoch_from = 0, trainer.progress.cursor
         if observer:
-            observer.after_step(trainer, result, batch.real_rows, waited, last)
-        if _crossed(before, seen, config.checkpoint_every) or last:
-            train_state.save(checkpoints, trainer.engine, trainer.ema, trainer.progress)
+            observer.after_step(trainer, result, batch.real_rows)
+        if trainer.progress.optimizer_steps % config.log_every == 0 or last:
+            costs = meter.collect()
+            if observer:
+                observer.after_window(trainer, costs)
+        if _crossed(before, seen, config.checkpoint_every) or last or (result.leaving and not saved_for_leaving):
+            saved_for_leaving = result.leaving
+            train_state.save(checkpoints, trainer.engine, trainer.ema, trainer.progress, config.keep_checkpoints)
             ray.train.report({"images_seen": seen, "loss": result.terms[0]})
-        if observer and (_crossed(before, seen, config.preview_every) or last):
-            observer.preview(trainer, manifest)
+            if result.leaving and observer:
+                observer.say(f"{phase}: a machine is about to go away; checkpoint at {seen:,} crops")
+        if _crossed(before, seen, config.validate_every) or last:
+            _validate(trainer, held_out, observer)
         waited_from = time.monotonic()
     if observer:
         observer.export(trainer)
         observer.close("FINISHED")
+
+
+def _leaving() -> bool:
+    """Whether Ray is draining a machine of this run. (Its public call is a collective of its own: slow for a step.)"""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _check_agreement(trainer: Trainer) -> None:
+    """All workers must have restored the same checkpoint."""
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, trainer.progress)
+    if any(progress != trainer.progress for progress in every):
+        raise JobError(f"the workers restored different checkpoints: {sorted({p.images_seen for p in every})} crops")
+
+
+def _check_epoch(manifest: Manifest, batch: int, start: Cursor, rows: int, device: torch.device) -> None:
+    """Compare what all workers consumed of an epoch with the manifest; collective."""
+    consumed = torch.tensor(rows, dtype=torch.int64, device=device)
+    dist.all_reduce(consumed)
+    expected = manifest.count - start.step * batch
+    if int(consumed) != expected:
+        raise JobError(f"epoch {start.epoch} had {int(consumed):,} crops from step {start.step} on, not {expected:,}")
+
+
+def _validate(trainer: Trainer, held_out: HeldOut, observer: Observer | None) -> None:
+    """Real encodes and decodes by the averaged weights; collective."""
+    config = trainer.config
+    model = trainer.averaged_model()
+    tables = model.entropy.freeze() if trainer.phase == "phase1" else load_networks(str(config.init_from))[1]
+    codec = CorrDiffCodec(model, tables, bytes(8), trainer.device)
+    path = metrics.lpips_weights(config.lpips_weights)
+    lpips = metrics.load_lpips(path) if path is not None else None
+    values, rows = validation.measure(codec, held_out, lpips)
+    if observer:
+        observer.validated(trainer, values, rows)
 
 
 def _crossed(before: int, after: int, every: int) -> bool:

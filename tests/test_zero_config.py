@@ -4,19 +4,19 @@ import pytest
 
 from corrdiff.errors import UsageError
 from pipelines.config import TrainConfig
-from pipelines.zero_config import deepspeed_config
+from pipelines.zero_config import choose_stage, deepspeed_config
 
 
 @pytest.mark.parametrize(("batch", "workers", "micro"), [(16, 1, None), (16, 2, None), (16, 2, 2), (24, 4, 3)])
 def test_the_batch_arithmetic_is_what_deepspeed_demands(batch: int, workers: int, micro: int | None) -> None:
-    c = deepspeed_config(TrainConfig(shards="s", batch=batch, workers=workers, micro_batch=micro))
+    c = deepspeed_config(TrainConfig(shards="s", batch=batch, workers=str(workers), micro_batch=micro), workers, 1)
     assert c["train_batch_size"] == batch
     assert c["train_micro_batch_size_per_gpu"] * c["gradient_accumulation_steps"] * workers == batch
 
 
 def test_bf16_is_autocast_and_leaves_weights_in_fp32() -> None:
-    assert "torch_autocast" not in deepspeed_config(TrainConfig(shards="s"))
-    c = deepspeed_config(TrainConfig(shards="s", precision="bf16"))
+    assert "torch_autocast" not in deepspeed_config(TrainConfig(shards="s"), 1, 0)
+    c = deepspeed_config(TrainConfig(shards="s", precision="bf16"), 1, 0)
     assert c["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     assert "bf16" not in c
 
@@ -24,8 +24,14 @@ def test_bf16_is_autocast_and_leaves_weights_in_fp32() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"batch": 10, "workers": 3}, "multiple of --workers"),
-        ({"batch": 16, "workers": 2, "micro_batch": 3}, "not a multiple of --micro-batch"),
+        ({"batch": 10, "workers": "3"}, "--batch 10 cannot be dealt equally to 3 workers; .* can: 9 and 12"),
+        ({"batch": 2, "workers": "3"}, "the nearest that can: 3"),
+        ({"batch": 16, "workers": "2", "micro_batch": 3}, "to 2 workers, in micro-batches of 3; .*: 12 and 18"),
+        ({"batch": 16, "workers": "2:4"}, "to every number of workers in 2:4; the nearest that can: 12 and 24"),
+        ({"workers": "4:2"}, "must be a number or MIN:MAX, not '4:2'"),
+        ({"workers": "0"}, "must be a number or MIN:MAX"),
+        ({"workers": "many"}, "must be a number or MIN:MAX"),
+        ({"micro_batch": 0}, "--micro-batch must be at least 1"),
         ({"crop": 100}, "multiple of 64"),
         ({"name": "a/b"}, "plain name"),
         ({"images_total": 0}, "--images-total must be at least 1"),
@@ -38,7 +44,27 @@ def test_settings_that_cannot_work_are_refused_with_the_option_named(options: di
 
 
 def test_identity_ignores_what_may_change_on_resume_and_nothing_else() -> None:
-    one = TrainConfig(shards="s", workers=1, zero_stage=0, storage="a")
-    assert one.identity() == TrainConfig(shards="s", workers=2, zero_stage=3, storage="b", batch=16).identity()
+    one = TrainConfig(shards="s", workers="1", zero_stage=0, storage="a")
+    assert one.identity() == TrainConfig(shards="s", workers="1:2", zero_stage=3, storage="b", batch=16).identity()
     for change in ({"lr": 1e-4}, {"seed": 1}, {"batch": 32}, {"beta": 0.1}, {"images_total": 7}, {"precision": "bf16"}):
         assert one.identity() != TrainConfig(shards="s", **change).identity()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "workers", "gib", "stage"),
+    [
+        (54_000_000, 1, 80, 0),  # nothing to partition
+        (54_000_000, 8, 80, 1),  # base on any GPU
+        (54_000_000, 8, 1, 1),
+        (1_000_000_000, 8, 40, 1),
+        (1_000_000_000, 8, 24, 2),
+        (1_000_000_000, 8, 16, 3),
+    ],
+)
+def test_the_stage_is_the_lowest_that_leaves_memory_to_activations(
+    parameters: int, workers: int, gib: int, stage: int
+) -> None:
+    config = TrainConfig(shards="s", workers="1:8", batch=840)
+    assert choose_stage(config, parameters, workers, gib << 30) == stage
+    told = TrainConfig(shards="s", zero_stage=3)
+    assert choose_stage(told, parameters, workers, gib << 30) == 3

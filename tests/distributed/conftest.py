@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from pipelines.cli import main
 from pipelines.ray_session import ray_session
+from pipelines.tracking import EXPERIMENT
 
-S3_KEY, S3_SECRET = "corrdifftest", "notasecret12"
-BUCKET = "bucket"
+from ..servers import MlflowServer, S3Server, s3_server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,83 +24,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.distributed)
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def wait_for(what: str, ready: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        assert time.monotonic() < deadline, f"{what} did not come within {timeout_s} s"
-        time.sleep(0.1)
-
-
-def listening(port: int) -> bool:
-    with socket.socket() as s:
-        return s.connect_ex(("127.0.0.1", port)) == 0
+@pytest.fixture(scope="session")
+def s3_storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with an empty bucket, and the proxy before it; credentials are in the environment."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real S3 server on loopback with an empty bucket; its s3:// URI. Credentials are in the environment."""
-    root = tmp_path_factory.mktemp("s3")
-    (root / BUCKET).mkdir()
-    port = free_port()
-    rclone = Path(sys.executable).parent / "rclone"
-    server = subprocess.Popen(
-        [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{S3_KEY},{S3_SECRET}", str(root)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": S3_KEY,
-        "AWS_SECRET_ACCESS_KEY": S3_SECRET,
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    try:
-        wait_for("the S3 server", lambda: listening(port))
-        yield f"s3://{BUCKET}"
-    finally:
-        server.kill()
-        server.wait()
-
-
-class MlflowServer:
-    """A real MLflow server process on loopback, which a test may stop and start."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.port = root, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(
-            [
-                Path(sys.executable).parent / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                "--backend-store-uri", f"sqlite:///{self.root / 'mlflow.db'}",
-                "--artifacts-destination", str(self.root / "artifacts"), "--workers", "1",
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        wait_for("the MLflow server", self._healthy, timeout_s=120)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, 9)
-            self._process.wait()
-            self._process = None
-
-    def _healthy(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as response:
-                return bool(response.status == 200)
-        except OSError:
-            return False
+def s3(s3_storage: S3Server) -> str:
+    """The bucket's s3:// URI."""
+    return s3_storage.uri
 
 
 @pytest.fixture(scope="session")
@@ -167,3 +96,13 @@ def train_args(shards: str, storage: str, **options: object) -> list[str]:
     merged = {**defaults, **options}
     flags = [part for k, v in merged.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     return ["--shards", shards, "--storage", storage, *flags]
+
+
+def recorded_losses(tracking: str) -> dict[int, float]:
+    """Of each step in MLflow's only run, by crops seen; of a step that was done twice, the last."""
+    client = MlflowClient(tracking)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "loss")
+    return {m.step: m.value for m in sorted(history, key=lambda m: (m.step, m.timestamp))}

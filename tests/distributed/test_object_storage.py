@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from .conftest import S3_SECRET, free_port
+from ..servers import S3_SECRET, free_port
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from pipelines import storage
 from pipelines.cli import main
 from pipelines.tracking import EXPERIMENT
 
-from .conftest import MlflowServer, train_args
+from ..servers import MlflowServer
+from .conftest import train_args
 
 
 class Road(NamedTuple):

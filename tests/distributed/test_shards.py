@@ -12,9 +12,9 @@ import webdataset as wds
 from PIL import Image
 
 from corrdiff.errors import JobError
-from pipelines import ingest
+from pipelines import ingest, plan
 from pipelines.cli import main
-from pipelines.ingest import Cursor
+from pipelines.plan import Cursor
 from pipelines.shards import read_manifest
 
 from .conftest import make_picture
@@ -70,7 +70,7 @@ def test_an_interrupted_cut_does_only_what_is_missing(shards: str, photographs: 
     command = ["shard", str(photographs), str(out), "--crop", "64", "--images-per-shard", "2"]
     assert main(command) == 0
     (out / "manifest.json").unlink()
-    (out / "_groups" / "00001.json").unlink()
+    (out / "_groups" / "train-00001.json").unlink()
     (out / "shard-00001.tar").unlink()
     untouched = (out / "shard-00000.tar").stat().st_mtime_ns
     assert main(command) == 0
@@ -80,10 +80,10 @@ def test_an_interrupted_cut_does_only_what_is_missing(shards: str, photographs: 
 
 def test_two_workers_stream_every_crop_of_two_epochs_exactly_twice(shards: str) -> None:
     manifest = read_manifest(shards)
-    steps = 2 * ingest.steps_per_epoch(manifest, 8)
+    steps = 2 * plan.steps_per_epoch(manifest, 8)
     seen: Counter[str] = Counter()
     for rank in range(2):
-        batches = list(ingest.stream(shards, manifest, 0, Cursor(0, 0), steps, 8, rank, 2))
+        batches = list(ingest.CropReader(shards, manifest, 0, 8, rank, 2).batches(Cursor(0, 0), steps))
         assert len(batches) == steps
         assert batches[-1].next == Cursor(2, 0)
         for batch in batches:
@@ -95,9 +95,9 @@ def test_two_workers_stream_every_crop_of_two_epochs_exactly_twice(shards: str) 
 
 
 def test_a_stream_from_the_middle_gives_what_the_whole_stream_gives_there(shards: str) -> None:
-    manifest = read_manifest(shards)
-    whole = list(ingest.stream(shards, manifest, 5, Cursor(0, 0), 9, 8, 0, 1))
-    tail = list(ingest.stream(shards, manifest, 5, whole[3].next, 5, 8, 0, 1))
+    reader = ingest.CropReader(shards, read_manifest(shards), seed=5, batch=8)
+    whole = list(reader.batches(Cursor(0, 0), 9))
+    tail = list(reader.batches(whole[3].next, 5))
     for a, b in zip(whole[4:], tail, strict=True):
         assert (a.epoch, a.keys, a.next, a.real_rows) == (b.epoch, b.keys, b.next, b.real_rows)
         np.testing.assert_array_equal(a.pixels_BHWC, b.pixels_BHWC)
@@ -106,20 +106,79 @@ def test_a_stream_from_the_middle_gives_what_the_whole_stream_gives_there(shards
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda p: p.write_bytes(p.read_bytes()[:-512]), "is truncated"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-1] + b"x"), "is not the manifest's: its SHA-256 differs"),
-        (lambda p: p.unlink(), "is missing"),
+        (
+            lambda p: p.write_bytes(p.read_bytes()[: -(11 << 10)]),
+            r"shard-00000\.tar is truncated: it ends at byte [\d,]+",
+        ),
+        (lambda p: p.write_bytes(flipped(p.read_bytes())), r"crop 00000-\d{6}\.png at byte [\d,]+ is not what was cut"),
+        (lambda p: p.unlink(), r"shard-00000\.tar is missing; copy it again, or cut it again"),
+        (lambda p: p.with_suffix(".index").unlink(), "its index is missing"),
+        (lambda p: p.with_suffix(".index").write_bytes(b"x"), "its index is not the manifest's"),
     ],
-    ids=["truncated", "changed", "missing"],
+    ids=["truncated", "changed", "missing", "no index", "other index"],
 )
-def test_a_damaged_shard_is_named(
-    damage: object, said: str, ray_cluster: None, photographs: Path, tmp_path: Path
+def test_a_damaged_shard_is_named_with_the_crop_and_the_byte_and_cut_again_by_its_name(
+    damage: object, said: str, ray_cluster: None, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert callable(damage)
     out = tmp_path / "out"
-    assert main(["shard", str(photographs), str(out), "--crop", "64"]) == 0
+    command = ["shard", str(photographs), str(out), "--crop", "64"]
+    assert main(command) == 0
+    before = (out / "shard-00000.tar").read_bytes()
+    assert main(["shard", "verify", str(out)]) == 0
     damage(out / "shard-00000.tar")
     manifest = read_manifest(str(out))
-    with pytest.raises(JobError, match=rf"^shard \S+shard-00000\.tar {said}") as caught:
-        list(ingest.stream(str(out), manifest, 0, Cursor(0, 0), 3, 8, 0, 1))
+    with pytest.raises(JobError, match=said) as caught:
+        list(ingest.CropReader(str(out), manifest, 0, 8).batches(Cursor(0, 0), 3))
     assert len(str(caught.value).splitlines()) == 1
+    assert f"{out}/shard-00000.tar" in str(caught.value)
+    assert main(["shard", "verify", str(out)]) == 1
+    assert "1 of 1 shards are wrong" in capsys.readouterr().err
+    assert main([*command, "--only", "shard-00000.tar"]) == 0
+    assert (out / "shard-00000.tar").read_bytes() == before
+    assert read_manifest(str(out)) == manifest
+    assert main(["shard", "verify", str(out)]) == 0
+
+
+def flipped(data: bytes) -> bytes:
+    """A bit in the middle, which is inside a PNG."""
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def test_held_out_pictures_are_in_no_training_shard(
+    ray_cluster: None, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["shard", str(photographs), str(out), "--crop", "64", "--images-per-shard", "2", "--val-fraction", "0.3"]
+    assert main(command) == 0
+    sources: dict[str, set[str]] = {}
+    for split, directory in (("train", out), ("val", out / "val")):
+        for shard in read_manifest(str(directory)).shards:
+            samples = wds.WebDataset(f"{directory}/{shard.name}", shardshuffle=False)
+            sources.setdefault(split, set()).update(json.loads(sample["json"])["source"] for sample in samples)
+    assert len(sources["val"]) == 2  # 0.3 of six pictures, rounded up
+    assert len(sources["train"]) == 4
+    assert not sources["train"] & sources["val"]
+    assert main([*command, "--only", "val/shard-00007.tar"]) == 2
+    assert "these pictures make no such shard" in capsys.readouterr().err
+
+
+def test_flat_crops_are_left_out_and_counted(ray_cluster: None, tmp_path: Path) -> None:
+    pixels = make_picture(64, 128, 0)
+    pixels[:, 64:] = 255
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "pictures" / "half.png")
+    assert main(["shard", str(tmp_path / "pictures"), str(tmp_path / "out"), "--crop", "64"]) == 0
+    manifest = read_manifest(str(tmp_path / "out"))
+    assert (manifest.count, manifest.flat) == (1, 1)
+
+
+def test_pictures_of_one_name_in_many_folders_all_have_keys_of_their_own(ray_cluster: None, tmp_path: Path) -> None:
+    for folder in ("a", "b", "c"):
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+        Image.fromarray(make_picture(64, 64, ord(folder))).save(tmp_path / "pictures" / folder / "1.png")
+    assert main(["shard", str(tmp_path / "pictures"), str(tmp_path / "out"), "--crop", "64"]) == 0
+    (shard,) = read_manifest(str(tmp_path / "out")).shards
+    samples = list(wds.WebDataset(f"{tmp_path}/out/{shard.name}", shardshuffle=False))
+    assert [s["__key__"] for s in samples] == [shard.key(i) for i in range(3)]

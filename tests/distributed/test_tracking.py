@@ -13,7 +13,8 @@ from pipelines import tracking
 from pipelines.cli import main
 from pipelines.tracking import EXPERIMENT, RunSpec, Tracker
 
-from .conftest import MlflowServer, free_port, train_args, wait_for
+from ..servers import MlflowServer, free_port, wait_for
+from .conftest import train_args
 
 SPEC = RunSpec("a run", {"corrdiff.kind": "test"}, {"lr": 0.1, "none": None})
 

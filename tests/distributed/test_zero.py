@@ -8,20 +8,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from mlflow import MlflowClient
 
 from corrdiff.checkpoint import save_codec
 from corrdiff.config import tiny
 from corrdiff.model import CorrDiffModel
-from pipelines import augment, ingest, trainer
+from pipelines import augment, ingest, plan, trainer
 from pipelines.cli import main
 from pipelines.config import PhaseName, TrainConfig
-from pipelines.ingest import Batch, Cursor
+from pipelines.ingest import Batch
+from pipelines.plan import Cursor
 from pipelines.shards import Manifest, read_manifest
-from pipelines.tracking import EXPERIMENT
 from pipelines.zero_config import ADAM_BETAS, ADAM_EPS
 
-from .conftest import train_args
+from .conftest import recorded_losses, train_args
 
 STEPS = 20
 BATCH = 8
@@ -59,18 +58,9 @@ def test_losses_of_two_workers_equal_a_plain_pytorch_loop(
         zero_stage=stage, log_every=1, init_from=start_codec, checkpoint_every=1_000_000, micro_batch=2,
     )  # fmt: skip
     assert main(["train", phase, *options]) == 0
-    losses = recorded_losses(tracking)
+    losses = list(recorded_losses(tracking).values())
     assert len(losses) == STEPS
     np.testing.assert_allclose(losses, plain_losses[phase], rtol=1e-4)
-
-
-def recorded_losses(tracking: str) -> list[float]:
-    """The loss of each step in MLflow's only run."""
-    client = MlflowClient(tracking)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    return [m.value for m in sorted(client.get_metric_history(run.info.run_id, "loss"), key=lambda m: m.step)]
 
 
 def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> list[float]:
@@ -99,38 +89,26 @@ def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> list[float]:
 
 
 def batches(shards: str, manifest: Manifest) -> list[Batch]:
-    """The plan of `STEPS` steps, read without Ray."""
-    rows: list[tuple[int, str, np.ndarray[tuple[int, ...], np.dtype[np.uint8]], float]] = []
-    for window in ingest.worker_windows(manifest, 0, Cursor(0, 0), BATCH, 0, 1):
-        reader = ingest.ShardSource(shards, manifest, [window]).get_read_tasks(1)[0]
-        for table in reader():
-            pixels = table.column("pixels").combine_chunks().to_numpy_ndarray()
-            for key, weight, crop in zip(
-                table.column("key").to_pylist(), table.column("weight").to_pylist(), pixels, strict=True
-            ):
-                rows.append((window.epoch, key, crop, weight))
-        if len(rows) >= STEPS * BATCH:
-            break
+    """The plan of `STEPS` steps, read without Ray Data."""
     result = []
-    for step in range(STEPS):
-        part = rows[step * BATCH : (step + 1) * BATCH]
-        weight = np.array([r[3] for r in part], dtype=np.float32)
-        result.append(
-            Batch(
-                part[0][0],
-                [r[1] for r in part],
-                np.stack([r[2] for r in part]),
-                weight,
-                int(weight.sum()),
-                Cursor(0, 0),
-            )
-        )
+    for part in plan.parts(manifest, 0, Cursor(0, 0), STEPS, BATCH):
+        share = ingest.CropReader(shards, manifest, 0, BATCH).share_of(part)
+        (table,) = share()  # these shards are one small window
+        pixels = table.column("pixels").combine_chunks().to_numpy_ndarray()
+        numbers, members = (table.column(name).to_numpy() for name in ("shard", "member"))
+        for i in range(0, len(numbers), BATCH):
+            rows = slice(i, i + BATCH)
+            keys = [
+                manifest.shards[n].key(m) if n >= 0 else "" for n, m in zip(numbers[rows], members[rows], strict=True)
+            ]
+            weight = (numbers[rows] >= 0).astype(np.float32)
+            result.append(Batch(part.epoch, keys, pixels[rows], weight, int(weight.sum()), Cursor(0, 0), 0))
     return result
 
 
 def images_total(manifest: Manifest) -> int:
     """Crops in `STEPS` steps, which end some epochs with a smaller step."""
-    epoch_steps = ingest.steps_per_epoch(manifest, BATCH)
+    epoch_steps = plan.steps_per_epoch(manifest, BATCH)
     epochs, rest = divmod(STEPS, epoch_steps)
     return epochs * manifest.count + rest * BATCH
 
@@ -149,7 +127,7 @@ def test_bf16_follows_fp32_and_keeps_weights_in_fp32(
         zero_stage=3, log_every=1, init_from=start_codec, checkpoint_every=1_000_000, precision="bf16",
     )  # fmt: skip
     assert main(["train", "phase1", *options]) == 0
-    losses = recorded_losses(tracking)
+    losses = list(recorded_losses(tracking).values())
     np.testing.assert_allclose(losses, plain_losses["phase1"], rtol=0.1)
     assert losses != plain_losses["phase1"]
     checkpoint = next((tmp_path / "run" / "phase1" / "checkpoints").iterdir())

@@ -1,0 +1,100 @@
+"""What training costs, on every worker: time, waiting for data, bytes read, memory, and the use made of a GPU."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import psutil
+import torch
+import torch.distributed as dist
+
+PEAK_FLOPS = {
+    "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12,
+    "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+"""Dense 16-bit operations a second by the makers' data sheets; a part of the device's name, the longest that fits."""
+
+
+class Costs(NamedTuple):
+    """Over all workers since the last time."""
+
+    images: int
+    seconds: float
+    waited_s: float
+    """Mean over the workers."""
+    read_bytes: int
+    peak_memory_bytes: int
+    """Of the worker with the most: of its GPU, else of its process."""
+    workers: int
+
+    def joined(self, later: Costs) -> Costs:
+        """Of both stretches of time."""
+        return Costs(
+            images=self.images + later.images, seconds=self.seconds + later.seconds,
+            waited_s=self.waited_s + later.waited_s, read_bytes=self.read_bytes + later.read_bytes,
+            peak_memory_bytes=max(self.peak_memory_bytes, later.peak_memory_bytes), workers=later.workers,
+        )  # fmt: skip
+
+    def metrics(self, flops_per_image: float, peak_flops: float | None) -> dict[str, float]:
+        """As MLflow gets them."""
+        rate = self.images / max(self.seconds, 1e-9)
+        values = {
+            "images_per_s": rate,
+            "images_per_s_per_worker": rate / self.workers,
+            "waiting_share": self.waited_s / max(self.seconds, 1e-9),
+            "read_mb_per_s": self.read_bytes / 1e6 / max(self.seconds, 1e-9),
+            "peak_memory_gib": self.peak_memory_bytes / 2**30,
+            "tflops_per_s": rate * flops_per_image / 1e12,
+            "workers": float(self.workers),
+        }
+        if peak_flops is not None:
+            values["mfu"] = rate * flops_per_image / (peak_flops * self.workers)
+        return values
+
+
+class Meter:
+    """Counts on one worker."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._reset()
+
+    def add(self, images: int, waited_s: float, read_bytes: int) -> None:
+        """A step: crops over all workers, this worker's wait and bytes."""
+        self._images += images
+        self._waited_s += waited_s
+        self._read_bytes += read_bytes
+
+    def collect(self) -> Costs:
+        """Join all workers' counts and begin anew; collective."""
+        seconds = time.monotonic() - self._since
+        mine = torch.tensor([self._waited_s, self._read_bytes, _peak_memory(self.device)], dtype=torch.float64)
+        every = [torch.zeros_like(mine, device=self.device) for _ in range(dist.get_world_size())]
+        dist.all_gather(every, mine.to(self.device))
+        table = torch.stack(every).cpu()
+        costs = Costs(
+            images=self._images, seconds=seconds, waited_s=float(table[:, 0].mean()),
+            read_bytes=int(table[:, 1].sum()), peak_memory_bytes=int(table[:, 2].max()), workers=len(every),
+        )  # fmt: skip
+        self._reset()
+        return costs
+
+    def _reset(self) -> None:
+        self._since, self._images, self._waited_s, self._read_bytes = time.monotonic(), 0, 0.0, 0
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Of a GPU that is known; None for others, whose utilisation is then absent."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [part for part in PEAK_FLOPS if part in name]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    memory = psutil.Process().memory_info()
+    return int(memory.rss)

@@ -1,0 +1,124 @@
+"""Machines that come and go while a run trains, on a cluster of several raylets."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from pipelines import storage, train_state
+from pipelines.cli import main
+
+from ..servers import wait_for
+from .conftest import recorded_losses, train_args
+
+LENGTH = {"images_total": 480, "batch": 8, "checkpoint_every": 48, "log_every": 1}
+NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head with one CPU, to which a test may add machines."""
+    made = Cluster(initialize_head=True, head_node_args=NODE)
+    yield made
+    made.shutdown()
+
+
+class Command:
+    """A training command in a process of its own, and what it says."""
+
+    def __init__(self, cluster: Cluster, options: list[str]) -> None:
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines", "train", "phase1", *options],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.said = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.said += line
+
+    def wait_to_say(self, pattern: str, timeout_s: float = 240) -> None:
+        wait_for(f"'{pattern}' in {self.said}", lambda: self._ended_or(pattern), timeout_s)
+        assert re.search(pattern, self.said), self.said
+
+    def _ended_or(self, pattern: str) -> bool:
+        return bool(re.search(pattern, self.said)) or self.process.poll() is not None
+
+    def wait(self) -> None:
+        assert self.process.wait(600) == 0, self.said
+        self._reader.join()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    root = tmp_path_factory.mktemp("undisturbed")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+    assert main(["train", "phase1", *train_args(shards, str(root), **LENGTH)]) == 0
+    patch.undo()
+    return recorded_losses(f"sqlite:///{root}/mlflow.db")
+
+
+@pytest.mark.slow
+def test_a_run_grows_when_a_machine_comes_and_shrinks_when_it_is_drained(
+    shards: str, cluster: Cluster, undisturbed: dict[int, float], tmp_path: Path, tracking: str
+) -> None:
+    options = train_args(shards, str(tmp_path), **LENGTH, workers="1:2", resize_every=5, max_failures=0)
+    command = Command(cluster, options)
+    checkpoints = f"{tmp_path}/run/phase1/checkpoints"
+    wait_for("a checkpoint", lambda: train_state.latest(checkpoints) is not None, timeout_s=240)
+    spot = cluster.add_node(**NODE)
+    command.wait_to_say(r"goes on from \d+ crops")
+    wait_for("two workers", lambda: bool(parts_of(checkpoints, "part-1-of-2")), timeout_s=240)
+    ray_command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
+    drain = [*ray_command, "--node-id", spot.node_id, *reason, "--deadline-remaining-seconds", "60"]
+    subprocess.run(drain, check=True, capture_output=True)
+    command.wait_to_say("a machine is about to go away; checkpoint at")
+    time.sleep(1)
+    cluster.remove_node(spot, allow_graceful=False)
+    command.wait()
+    assert len(re.findall(r"goes on from", command.said)) >= 2
+    saved = int(re.findall(r"about to go away; checkpoint at ([\d,]+) crops", command.said)[0].replace(",", ""))
+    assert f"goes on from {saved:,} crops" in command.said  # nothing after the notice's checkpoint was needed again
+    found = recorded_losses(tracking)
+    assert found.keys() == undisturbed.keys()
+    for seen, loss in undisturbed.items():
+        assert found[seen] == pytest.approx(loss, rel=1e-3), seen
+
+
+@pytest.mark.slow
+def test_a_machine_that_vanishes_costs_the_steps_since_the_last_checkpoint(
+    shards: str, cluster: Cluster, undisturbed: dict[int, float], tmp_path: Path, tracking: str
+) -> None:
+    spot = cluster.add_node(**NODE)
+    options = train_args(shards, str(tmp_path), **LENGTH, workers="1:2", resize_every=5)
+    command = Command(cluster, options)
+    checkpoints = f"{tmp_path}/run/phase1/checkpoints"
+    wait_for("two workers", lambda: bool(parts_of(checkpoints, "part-1-of-2")), timeout_s=240)
+    cluster.remove_node(spot, allow_graceful=False)
+    command.wait()
+    assert re.search(r"goes on from [1-9]\d* crops", command.said)
+    found = recorded_losses(tracking)
+    assert found.keys() == undisturbed.keys()
+    for seen, loss in undisturbed.items():
+        assert found[seen] == pytest.approx(loss, rel=1e-3), seen
+
+
+def parts_of(checkpoints: str, prefix: str) -> list[str]:
+    return [
+        name for uri in train_state.finished(checkpoints) for name in storage.list_names(uri) if name.startswith(prefix)
+    ]
