@@ -30,6 +30,9 @@ SHAPE = 2
 """Draws have a hyperlatent of 2x2, a picture of 128x128."""
 
 
+PARTS = ("m", "indexes", "symbols")
+
+
 class Setting(NamedTuple):
     threads: int
     channels_last: bool
@@ -76,7 +79,7 @@ def main() -> None:
     made.add_argument("--images", default="sample:held-out", help="pictures for the table of files")
     arguments = made.parse_args()
     report(
-        f"{arguments.draws:,} draws of (y, z); mismatches against the first setting",
+        f"draws of {arguments.draws:,} (y, z) in which something differs from the first setting",
         draw_rows(arguments.codec, arguments.draws),
         arguments.json,
     )
@@ -97,7 +100,7 @@ def draw_rows(codec_uri: str, draws: int) -> list[Row]:
     spread = torch.rand(draws, 1, 1, 1, generator=generator) * 4
     z = spread * torch.randn(draws, n, SHAPE, SHAPE, generator=generator)
     y = 4 * spread * torch.randn(draws, m, 4 * SHAPE, 4 * SHAPE, generator=generator)
-    reference: dict[str, list[bytes]] = {}
+    reference: dict[str, list[list[bytes]]] = {}
     rows = []
     for setting in settings():
         device = torch.device(setting.device)
@@ -105,7 +108,7 @@ def draw_rows(codec_uri: str, draws: int) -> list[Row]:
         tables.run_on(device)
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         floats = model.to(device).to(memory_format=layout).entropy.hyper_synthesis
-        found: dict[str, list[bytes]] = {"ours": [], "float": []}
+        found: dict[str, list[list[bytes]]] = {"ours": [], "float": []}
         with applied(setting):
             for start in range(0, draws, setting.batch):
                 z_hat = z[start : start + setting.batch].round().to(device).contiguous(memory_format=layout)
@@ -120,7 +123,8 @@ def draw_rows(codec_uri: str, draws: int) -> list[Row]:
         row: Row = {"setting": str(setting)}
         for name, digests in found.items():
             expected = reference.setdefault(name, digests)
-            row[f"{name}: draws that differ"] = sum(a != b for a, b in zip(digests, expected, strict=True))
+            for i, part in enumerate(PARTS):
+                row[f"{name}: {part}"] = sum(a[i] != b[i] for a, b in zip(digests, expected, strict=True))
         row["noise"] = hashlib.sha256(noise).hexdigest()[:8]
         rows.append(row)
     return rows
@@ -131,10 +135,10 @@ def _float(mean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), index.float().round().clamp(0, 63)
 
 
-def _digest(mean: Tensor, index: Tensor, symbols: Tensor) -> bytes:
-    """Indexes and symbols, and m as exactly as it is compared: all of it for integers and floats alike."""
+def _digest(mean: Tensor, index: Tensor, symbols: Tensor) -> list[bytes]:
+    """Of each of `PARTS`, to the bit."""
     parts = (mean.float() * 2**MEAN_FRACTION_BITS, index.to(torch.int32), symbols.to(torch.int32))
-    return b"".join(hashlib.sha256(p.cpu().contiguous().numpy().tobytes()).digest()[:8] for p in parts)
+    return [hashlib.sha256(p.cpu().contiguous().numpy().tobytes()).digest()[:8] for p in parts]
 
 
 def file_rows(codec_uri: str, originals: list[Picture]) -> tuple[list[Row], float]:

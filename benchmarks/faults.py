@@ -17,7 +17,7 @@ from _measure import Row, parser, report
 from pipelines import ingest, plan, storage
 from pipelines.plan import Cursor
 from pipelines.shards import Manifest, read_manifest
-from tests.servers import Fault, s3_server
+from tests.servers import Fault, s3_server, signed
 
 BATCH = 16
 
@@ -72,8 +72,7 @@ def ray_data(uri: str, manifest: Manifest) -> int:
 def web_dataset(uri: str, manifest: Manifest) -> int:
     import webdataset as wds
 
-    fs, path = storage.open_fs(uri)
-    urls = [f"pipe:curl -s '{fs.sign(f'{path}/{shard.name}')}'" for shard in manifest.shards]
+    urls = [f"pipe:curl -s '{signed(f'{uri}/{shard.name}')}'" for shard in manifest.shards]
     return sum(1 for _ in wds.WebDataset(urls, shardshuffle=False, handler=wds.warn_and_continue))
 
 

@@ -25,10 +25,11 @@ from _measure import Row, parser, report
 
 from pipelines import storage
 from pipelines.shards import read_manifest
-from tests.servers import s3_server
+from tests.servers import s3_server, signed
 
 BATCH = 16
 WORKERS = 2
+SKIPPED = 0.25
 SHUFFLE = 1000
 """Crops in the peers' shuffle buffers, about our window."""
 
@@ -36,10 +37,11 @@ SHUFFLE = 1000
 def main() -> None:
     made = parser(__doc__)
     made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--epochs", type=int, default=2, help="passes over the crops in each measurement")
+    made.add_argument("--epochs", type=int, default=24, help="passes over the crops in each measurement")
     made.add_argument("--crop", type=int, default=128)
     made.add_argument("--stride", type=int, default=32)
     made.add_argument("--images", default="sample:")
+    made.add_argument("--places", nargs="+", choices=["disk", "s3"], default=["disk", "s3"])
     made.add_argument("--reader", help=argparse.SUPPRESS)
     made.add_argument("--uri", help=argparse.SUPPRESS)
     arguments = made.parse_args()
@@ -50,13 +52,15 @@ def main() -> None:
         local = f"{root}/shards"
         cut = [arguments.images, local, "--crop", arguments.crop, "--stride", arguments.stride, "--images-per-shard", 1]
         subprocess.run([sys.executable, "-m", "pipelines", "shard", *map(str, cut)], check=True)
+        os.environ["AWS_ENDPOINT_URL"] = server.endpoint
         manifest = read_manifest(local)
         streams = write_streams(local, f"{root}/streams")
         for name in (*os.listdir(local), *(f"streams/{n}" for n in os.listdir(streams))):
             source = Path(local if "/" not in name else root) / name
             if source.is_file():
                 storage.write_bytes(f"{server.uri}/{name}", source.read_bytes())
-        for place, uri in (("local disk", local), ("S3 on loopback", server.uri)):
+        places = {"disk": ("local disk", local), "s3": ("S3 on loopback", server.uri)}
+        for place, uri in (places[name] for name in arguments.places):
             rows = compare(uri, arguments.rounds, arguments.epochs)
             title = f"{manifest.count:,} crops of {manifest.crop} pixels in {len(manifest.shards)} shards on {place}"
             report(f"{title}, batches of {BATCH}, medians of {arguments.rounds} rounds in turns", rows, arguments.json)
@@ -64,14 +68,15 @@ def main() -> None:
 
 def compare(uri: str, rounds: int, epochs: int) -> list[Row]:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in READERS}
+    failed: dict[str, str] = {}
     for _ in range(rounds):
         for name in READERS:
             command = [sys.executable, __file__, "--reader", name, "--uri", uri, "--epochs", str(epochs)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
-            elif "No module named 'streaming'" not in done.stderr:
-                raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+            else:
+                failed[name] = done.stderr.strip().splitlines()[-1]
     ours = statistics.median(f["crops_per_s"] for f in found["ours"])
     best = max(
         statistics.median(f["crops_per_s"] for f in fs)
@@ -81,6 +86,7 @@ def compare(uri: str, rounds: int, epochs: int) -> list[Row]:
     rows: list[Row] = []
     for name, measured in found.items():
         if not measured:
+            rows.append({"reader": name, "failed": failed[name][:80]})
             continue
         row: Row = {"reader": name, "MB/s": statistics.median(f["mb_per_s"] for f in measured)}
         if name != "bare read":
@@ -94,21 +100,25 @@ def compare(uri: str, rounds: int, epochs: int) -> list[Row]:
 
 
 def measure(name: str, uri: str, epochs: int) -> dict[str, float]:
-    """Read some epochs; the rate is of all but the first batch."""
+    """Read some epochs; the rate leaves out the first `SKIPPED` of them, in which buffers fill."""
     manifest = read_manifest(uri)
     stored = sum(shard.bytes for shard in manifest.shards)
     begin = READERS[name](uri, epochs)
     started = time.perf_counter()
-    batches = begin()
-    crops = next(batches)
-    first_s = time.perf_counter() - started
-    rest = sum(batches)
-    seconds = time.perf_counter() - started - first_s
+    first_s = counted_from = 0.0
+    crops = skipped = 0
+    for rows in begin():
+        now = time.perf_counter() - started
+        first_s = first_s or now
+        crops += rows
+        if name != "bare read" and not counted_from and crops >= SKIPPED * epochs * manifest.count:
+            counted_from, skipped = now, crops
+    seconds = time.perf_counter() - started - counted_from
     if name == "bare read":
-        return {"mb_per_s": stored * epochs / 1e6 / (seconds + first_s)}
-    rate = rest / seconds
+        return {"mb_per_s": stored * epochs / 1e6 / seconds}
+    rate = (crops - skipped) / seconds
     return {
-        "crops_per_s": rate, "first_s": first_s, "crops": (crops + rest) / epochs,
+        "crops_per_s": rate, "first_s": first_s, "crops": crops / epochs,
         "mb_per_s": rate * stored / manifest.count / 1e6,
     }  # fmt: skip
 
@@ -123,8 +133,10 @@ def ours(uri: str, epochs: int) -> Begin:
     from pipelines import plan
     from pipelines.ingest import CropReader
     from pipelines.plan import Cursor
+    from pipelines.ray_session import quiet
 
     ray.init(num_cpus=WORKERS, log_to_driver=False, include_dashboard=False)
+    quiet()
     manifest = read_manifest(uri)
     reader = CropReader(uri, manifest, seed=0, batch=BATCH)
     steps = epochs * plan.steps_per_epoch(manifest, BATCH)
@@ -168,8 +180,7 @@ def web_dataset(decode: Callable[[bytes], Any] | None) -> Callable[[str, int], B
 
         names = [shard.name for shard in read_manifest(uri).shards]
         if uri.startswith("s3://"):
-            fs, path = storage.open_fs(uri)
-            urls = [f"pipe:curl -s '{fs.sign(f'{path}/{n}')}'" for n in names]
+            urls = [f"pipe:curl -s '{signed(f'{uri}/{n}')}'" for n in names]
         else:
             urls = [f"{uri}/{n}" for n in names]
 

@@ -15,11 +15,10 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from corrdiff.codec import Picture
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import ImageError, open_image, save_png
 from pipelines import pictures, storage
@@ -28,6 +27,9 @@ from pipelines.pictures import Source
 from pipelines.ray_session import own_errors
 from pipelines.shards import FORMAT, MANIFEST, VALIDATION, Index, Manifest, Shard, read_manifest, verify_shard
 from pipelines.tar import add_member
+
+if TYPE_CHECKING:
+    from corrdiff.codec import Picture
 
 Split = Literal["train", "val"]
 

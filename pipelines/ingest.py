@@ -28,11 +28,12 @@ from pipelines.shards import Manifest, Shard, read_crops
 SEGMENT_PARTS = 64
 """Read tasks of one Ray Data execution; a long run is a chain of them."""
 
-READ_CPUS = 0.25
-"""A read task mostly waits for storage; a fraction leaves room beside the workers on small machines."""
+READ_TASKS = 3
+"""Of one worker at a time: one is being consumed, one decodes, one waits for storage. They reserve no CPU: where all
+were taken, one worker's waiting task could keep another's from starting, and both would wait in the next collective."""
 
-BLOCK_BYTES = 32 << 20
-"""Of pixels in a block."""
+BLOCK_BYTES = 8 << 20
+"""Of pixels in a block: large enough to be few, small enough for the first to be there soon."""
 
 PREFETCH_BATCHES = 4
 
@@ -128,11 +129,14 @@ class CropReader(NamedTuple):
         return Share(self.uri, self.manifest.crop, shards, part, self.seed, self.batch, self.rank, self.world_size)
 
     def _execute(self, segment: list[Part]) -> Iterator[dict[str, Any]]:
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
         shares = [share for share in map(self.share_of, segment) if share.row_count]
-        dataset = read_datasource(ShardSource(shares), override_num_blocks=len(shares), num_cpus=READ_CPUS)
+        dataset = read_datasource(
+            ShardSource(shares), override_num_blocks=len(shares), num_cpus=0, concurrency=READ_TASKS
+        )
+        dataset.context.enable_progress_bars = False
+        dataset.context.execution_options.preserve_order = True
+        # Blocks under this are held back until they make one of it, and those over it by a half are cut.
+        dataset.context.target_max_block_size = int(0.9 * shares[0].block_rows * shares[0].row_bytes)
         with own_errors():
             yield from dataset.iter_batches(
                 batch_size=self.batch // self.world_size, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
@@ -159,6 +163,12 @@ class Share(NamedTuple):
     def row_bytes(self) -> int:
         return 3 * self.crop**2 + 64
 
+    @property
+    def block_rows(self) -> int:
+        """In whole steps."""
+        step = self.batch // self.world_size
+        return -(-BLOCK_BYTES // (self.row_bytes * step)) * step
+
     def rows(self) -> Rows:
         counts = [shard.count for shard in self.shards]
         return plan.rows_of(counts, self.seed, self.part, self.batch, self.rank, self.world_size)
@@ -173,10 +183,8 @@ class Share(NamedTuple):
             first[place] = int(members.min())
             files[place] = read_crops(self.uri, self.shards[place], first[place], int(members.max()) + 1)
         numbers = _shard_numbers(self.part, rows)
-        step = self.batch // self.world_size
-        block_rows = max(1, BLOCK_BYTES // self.row_bytes // step) * step
-        for start in range(0, len(numbers), block_rows):
-            block = slice(start, start + block_rows)
+        for start in range(0, len(numbers), self.block_rows):
+            block = slice(start, start + self.block_rows)
             places, members = rows.place[block], rows.member[block]
             pixels = np.zeros((len(places), self.crop, self.crop, 3), dtype=np.uint8)
             stored = np.zeros(len(places), dtype=np.int64)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-from corrdiff.codec import Picture
 from corrdiff.images import open_image
 from corrdiff.range_coder import compiled
+
+if TYPE_CHECKING:  # it brings torch along, and reading starts in a second without
+    from corrdiff.codec import Picture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB8 = bytes((8, 2, 0, 0, 0))

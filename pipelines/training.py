@@ -116,10 +116,8 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
 
 
 def _cpus_per_worker(workers: int, cluster: int, elastic: bool) -> float:
-    """What a worker on CPUs reserves of the cluster: reading needs a share of the machine too."""
-    if elastic:  # what comes and goes is whole machines: on one of up to three CPUs this leaves a quarter for each
-        return 0.75
-    return min(1.0, max(0.1, (cluster - 0.5) / workers))
+    """What a worker on CPUs reserves of the cluster; where machines come and go, a whole one."""
+    return 1.0 if elastic else min(1.0, max(0.1, cluster / workers))
 
 
 def _spent(phase: str, state: dict[str, Any]) -> str:

@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
 
+import s3fs
+
 S3_KEY, S3_SECRET = "corrdifftest", "notasecret12"
 BUCKET = "bucket"
 
@@ -58,6 +60,8 @@ class S3Server:
         )
         wait_for("the S3 server", lambda: listening(self._port))
         self.proxy = FaultProxy(self._port)
+        self.endpoint = f"http://127.0.0.1:{self._port}"
+        """The server itself, past the proxy."""
         self.environment = {
             "AWS_ACCESS_KEY_ID": S3_KEY,
             "AWS_SECRET_ACCESS_KEY": S3_SECRET,
@@ -88,6 +92,12 @@ def s3_server(root: Path) -> Iterator[S3Server]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def signed(uri: str) -> str:
+    """An http:// URL with which anyone may read an object for an hour."""
+    fs = s3fs.S3FileSystem(config_kwargs={"signature_version": "s3v4"})
+    return str(fs.sign(uri, expiration=3600))
 
 
 @dataclass
@@ -124,8 +134,11 @@ class FaultProxy:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 

@@ -51,7 +51,8 @@ def road(ray_cluster: None, s3: str, mlflow_server: MlflowServer, photographs: P
         storage.write_bytes(f"{root}/photographs/sub/picture_{i}.png", (photographs / f"picture_{i}.png").read_bytes())
     storage.write_bytes(f"{root}/photographs/broken.jpg", b"\xff\xd8\xff\xe0 this is no picture")
     storage.write_bytes(f"{root}/photographs/truncated.png", (photographs / "picture_0.png").read_bytes()[:2000])
-    assert main(["shard", f"{root}/photographs", f"{root}/shards", "--crop", "64", "--images-per-shard", "3"]) == 0
+    cut = ["--crop", "64", "--images-per-shard", "3", "--val-fraction", "0.3"]
+    assert main(["shard", f"{root}/photographs", f"{root}/shards", *cut]) == 0
     options = train_args(f"{root}/shards", f"{root}/runs", workers=2, zero_stage=2)
     assert main(["train", "all", *options, "--phase2-images-total", "24"]) == 0
     codec = f"{root}/runs/run/phase2/codec"
@@ -136,12 +137,23 @@ def test_mlflow_has_a_run_for_each_step_linked_by_tags(road: Road) -> None:
     assert tags["corrdiff.phase1_mlflow_run"] == runs["phase1"].info.run_id
     assert tags["corrdiff.phase2_mlflow_run"] == runs["phase2"].info.run_id
     assert runs["phase1"].data.params["zero_stage"] == "2"
-    assert {"loss", "bpp", "psnr_decoder_db", "lr", "grad_norm", "images_per_s", "waiting_share", "cpu_percent"} <= set(
-        runs["phase1"].data.metrics
-    )
+    measured = runs["phase1"].data.metrics
+    assert {"loss", "bpp", "psnr_decoder_db", "lr", "grad_norm", "cpu_percent"} <= measured.keys()
+    assert measured["workers"] == 2
+    assert measured["images_per_s"] == pytest.approx(2 * measured["images_per_s_per_worker"])
+    assert 0 <= measured["waiting_share"] < 1
+    assert measured["read_mb_per_s"] > 0
+    assert measured["tflops_per_s"] > 0
+    assert 0.1 < measured["peak_memory_gib"] < 20
+    assert "mfu" not in measured  # there is no GPU whose peak is known
     summary = storage.read_json(f"{road.root}/compressed/summary.json")
     assert runs["compress"].data.metrics["bpp"] == pytest.approx(summary["bpp"])
     assert runs["compress"].data.metrics["psnr_db/p50"] == pytest.approx(summary["percentiles"]["psnr_db"]["p50"])
+    for q in (1, 4, 7):  # real files of held-out crops, which are too small for five scales
+        held_out = {k.removeprefix(f"val/q{q}/"): v for k, v in measured.items() if k.startswith(f"val/q{q}/")}
+        kinds = ("", "_decoder", "_uncorrected")
+        assert held_out.keys() == {"bpp"} | {f"{m}{kind}" for m in ("psnr_db", "texture_error") for kind in kinds}
+        assert 0 < held_out["bpp"] < 24
     previews = client.list_artifacts(runs["phase1"].info.run_id, "previews")
     assert [a.path for a in previews] == ["previews/images-000000000048.png"]
     local = client.download_artifacts(runs["phase1"].info.run_id, previews[0].path)

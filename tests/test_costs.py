@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from corrdiff.config import tiny
+from corrdiff.layers import recompute_blocks
+from corrdiff.model import CorrDiffModel
+from pipelines import augment
+from pipelines.costs import PEAK_FLOPS, Costs, peak_flops
+from pipelines.ingest import Batch
+from pipelines.phase1 import Phase1
+from pipelines.plan import Cursor
+from pipelines.trainer import flops_per_image
+
+ONE = Costs(images=100, seconds=10.0, waited_s=0.5, read_bytes=2_000_000, peak_memory_bytes=1 << 30, workers=2)
+
+
+def test_costs_are_rates_over_all_workers_and_shares_of_the_time() -> None:
+    values = ONE.metrics(flops_per_image=3e9, peak_flops=None)
+    assert values["images_per_s"] == 10
+    assert values["images_per_s_per_worker"] == 5
+    assert values["waiting_share"] == pytest.approx(0.05)
+    assert values["read_mb_per_s"] == pytest.approx(0.2)
+    assert values["peak_memory_gib"] == 1
+    assert values["tflops_per_s"] == pytest.approx(0.03)
+    assert "mfu" not in values
+    assert ONE.metrics(3e9, peak_flops=1e12)["mfu"] == pytest.approx(0.015)
+
+
+def test_stretches_of_time_add_up_and_memory_is_the_highest() -> None:
+    later = ONE._replace(seconds=30.0, peak_memory_bytes=5, workers=1)
+    joined = ONE.joined(later)
+    assert (joined.images, joined.seconds, joined.read_bytes) == (200, 40.0, 4_000_000)
+    assert joined.peak_memory_bytes == 1 << 30
+
+
+def test_the_longest_name_of_a_gpu_that_fits_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L40S")
+    assert peak_flops(torch.device("cuda")) == PEAK_FLOPS["L40S"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Something Else")
+    assert peak_flops(torch.device("cuda")) is None
+    assert peak_flops(torch.device("cpu")) is None
+
+
+def test_the_operations_of_a_crop_are_counted_and_leave_no_gradient() -> None:
+    config = tiny()
+    module = Phase1(CorrDiffModel(config), 0.0066)
+    flops = flops_per_image(module, config.transform, 64, torch.device("cpu"))
+    assert all(p.grad is None for p in module.parameters())
+    recompute_blocks(module)
+    assert flops_per_image(module, config.transform, 64, torch.device("cpu")) > 1.1 * flops
+    # Each weight of a convolution works at many positions, in two passes more backwards than forwards.
+    assert flops > 6 * sum(p.numel() for p in module.model.decoder.parameters())
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    config = tiny()
+    module = Phase1(CorrDiffModel(config), 0.0066)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    batch = Batch(0, ["a", "b"], pixels, np.ones(2, np.float32), 2, Cursor(0, 0), 0)
+    sample = augment.draw(batch, 0, 64, config.transform, torch.device("cpu"))
+
+    def gradients() -> list[torch.Tensor]:
+        module.zero_grad()
+        module(sample, 1.0)[:, 0].sum().backward()
+        return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+    kept = gradients()
+    recompute_blocks(module)
+    again = gradients()
+    assert len(kept) == len(again) > 50
+    for a, b in zip(kept, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
