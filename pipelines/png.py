@@ -6,13 +6,12 @@ For what `corrdiff shard` has written and a SHA-256 has confirmed: 8-bit RGB, no
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 
 from corrdiff.images import open_image
 from corrdiff.range_coder import compiled
@@ -43,7 +42,7 @@ def decode(data: memoryview) -> Picture:
         at += 12 + length
     try:
         filtered = isal_zlib.decompress(b"".join(compressed), bufsize=height * (3 * width + 1))
-    except zlib.error:
+    except igzip_lib.IsalError:  # type: ignore[misc]  # its stub calls the class an instance
         return open_image(bytes(data)).pixels
     if len(filtered) != height * (3 * width + 1):
         return open_image(bytes(data)).pixels

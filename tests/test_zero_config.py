@@ -55,7 +55,7 @@ def test_identity_ignores_what_may_change_on_resume_and_nothing_else() -> None:
     [
         (54_000_000, 1, 80, 0),  # nothing to partition
         (54_000_000, 8, 80, 1),  # base on any GPU
-        (54_000_000, 8, 1, 1),
+        (54_000_000, 8, 2, 1),
         (1_000_000_000, 8, 40, 1),
         (1_000_000_000, 8, 24, 2),
         (1_000_000_000, 8, 16, 3),
