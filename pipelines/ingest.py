@@ -69,7 +69,7 @@ class PlannedData(DataConfig):  # type: ignore[misc]
 
 
 class CropReader(NamedTuple):
-    """One worker's view of a dataset of crops; a value that pickles small."""
+    """One worker's view of a dataset of crops."""
 
     uri: str
     manifest: Manifest

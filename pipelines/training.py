@@ -66,8 +66,8 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
         return codec_uri
 
     gpus = cluster_gpus()
-    if config.device == "cuda" and gpus == 0:
-        raise UsageError("--device cuda, but the cluster has no GPU now; without it GPUs are used where there are some")
+    if config.device == "cuda" and gpus < config.min_workers:
+        raise UsageError(f"--device cuda with --workers {config.workers}, but the cluster has {gpus} GPUs")
     use_gpu = config.device != "cpu" and gpus > 0
     elastic = (config.min_workers, config.max_workers) if config.min_workers < config.max_workers else None
     cpus = 1.0 if use_gpu else _cpus_per_worker(config.max_workers, cluster_cpus(), elastic is not None)
