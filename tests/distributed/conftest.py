@@ -98,6 +98,15 @@ def train_args(shards: str, storage: str, **options: object) -> list[str]:
     return ["--shards", shards, "--storage", storage, *flags]
 
 
+def train_apart(shards: str, root: Path, **options: object) -> str:
+    """Train phase 1 under a directory of its own, for tests to compare with; its MLflow store."""
+    tracking = f"sqlite:///{root}/mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", tracking)
+        assert main(["train", "phase1", *train_args(shards, str(root), **options)]) == 0
+    return tracking
+
+
 def recorded_losses(tracking: str) -> dict[int, float]:
     """Of each step in MLflow's only run, by crops seen; of a step that was done twice, the last."""
     client = MlflowClient(tracking)

@@ -15,10 +15,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipelines import storage, train_state
-from pipelines.cli import main
 
 from ..servers import wait_for
-from .conftest import recorded_losses, train_args
+from .conftest import recorded_losses, train_apart, train_args
 
 LENGTH = {"images_total": 480, "batch": 8, "checkpoint_every": 48, "log_every": 1}
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
@@ -65,11 +64,7 @@ class Command:
 @pytest.fixture(scope="module")
 def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     root = tmp_path_factory.mktemp("undisturbed")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
-    assert main(["train", "phase1", *train_args(shards, str(root), **LENGTH)]) == 0
-    patch.undo()
-    return recorded_losses(f"sqlite:///{root}/mlflow.db")
+    return recorded_losses(train_apart(shards, root, **LENGTH))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from pipelines import storage, train_state
 from pipelines.cli import main
 
 from ..servers import wait_for
-from .conftest import recorded_losses, train_args
+from .conftest import recorded_losses, train_apart, train_args
 
 LENGTH = {"images_total": 104, "checkpoint_every": 24}
 
@@ -29,10 +29,7 @@ LENGTH = {"images_total": 104, "checkpoint_every": 24}
 def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The codec of a run that nothing happened to."""
     root = tmp_path_factory.mktemp("undisturbed")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
-    assert main(["train", "phase1", *train_args(shards, str(root), **LENGTH)]) == 0
-    patch.undo()
+    train_apart(shards, root, **LENGTH)
     return f"{root}/run/phase1/codec"
 
 
@@ -102,11 +99,7 @@ CHANGING = {"images_total": 480, "batch": 12, "checkpoint_every": 120, "log_ever
 @pytest.fixture(scope="module")
 def losses_of_one_worker(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     root = tmp_path_factory.mktemp("one_worker")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
-    assert main(["train", "phase1", *train_args(shards, str(root), **CHANGING)]) == 0
-    patch.undo()
-    return recorded_losses(f"sqlite:///{root}/mlflow.db")
+    return recorded_losses(train_apart(shards, root, **CHANGING))
 
 
 @pytest.mark.slow
