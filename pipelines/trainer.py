@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from corrdiff import metrics
+from corrdiff import heap, metrics
 from corrdiff.checkpoint import load_codec, load_networks
 from corrdiff.config import TransformConfig, preset
 from corrdiff.ema import Ema
@@ -105,6 +105,7 @@ class Trainer:
         if restored:
             self.ema.average = {name: restored.tensors["ema"][name].to(device) for name, _ in trained}
         if device.type == "cpu":
+            heap.keep_freed_memory()
             # Its shared-memory all-reduce would be compiled at every first start; gloo needs no compiler.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         world_size, parameters = dist.get_world_size(), sum(p.numel() for _, p in trained)
