@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from corrdiff.bitstream import BitstreamError, Header, Streams
 from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, HYPER_STRIDE, LATENT_STRIDE, CodecConfig
 from corrdiff.config import Settings as Settings
 from corrdiff.correction import Fit, Grid, Parts, Perceptual
-from corrdiff.entropy_tables import EntropyTables
+from corrdiff.entropy_tables import EntropyTables, LatentStreams, Symbols
 from corrdiff.errors import UsageError
 from corrdiff.model import CorrDiffModel
 from corrdiff.tiling import Latents, Layout
@@ -38,6 +38,7 @@ Picture = npt.NDArray[np.uint8]
 
 Precision = Literal["fp32", "bf16"]
 Decoding = Literal["corrected", "uncorrected", "privileged"]
+T = TypeVar("T")
 OnTile = Callable[[int, int], None]
 """Told how many tiles of how many are done."""
 
@@ -57,6 +58,16 @@ class Encoded(NamedTuple):
         """Bits of the whole file for each pixel."""
         height, width = self.reconstruction.shape[:2]
         return 8 * len(self.data) / (height * width)
+
+
+class Pending(NamedTuple):
+    """A picture that the networks are done with and that is not coded yet; for that the tables are enough."""
+
+    header: Header
+    symbols: list[Symbols]
+    """Of each tile, row by row."""
+    reconstruction: Picture
+    factors: list[npt.NDArray[np.uint8]]
 
 
 class CorrDiffCodec:
@@ -112,11 +123,30 @@ class CorrDiffCodec:
         """
         return self.decompress_batch([data], decoding, max_pixels)[0]
 
-    @torch.inference_mode()
     def compress_batch(
         self, images: Sequence[Picture], settings: Settings, on_tile: OnTile | None = None
     ) -> list[Encoded]:
         """Pictures of one size -> files. Raises `UsageError` for arrays that are no such pictures."""
+        header, tiles, levels, shown = self._encode(images, settings, self.tables.code, on_tile)
+        return [
+            Encoded(_pack(header, list(streams), list(factors)), picture, list(factors))
+            for streams, factors, picture in zip(zip(*tiles, strict=True), zip(*levels, strict=True), shown, strict=True)
+        ]
+
+    def encode_batch(self, images: Sequence[Picture], settings: Settings) -> list[Pending]:
+        """The part of `compress_batch` that needs the networks; `write` does the rest, anywhere."""
+        header, tiles, levels, shown = self._encode(images, settings, list, None)
+        return [
+            Pending(header, list(symbols), picture, list(factors))
+            for symbols, factors, picture in zip(zip(*tiles, strict=True), zip(*levels, strict=True), shown, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _encode(
+        self, images: Sequence[Picture], settings: Settings, keep: Callable[[list[Symbols]], list[T]],
+        on_tile: OnTile | None,
+    ) -> tuple[Header, list[list[T]], list[list[npt.NDArray[np.uint8]]], list[Picture]]:  # fmt: skip
+        """Header, then for each tile what is kept of each picture's symbols, and its factors; the pictures as decoded."""
         _check(images)
         height, width = images[0].shape[:2]
         diffusion_config = self.config.diffusion
@@ -125,7 +155,7 @@ class CorrDiffCodec:
         side = settings.tile_for(height, width)
         layout = Layout(height, width, side)
         g_BM11 = self._gain([settings.quality] * len(images))
-        streams: dict[tuple[int, int], list[tuple[bytes, bytes]]] = {}
+        kept: dict[tuple[int, int], list[T]] = {}
 
         def load(i: int, j: int) -> Tensor:
             row, column = layout.rows[i], layout.columns[j]
@@ -135,13 +165,13 @@ class CorrDiffCodec:
             top, left = ((s.start - s.begin) // LATENT_STRIDE for s in (row, column))
             rows, columns = (s.padded // LATENT_STRIDE for s in (row, column))
             y_BMhw = y_BMhw[:, :, top : top + rows, left : left + columns].float() * g_BM11
-            coded = self.tables.encode(y_BMhw, self.model.entropy.hyper_analysis(y_BMhw))
-            streams[i, j] = list(zip(coded.z_streams, coded.y_streams, strict=True))
-            return coded.y_hat_BMhw.to(self.device) / g_BM11
+            symbols, y_hat_BMhw = self.tables.quantise(y_BMhw, self.model.entropy.hyper_analysis(y_BMhw))
+            kept[i, j] = keep(symbols)
+            return y_hat_BMhw.to(self.device) / g_BM11
 
         latents = Latents(layout, load)
         out = [np.zeros((height, width, 3), np.uint8) for _ in images]
-        levels: list[npt.NDArray[np.uint8]] = []
+        levels: list[list[npt.NDArray[np.uint8]]] = []
         for i, j in layout:
             rows, columns = layout.core(i, j)
             row, column = layout.rows[i], layout.columns[j]
@@ -161,23 +191,10 @@ class CorrDiffCodec:
             fit = Fit(x_BCHW, d_core_BCHW, grid, bits, settings.fidelity, self._perceptual)
             x_0_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, layout, (i, j), steps, grid, factors_of)
             self._paste(out, x_0_BCHW, layout, i, j)
-            levels.append(torch.stack(fitted, dim=1).to("cpu", torch.uint8).numpy())
+            levels.append(list(torch.stack(fitted, dim=1).to("cpu", torch.uint8).numpy()))
             _tile_done(layout, i, j, on_tile)
         header = Header(self.fingerprint, width, height, settings.quality, steps, cell, bits, side)
-        return [
-            Encoded(
-                bitstream.pack(
-                    header,
-                    [
-                        Streams(correction.encode_factors(levels[layout.index(i, j)][b], bits), *streams[i, j][b])
-                        for i, j in layout
-                    ],
-                ),
-                picture,
-                [tile[b] for tile in levels],
-            )
-            for b, picture in enumerate(out)
-        ]
+        return header, [kept[tile] for tile in layout], levels, out
 
     @torch.inference_mode()
     def decompress_batch(
@@ -192,7 +209,7 @@ class CorrDiffCodec:
             raise UsageError("a batch needs at least one file")
         parsed = [bitstream.unpack(data, self.fingerprint, max_pixels) for data in files]
         header = parsed[0].header
-        if any(_batch_key(p.header) != _batch_key(header) for p in parsed):
+        if any(batch_key(p.header) != batch_key(header) for p in parsed):
             raise UsageError("the files of a batch must agree in width, height, steps, factor grid and tiles")
         layout = Layout(header.height, header.width, header.tile)
         g_BM11 = self._gain([p.header.quality for p in parsed])
@@ -291,6 +308,40 @@ class CorrDiffCodec:
         return x_BHWC.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
 
 
+def write(pending: Pending, tables: EntropyTables) -> bytes:
+    """Code a picture: the bytes of a .crdf file."""
+    return _pack(pending.header, tables.code(pending.symbols), pending.factors)
+
+
+def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
+    """Decode a file to its latents and factors and compare them with what was to be coded.
+
+    Raises `BitstreamError` where the file cannot be read or says something else.
+    """
+    parsed = bitstream.unpack(data, pending.header.fingerprint)
+    header = pending.header
+    if parsed.header != header:
+        raise BitstreamError("the file's header is not what was to be written")
+    layout = Layout(header.height, header.width, header.tile)
+    for (i, j), streams, symbols, levels in zip(layout, parsed.tiles, pending.symbols, pending.factors, strict=True):
+        steps, planes, rows, columns = levels.shape
+        try:
+            y_hat_1Mhw = tables.decode([streams.z], [streams.y], symbols.z_Nuv[0].shape)
+            found = correction.decode_factors(streams.factors, (steps, planes, rows, columns), header.factor_bits)
+        except ValueError as error:
+            raise BitstreamError(f"the file cannot be read back: {error}") from None
+        if not np.array_equal(y_hat_1Mhw[0].cpu().numpy(), symbols.y_hat_Mhw):
+            raise BitstreamError(f"the latents of tile {layout.index(i, j)} decode to something else")
+        if not np.array_equal(found, levels):
+            raise BitstreamError(f"the factors of tile {layout.index(i, j)} decode to something else")
+
+
+def _pack(header: Header, streams: list[LatentStreams], factors: list[npt.NDArray[np.uint8]]) -> bytes:
+    bits = header.factor_bits
+    tiles = [Streams(correction.encode_factors(f, bits), s.z, s.y) for s, f in zip(streams, factors, strict=True)]
+    return bitstream.pack(header, tiles)
+
+
 def _check(images: Sequence[Picture]) -> None:
     if not images:
         raise UsageError("a batch needs at least one picture")
@@ -310,7 +361,8 @@ def _tile_done(layout: Layout, i: int, j: int, on_tile: OnTile | None) -> None:
         heap.give_back_freed_memory()
 
 
-def _batch_key(header: Header) -> tuple[int, ...]:
+def batch_key(header: Header) -> tuple[int, ...]:
+    """Files that agree in this can be decoded together."""
     return header.width, header.height, header.steps, header.grid, header.factor_bits, header.tile
 
 

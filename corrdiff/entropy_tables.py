@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from corrdiff.errors import UsageError
-from corrdiff.range_coder import SYMBOL_MAX, SYMBOL_MIN, Ints, RangeTables
+from corrdiff.range_coder import SYMBOL_MAX, SYMBOL_MIN, RangeTables
 
 SCALE_LEVELS = 64
 """Rows of the y table: scales of the Gaussian, geometrically spaced."""
@@ -40,6 +41,23 @@ _PROBE = (3, 5)
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+
+class Symbols(NamedTuple):
+    """The latents of one tile of a picture as whole numbers, on the CPU: what is coded, and what it must decode to."""
+
+    z_Nuv: npt.NDArray[np.int16]
+    y_Mhw: npt.NDArray[np.int16]
+    index_Mhw: npt.NDArray[np.uint8]
+    """Which table codes each symbol of y."""
+    y_hat_Mhw: npt.NDArray[np.float32]
+
+
+class LatentStreams(NamedTuple):
+    """The same as bytes."""
+
+    z: bytes
+    y: bytes
 
 
 class Coded(NamedTuple):
@@ -114,8 +132,9 @@ class EntropyTables:
         limit = SYMBOL_MAX << MEAN_FRACTION_BITS
         return (m.clamp(-limit, limit) / 2**MEAN_FRACTION_BITS).float(), index.to(torch.uint8)
 
-    def encode(self, y_BMhw: Tensor, z_BNuv: Tensor) -> Coded:
-        """Code a batch: `y_BMhw` the gained latents, `z_BNuv` the unrounded hyperlatents.
+    def quantise(self, y_BMhw: Tensor, z_BNuv: Tensor) -> tuple[list[Symbols], Tensor]:
+        """Symbols of each picture of a batch, and y_hat_BMhw: `y_BMhw` the gained latents, `z_BNuv` the unrounded
+        hyperlatents.
 
         Raises `UsageError` where the latents are not finite.
         """
@@ -125,15 +144,28 @@ class EntropyTables:
         z_hat = z.round().clamp(SYMBOL_MIN, SYMBOL_MAX)
         m, index = self.mean_and_index(z_hat)
         symbols = (y.to(m.device) - m).round().clamp(SYMBOL_MIN, SYMBOL_MAX)
-        channel = _channel_index(z.shape[1:])
-        z_streams = _over_cores(lambda s: self._z.encode(s, channel), _rows(z_hat))
-        indexes = index.flatten(1).cpu().numpy()
-        y_streams = _over_cores(lambda pair: self._y.encode(*pair), list(zip(_rows(symbols), indexes, strict=True)))
-        return Coded(z_streams, y_streams, symbols + m)
+        y_hat = symbols + m
+        columns = (z_hat.to(torch.int16), symbols.to(torch.int16), index, y_hat)
+        return [Symbols(*row) for row in zip(*(c.cpu().numpy() for c in columns), strict=True)], y_hat
+
+    def code(self, symbols: Sequence[Symbols]) -> list[LatentStreams]:
+        """The latents of some tiles as bytes."""
+
+        def one(s: Symbols) -> LatentStreams:
+            z = self._z.encode(s.z_Nuv.ravel().astype(np.int32), _channel_index(s.z_Nuv.shape))
+            return LatentStreams(z, self._y.encode(s.y_Mhw.ravel().astype(np.int32), s.index_Mhw.ravel()))
+
+        return _over_cores(one, symbols)
+
+    def encode(self, y_BMhw: Tensor, z_BNuv: Tensor) -> Coded:
+        """`quantise`, and then `code`."""
+        symbols, y_hat_BMhw = self.quantise(y_BMhw, z_BNuv)
+        streams = self.code(symbols)
+        return Coded([s.z for s in streams], [s.y for s in streams], y_hat_BMhw)
 
     def decode(self, z_streams: Sequence[bytes], y_streams: Sequence[bytes], z_shape: tuple[int, int]) -> Tensor:
         """y_hat_BMhw. Raises `ValueError` where a stream is not what `encode` writes."""
-        shape = torch.Size((self.hyper_channels, *z_shape))
+        shape = (self.hyper_channels, *z_shape)
         channel = _channel_index(shape)
         z = np.stack(_over_cores(lambda data: self._z.decode(data, channel), z_streams))
         m, index = self.mean_and_index(torch.from_numpy(z).reshape(-1, *shape))
@@ -177,12 +209,7 @@ class _IntegerConv(NamedTuple):
         return torch.floor(accumulated / shift + 0.5).reshape(len(x_BCHW), -1, *x_BCHW.shape[2:])
 
 
-def _rows(x_B: Tensor) -> list[Ints]:
-    """The whole numbers of each picture of a batch, flat, on the CPU."""
-    return list(x_B.flatten(1).to("cpu", torch.int32).numpy())
-
-
-def _channel_index(shape: torch.Size) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+def _channel_index(shape: tuple[int, ...]) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
     return np.repeat(np.arange(shape[0], dtype=np.uint16), shape[1] * shape[2])
 
 

@@ -3,7 +3,9 @@ crops repeated are 0 in every row."""
 
 from __future__ import annotations
 
+import subprocess
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,47 @@ def test_a_checkpoint_upload_broken_in_the_middle_is_repeated_and_the_run_ends_a
         data = storage.read_bytes(f"{storage_uri}/run/phase1/codec/{name}")
         (tmp_path / "codec" / name).write_bytes(data)
     assert_same_weights(f"{tmp_path}/run/phase1/codec", f"{tmp_path}/codec")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """disk(bytes) is a real disk of that size, which a second call makes larger."""
+    root = tmp_path / "disk"
+    root.mkdir()
+
+    def make(size: int) -> Path:
+        again = ["-o", f"size={size},remount"] if root.is_mount() else ["-o", f"size={size}", "-t", "tmpfs", "tmpfs"]
+        done = subprocess.run(["mount", *again, str(root)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this user may not mount a disk: {done.stderr.strip()}")
+        return root
+
+    yield make
+    subprocess.run(["umount", "--lazy", str(root)], check=False)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_a_checkpoint_ends_the_run_with_the_one_before_whole(
+    shards: str, disk: Callable[[int], Path], tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "roomy").mkdir()
+    assert main(["train", "phase1", *train_args(shards, str(tmp_path / "roomy"))]) == 0
+    undisturbed = tmp_path / "roomy" / "run" / "phase1"
+    checkpoint = sum(f.stat().st_size for f in next((undisturbed / "checkpoints").iterdir()).iterdir())
+    root = disk(checkpoint * 3 // 2)
+    options = train_args(shards, str(root), max_failures=0)
+    assert main(["train", "phase1", *options]) == 1
+    said = capsys.readouterr().err
+    assert "images-000000000048 could not be written" in said
+    assert "No space left on device" in said
+    assert "Traceback" not in said
+    checkpoints = str(root / "run" / "phase1" / "checkpoints")
+    (whole,) = train_state.finished(checkpoints)
+    assert train_state.load(whole).progress.images_seen == 24
+    disk(checkpoint * 5)
+    assert main(["train", "phase1", *options]) == 0
+    assert "phase1 goes on from 24 crops" in capsys.readouterr().out
+    assert_same_weights(str(undisturbed / "codec"), str(root / "run" / "phase1" / "codec"))
 
 
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_serves(
