@@ -130,7 +130,9 @@ class CorrDiffCodec:
         header, tiles, levels, shown = self._encode(images, settings, self.tables.code, on_tile)
         return [
             Encoded(_pack(header, list(streams), list(factors)), picture, list(factors))
-            for streams, factors, picture in zip(zip(*tiles, strict=True), zip(*levels, strict=True), shown, strict=True)
+            for streams, factors, picture in zip(
+                zip(*tiles, strict=True), zip(*levels, strict=True), shown, strict=True
+            )
         ]
 
     def encode_batch(self, images: Sequence[Picture], settings: Settings) -> list[Pending]:
@@ -138,7 +140,9 @@ class CorrDiffCodec:
         header, tiles, levels, shown = self._encode(images, settings, list, None)
         return [
             Pending(header, list(symbols), picture, list(factors))
-            for symbols, factors, picture in zip(zip(*tiles, strict=True), zip(*levels, strict=True), shown, strict=True)
+            for symbols, factors, picture in zip(
+                zip(*tiles, strict=True), zip(*levels, strict=True), shown, strict=True
+            )
         ]
 
     @torch.inference_mode()
@@ -146,7 +150,7 @@ class CorrDiffCodec:
         self, images: Sequence[Picture], settings: Settings, keep: Callable[[list[Symbols]], list[T]],
         on_tile: OnTile | None,
     ) -> tuple[Header, list[list[T]], list[list[npt.NDArray[np.uint8]]], list[Picture]]:  # fmt: skip
-        """Header, then for each tile what is kept of each picture's symbols, and its factors; the pictures as decoded."""
+        """The header; of each tile what is kept of each picture's symbols, and its factors; the decoded pictures."""
         _check(images)
         height, width = images[0].shape[:2]
         diffusion_config = self.config.diffusion

@@ -1,93 +1,79 @@
-"""A compressed dataset -> pictures, in parallel on Ray Data."""
+"""A compressed dataset, or some pictures of it -> pictures, in parallel on Ray Data.
+
+OUT/_decompressed/what.json    the dataset and the format: another is refused
+OUT/_decompressed/00000        written when a unit's pictures are all there; running again does the others
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from corrdiff.checkpoint import load_codec, read_config
-from corrdiff.errors import JobError, UsageError
-from corrdiff.images import save_png
-from pipelines import storage
-from pipelines.batch_compress import PLAN, unit_records
-from pipelines.ray_session import own_errors
-from pipelines.tar import read_members
+from corrdiff.checkpoint import read_config
+from corrdiff.errors import UsageError
+from pipelines import compressed, decompress_stages, storage
+from pipelines.config import DecompressConfig
+from pipelines.ray_session import TASK_CPUS, own_errors
+
+DONE = "_decompressed"
+KEYS_A_ROW = 64
 
 
 class Progress(NamedTuple):
-    """After a part."""
+    """So far in this run."""
 
     pictures_done: int
     pictures_total: int
 
 
-def decompress_dataset(dataset: str, out: str, codec: str) -> Iterator[Progress]:
-    """Every picture of a compressed dataset -> PNG files under `out`, in parallel on Ray; yields progress.
+def decompress_dataset(
+    dataset: str, out: str, codec: str, config: DecompressConfig, keys: Sequence[str] = ()
+) -> Iterator[Progress]:
+    """Every picture of a compressed dataset, or those of some keys -> files or shards; yields progress.
 
     Raises:
-        UsageError: no compressed dataset, or another codec's.
+        UsageError: no compressed dataset, another codec's, or `out` holds something else.
         JobError: a part is missing or damaged.
     """
-    import ray.data
-
     dataset, out, codec = storage.absolute(dataset), storage.absolute(out), storage.absolute(codec)
-    try:
-        plan = storage.read_json(storage.join(dataset, PLAN))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"no compressed dataset at {dataset}: there is no {PLAN}") from None
-    fingerprint = read_config(codec)[1]
-    if plan["identity"]["codec"] != fingerprint:
-        raise UsageError(
-            f"{dataset} was compressed by codec {plan['identity']['codec'][:16]}, "
-            f"but {codec} is {fingerprint[:16]}; give the codec that wrote it"
-        )
-    records = unit_records(dataset)
-    if len(records) < len(plan["units"]):
-        raise UsageError(
-            f"{dataset} is not complete: {len(records)} of {len(plan['units'])} parts; run 'corrdiff compress' again"
-        )
-    total = sum(r["pictures"] - r["failures"] for r in records.values())
-    done = 0
-    yield Progress(done, total)
-    rows = [{"record": json.dumps(r)} for r in records.values()]
-    ds = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        PartDecompressor,
-        fn_constructor_args=(dataset, out, codec),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows)),
-        num_cpus=1,
-    )
+    plan, summary = compressed.read_complete(dataset)
+    compressed.check_codec(dataset, plan, codec, read_config(codec)[1])
+    if keys:
+        found = compressed.find(dataset, list(dict.fromkeys(keys)))
+        some = [found[i : i + KEYS_A_ROW] for i in range(0, len(found), KEYS_A_ROW)]
+        rows = [{"unit": n, "members": list(map(tuple, members))} for n, members in enumerate(some)]
+        yield from _run(rows, len(found), dataset, out, codec, config, marks=False)
+        return
+    what = {"dataset": plan.directory, "format": config.format, "shards": config.shards}
+    uri = storage.join(out, DONE, "what.json")
+    if not storage.create_bytes(uri, storage.to_json(what)) and (there := storage.read_json(uri)) != what:
+        differing = "; ".join(f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in what.items() if there.get(k) != v)
+        raise UsageError(f"{out} holds other pictures ({differing}); choose another directory")
+    done = set(storage.list_names(storage.join(out, DONE)))
+    rows = [{"unit": unit, "members": None} for unit in range(plan.units) if f"{unit:05d}" not in done]
+    skipped = compressed.read_records(dataset, [u for u in range(plan.units) if f"{u:05d}" in done])
+    total = summary["pictures"] - summary["failures"] - sum(r.pictures - r.failures for r in skipped)
+    yield from _run(rows, total, dataset, out, codec, config, marks=True)
+
+
+def _run(
+    rows: list[dict[str, Any]], total: int, dataset: str, out: str, codec: str, config: DecompressConfig,
+    marks: bool,
+) -> Iterator[Progress]:  # fmt: skip
+    pictures = 0
+    yield Progress(pictures, total)
+    if not rows:
+        return
+    saved = decompress_stages.decoded(rows, dataset, codec, config).map(
+        decompress_stages.save_chunk, num_cpus=TASK_CPUS,
+        fn_kwargs={"out": out, "kind": config.format, "shards": config.shards},
+    )  # fmt: skip
+    chunks: dict[int, int] = {}
     with own_errors():
-        for row in ds.iter_rows():
-            done += int(row["pictures"])
-            yield Progress(done, total)
-
-
-class PartDecompressor:
-    """A Ray Data actor: parts -> PNG files."""
-
-    def __init__(self, dataset: str, out: str, codec: str) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self.dataset, self.out, self.codec = dataset, out, load_codec(codec)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"pictures": [self.do_part(json.loads(record)) for record in batch["record"]]}
-
-    def do_part(self, record: dict[str, Any]) -> int:
-        expected = record["files"]["tar"]
-        uri = storage.join(self.dataset, expected["name"])
-        try:
-            data = storage.read_bytes(uri)
-        except FileNotFoundError:
-            raise JobError(f"part {uri} is missing; copy it again") from None
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise JobError(f"part {uri} is damaged: its SHA-256 is not the record's; copy it again")
-        count = 0
-        for key, file in read_members(data, ".crdf"):
-            storage.write_bytes(storage.join(self.out, f"{key}.png"), save_png(self.codec.decompress(file)))
-            count += 1
-        return count
+        for row in saved.iter_rows():
+            pictures += row["pictures"]
+            unit = row["unit"]
+            chunks[unit] = chunks.get(unit, row["chunks"]) - 1
+            if not chunks[unit] and marks:
+                storage.write_bytes(storage.join(out, DONE, f"{unit:05d}"), b"")
+            yield Progress(pictures, total)

@@ -13,7 +13,7 @@ import tyro
 
 from corrdiff.__main__ import Decode, Encode, Inspect, run_command
 from corrdiff.errors import UsageError
-from pipelines.config import CompressConfig, ShardConfig, TrainConfig
+from pipelines.config import CompressConfig, DecompressConfig, ShardConfig, TrainConfig
 
 DESCRIPTION = """Train a diffusion-based perceptual image codec on a Ray cluster, and compress whole datasets with it.
 
@@ -172,10 +172,13 @@ class Compress:
     """Compress a dataset in parallel on Ray: bitstreams in WebDataset parts, metrics in Parquet, a run in MLflow.
 
     Example: corrdiff compress s3://bucket/photos s3://bucket/compressed --codec s3://bucket/codecs/first --quality 4
+    Example: corrdiff compress "s3://bucket/shards/*.tar" s3://bucket/compressed --codec s3://bucket/codecs/first
+    Example: corrdiff compress table.parquet compressed --column image --codec codecs/first
     """
 
     images: tyro.conf.Positional[str]
-    """Directory, glob, file, any fsspec URI, or sample:."""
+    """Directory, glob, file, any fsspec URI, or sample:. Tars are WebDataset shards, whose pictures are compressed;
+    with --column, Parquet tables."""
     out: tyro.conf.Positional[str]
     """Directory or URI for the compressed dataset; running again does what is missing."""
     codec: str
@@ -208,24 +211,28 @@ class Compress:
 
 @dataclasses.dataclass(frozen=True)
 class Decompress:
-    """A compressed dataset back to PNG files, in parallel on Ray.
+    """A compressed dataset, or some of its pictures, back to picture files or shards of them, in parallel on Ray.
 
     Example: corrdiff decompress compressed pictures --codec codecs/first
+    Example: corrdiff decompress s3://bucket/compressed pictures --codec codecs/first --keys beach harbour/night
     """
 
     dataset: tyro.conf.Positional[str]
     """What 'corrdiff compress' wrote."""
     out: tyro.conf.Positional[str]
-    """Directory or URI for the PNG files."""
+    """Directory or URI for the pictures; running again does what is missing."""
     codec: str
     """The codec directory that the dataset was compressed with."""
+    keys: tuple[str, ...] = ()
+    """Only these pictures (keys as in the table): their bytes alone are read."""
+    config: DecompressConfig = dataclasses.field(default_factory=DecompressConfig)
 
     def run(self) -> None:
         from pipelines.commands import run_decompression
         from pipelines.ray_session import ray_session
 
         with ray_session():
-            run_decompression(self.dataset, self.out, self.codec)
+            run_decompression(self.dataset, self.out, self.codec, self.config, self.keys)
 
 
 Commands = (

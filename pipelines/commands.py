@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from corrdiff.errors import JobError
 from pipelines import batch_compress, batch_decompress, cut_shards, storage
-from pipelines.batch_compress import Summary
-from pipelines.config import CompressConfig, ShardConfig
-from pipelines.progress import console, display
+from pipelines.compress_report import PERCENTILES, Summary
+from pipelines.config import CompressConfig, DecompressConfig, ShardConfig
+from pipelines.progress import Pace, console, display
 from pipelines.shards import MANIFEST, VALIDATION, Manifest, has_validation, read_manifest
 
 WORST_REASONS = 5
@@ -64,33 +67,40 @@ def run_compression(images: str, out: str, codec: str, config: CompressConfig) -
     """Compress a dataset with a progress display; returns the summary."""
     steps = batch_compress.compress_dataset(images, out, codec, config)
     first = next(steps)
-    assert isinstance(first, batch_compress.Progress)
+    if isinstance(first, Summary):
+        console.print("nothing to do: every part is there")
+        _print_summary(first, out)
+        return first
+    counts_units = first.pictures_total is None  # nobody knows yet how many pictures are in the tars
+    total = first.units_total if first.pictures_total is None else first.pictures_total
     summary: Summary | None = None
-    with display("compress", first.pictures_total, "pictures") as shown:
-        shown.update(first.pictures_done)
-        for step in steps:
+    pace = Pace(first.megapixels)
+    with display("compress", total, "units" if counts_units else "pictures") as shown:
+        for step in itertools.chain([first], steps):
             if isinstance(step, Summary):
                 summary = step
                 continue
-            bpp = f"{8 * step.bytes / (step.megapixels * 1e6):.3f} bpp" if step.megapixels else ""
-            failed = f", {step.failures} failed" if step.failures else ""
-            shown.update(step.pictures_done, f"{bpp}, {step.megapixels:.1f} Mpx{failed}")
+            bpp = f"{8 * step.bytes / (step.megapixels * 1e6):.3f} bpp, " if step.megapixels else ""
+            failed = f", {step.failures:,} failed" if step.failures else ""
+            pictures = f"{step.pictures_done:,} pictures, " if counts_units else ""
+            note = f"{pictures}{bpp}{pace.of(step.megapixels):.2f} Mpx/s{failed}"
+            shown.update(step.units_done if counts_units else step.pictures_done, note)
     assert summary is not None
-    if first.pictures_done == first.pictures_total:
-        console.print("nothing to do: every part is there")
     _print_summary(summary, out)
     return summary
 
 
-def run_decompression(dataset: str, out: str, codec: str) -> int:
-    """Decompress a dataset with a progress display; returns the number of pictures."""
-    steps = batch_decompress.decompress_dataset(dataset, out, codec)
+def run_decompression(dataset: str, out: str, codec: str, config: DecompressConfig, keys: Sequence[str] = ()) -> int:
+    """Decompress a dataset, or some keys of it, with a progress display; returns the number of pictures."""
+    steps = batch_decompress.decompress_dataset(dataset, out, codec, config, keys)
     first = next(steps)
     done = 0
     with display("decompress", first.pictures_total, "pictures") as shown:
         for step in steps:
             done = step.pictures_done
             shown.update(done)
+    if not first.pictures_total:
+        console.print("nothing to do: every picture is there")
     console.print(f"{out}: {done} pictures")
     return done
 
@@ -99,10 +109,11 @@ def _print_summary(summary: Summary, out: str) -> None:
     table = Table(
         title=f"{summary.pictures - summary.failures} pictures, {summary.bytes:,} bytes", title_justify="left"
     )
-    for column in ("metric", "mean", *(f"p{p}" for p in batch_compress.PERCENTILES)):
+    columns = ["mean", *(f"p{p}" for p in PERCENTILES)]
+    for column in ("metric", *columns):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, stats in summary.percentiles.items():
-        table.add_row(name, *(f"{value:.3f}" for value in stats.values()))
+        table.add_row(name, *(f"{stats[column]:.3f}" for column in columns))
     console.print(table)
     if summary.bpp is not None:
         console.print(f"{out}: {summary.bpp:.4f} bpp over all pixels")

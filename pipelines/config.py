@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import re
 from dataclasses import dataclass
@@ -183,20 +184,70 @@ class CompressConfig:
     batch: int = 4
     """Pictures of one size that go through the networks together."""
     workers: int | None = None
-    """Most workers at a time; one for each CPU or GPU of the cluster where it is not given."""
+    """Most workers at a time; where it is not given, as many as the cluster has GPUs or CPUs."""
     device: Device = "auto"
     """GPUs where the cluster has them, unless told."""
     precision: Literal["fp32", "bf16"] | None = None
-    """where it is not given, bf16 on GPUs and on CPUs that compute in it."""
+    """Where it is not given, bf16 on GPUs and on CPUs that compute in it."""
     max_pixels: int = 1 << 28
     """Larger pictures are failures."""
     lpips_weights: str | None = None
     """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
+    column: str | None = None
+    """Of Parquet tables: the column with the pictures' bytes, or with their paths or URIs."""
+    verify: str = "latents"
+    """Every file is read back to its latents before it counts. pixels decodes it in full too, pixels:0.05 does that to
+    5% of them; their quality is then that of the decoded file."""
+    max_failures: int | None = None
+    """End the job when more pictures than this have failed."""
 
     def __post_init__(self) -> None:
         Settings(self.quality, self.fidelity, self.steps)  # checks its ranges
-        for field in ("unit", "batch"):
+        for field in ("unit", "batch", "max_pixels"):
             if getattr(self, field) < 1:
-                raise UsageError(f"--{field} must be at least 1, not {getattr(self, field)}")
+                raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers must be at least 1, not {self.workers}")
+        if self.max_failures is not None and self.max_failures < 0:
+            raise UsageError(f"--max-failures must not be negative, not {self.max_failures}")
+        self._verified_share()
+
+    def _verified_share(self) -> float:
+        """Of the pictures that are decoded in full."""
+        found = re.fullmatch(r"latents|pixels(?::(0?\.\d+|[01]))?", self.verify)
+        if not found:
+            raise UsageError(f"--verify must be latents, pixels or pixels:SHARE (say pixels:0.05), not '{self.verify}'")
+        return 0.0 if self.verify == "latents" else float(found[1] or 1)
+
+    def verifies_pixels(self, key: str) -> bool:
+        """Whether the picture of that key is decoded in full; the same on every machine."""
+        digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "little") < self._verified_share() * 2**32
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two compressions the same; the rest may change when one goes on."""
+        may_change = {"workers", "device", "max_failures", "lpips_weights", "max_pixels"}
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in may_change}
+
+
+@dataclass(frozen=True)
+class DecompressConfig:
+    """How to make pictures of a compressed dataset."""
+
+    format: Literal["png", "webp", "jpeg"] = "png"
+    """PNG and WebP keep every pixel; JPEG is of quality 95."""
+    shards: bool = False
+    """Write WebDataset shards instead of a file a picture."""
+    decoding: Literal["corrected", "uncorrected", "privileged"] = "corrected"
+    """corrected is the picture; privileged is the end-to-end decoder's alone, which is fast; uncorrected the score
+    network's alone."""
+    workers: int | None = None
+    """Most workers at a time; where it is not given, as many as the cluster has GPUs or CPUs."""
+    device: Device = "auto"
+    """GPUs where the cluster has them, unless told."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Where it is not given, bf16 on GPUs and on CPUs that compute in it."""
+
+    def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers must be at least 1, not {self.workers}")

@@ -15,7 +15,7 @@ from corrdiff.checkpoint import load_codec
 from corrdiff.codec import CorrDiffCodec, Picture, Settings
 from corrdiff.images import open_image
 from pipelines import commands, pictures
-from pipelines.config import CompressConfig, ShardConfig, TrainConfig
+from pipelines.config import CompressConfig, DecompressConfig, ShardConfig, TrainConfig
 from pipelines.progress import console
 from pipelines.ray_session import ray_session
 from pipelines.report import Panel, side_by_side
@@ -63,7 +63,7 @@ def demo(out: Path) -> list[Measured]:
         compressed = str(out / "compressed")
         settings = CompressConfig(quality=REPORT_QUALITY, unit=3)
         commands.run_compression("sample:", compressed, codec, settings)
-        commands.run_decompression(compressed, str(out / "decompressed"), codec)
+        commands.run_decompression(compressed, str(out / "decompressed"), codec, DecompressConfig())
     _headline("5. two pictures that were not trained on")
     measured = measure(load_codec(codec), out / "report.png")
     _print_table(measured)

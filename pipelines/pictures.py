@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import fsspec.utils
 
 from corrdiff.errors import UsageError
 from corrdiff.images import EXTENSIONS
@@ -33,62 +38,80 @@ class Source(NamedTuple):
     """One picture to read."""
 
     key: str
-    """Unique among the pictures of one listing, without dots: WebDataset ends a key at the first one."""
+    """Unique among the pictures of one listing; no dots in its last part: WebDataset ends a key at the first one."""
     uri: str
 
 
-def list_pictures(images: str) -> list[Source]:
-    """The pictures that an argument names, sorted by URI.
+class Keys:
+    """Names that come in the order of their bytes -> keys, remembering no more than the run of names that is open.
+
+    A name without its extension; where that is taken, has dots, or is no proper path, or where there is no extension, a
+    hash of the name is added.
+    """
+
+    def __init__(self) -> None:
+        self._open: set[str] = set()
+        """Stems of which more names may come: those all begin with the stem and a dot, so they come in one run."""
+
+    def of(self, name: str) -> str:
+        directory, slash, base = name.rpartition("/")
+        stem, dot, _ = base.rpartition(".")
+        stem = f"{directory}{slash}{stem if dot else base}"
+        self._open = {known for known in self._open if name.startswith(f"{known}.")}
+        parts = stem.split("/")
+        proper = [part if part not in ("", ".", "..") else "_" for part in parts]
+        proper[-1] = proper[-1].replace(".", "_")
+        key = "/".join(proper)
+        if not dot or proper != parts or stem in self._open:
+            key = f"{key}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+        self._open.add(stem)
+        return key
+
+
+def iterate(images: str, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[Source]:
+    """The pictures that an argument names, in the order of their URIs, as they are found.
 
     `sample:` is the colour photographs inside installed packages; `sample:train` and `sample:held-out` are parts of it,
-    `sample:NAME` is one. A directory is searched through all levels for the usual extensions; a glob and a single file
-    are taken as they are.
-
-    Raises:
-        UsageError: nothing is there.
+    `sample:NAME` is one. A directory is searched through all levels for the extensions; a glob and a single file are
+    taken as they are.
     """
     if images.startswith(SAMPLE_SCHEME):
-        return _samples(images.removeprefix(SAMPLE_SCHEME))
+        yield from _samples(images.removeprefix(SAMPLE_SCHEME))
+        return
     uri = storage.absolute(images)
-    fs, path = storage.open_fs(uri)
+    keys = Keys()
     try:
-        if any(c in path for c in "*?["):
-            found, root = fs.glob(path), path.split("*")[0].split("?")[0].split("[")[0].rsplit("/", 1)[0]
-        elif fs.isfile(path):
-            found, root = [path], path.rsplit("/", 1)[0]
-        else:
-            found, root = [p for p in fs.find(path) if p.lower().endswith(EXTENSIONS)], path
+        root, names = _find(uri, extensions)
+        for name in names:
+            yield Source(keys.of(name), storage.join(root, name))
     except OSError as error:
         raise UsageError(f"cannot list {images}: {error}") from None
+
+
+def _find(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[str]]:
+    """Where the names begin, and the names of the files."""
+    magic = re.search(r"[*?\[]", uri)
+    if magic:
+        root = uri[: magic.start()].rpartition("/")[0]
+        fits = re.compile(fsspec.utils.glob_translate(uri)).fullmatch
+        return root, (name for name in storage.walk(root) if fits(storage.join(root, name)))
+    if storage.is_file(uri):
+        root, _, name = uri.rpartition("/")
+        return root, iter([name])
+    return uri, (name for name in storage.walk(uri) if name.lower().endswith(extensions))
+
+
+def list_pictures(images: str) -> list[Source]:
+    """All that `iterate` finds. Raises `UsageError` where that is nothing."""
+    found = list(iterate(images))
     if not found:
         raise UsageError(f"no pictures at {images} (looked for {', '.join(EXTENSIONS)})")
-    uris = [fs.unstrip_protocol(p) if "://" in uri else str(p) for p in sorted(found)]
-    names = [str(p).removeprefix(root).lstrip("/") for p in sorted(found)]
-    return [Source(key, u) for key, u in zip(_keys(names), uris, strict=True)]
+    return found
 
 
 def read(source: Source) -> bytes:
     """The bytes of one picture. Raises `OSError` or `JobError` where they cannot be had."""
     return storage.read_bytes(source.uri)
-
-
-def _keys(names: list[str]) -> list[str]:
-    """Relative paths -> unique keys without dots: the stem, with the extension where stems collide, then a number."""
-    stems = [name.rsplit(".", 1)[0].replace(".", "_") for name in names]
-    counts: dict[str, int] = {}
-    for stem in stems:
-        counts[stem] = counts.get(stem, 0) + 1
-    used: set[str] = set()
-    keys: list[str] = []
-    for name, stem in zip(names, stems, strict=True):
-        wanted = stem if counts[stem] == 1 else name.replace(".", "_")
-        key, n = wanted, 1
-        while key in used:
-            n += 1
-            key = f"{wanted}_{n}"
-        used.add(key)
-        keys.append(key)
-    return keys
 
 
 def _samples(which: str) -> list[Source]:

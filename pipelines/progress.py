@@ -46,6 +46,17 @@ class Display:
             self._last_line, self._last_done = now, done
 
 
+class Pace:
+    """How fast something that is counted grows, since the first look."""
+
+    def __init__(self, first: float) -> None:
+        self._first, self._started = first, time.monotonic()
+
+    def of(self, now: float) -> float:
+        """A second."""
+        return (now - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+
 @contextlib.contextmanager
 def display(title: str, total: int, unit: str) -> Iterator[Display]:
     """Show progress while the block runs."""

@@ -8,8 +8,16 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from corrdiff.errors import JobError, UsageError
+
+ACTOR_CPUS, TASK_CPUS = 0.75, 0.25
+"""What networks on a core and a task of the other stages reserve: where networks are on all cores there is still room
+for the tasks that feed and empty them. On GPUs networks reserve no core."""
+
+MOST_ACTORS = 1 << 14
+"""Ray Data makes as many as there is room and work for."""
 
 _UNOBSERVED = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 """Ray's own measurements, which nobody can see in a session without a dashboard: on a machine of few cores its idle
@@ -82,3 +90,23 @@ def cluster_cpus() -> int:
     import ray
 
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+def network_actors(device: str, workers: int | None) -> tuple[str, dict[str, Any]]:
+    """The device for a pool of actors with networks, and Ray Data's options for it: one for each GPU, or where there is
+    none for each core; with the cluster it grows and shrinks.
+
+    Raises `UsageError` where a GPU is asked for and the cluster has none.
+    """
+    from ray.data import ActorPoolStrategy
+
+    gpus = cluster_gpus() if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise UsageError("--device cuda, but the cluster has no GPU")
+    most = workers or MOST_ACTORS
+    pool = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, gpus or cluster_cpus()))
+    return (
+        ("cuda", {"compute": pool, "num_gpus": 1, "num_cpus": 0})
+        if gpus
+        else ("cpu", {"compute": pool, "num_cpus": ACTOR_CPUS})
+    )

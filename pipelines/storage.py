@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import os
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import fsspec
@@ -26,7 +29,7 @@ LONGEST_DELAY_S = 15.0
 CHUNK_BYTES = 8 << 20
 """Most of an object that one request of `read_range` asks for, so that a broken connection repeats little."""
 
-_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DRIVERS = ("aiobotocore", "aiohttp", "botocore", "urllib3")
 """Packages whose errors about the network are not `OSError`s."""
@@ -95,6 +98,40 @@ def read_range(uri: str, start: int, end: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def open_ranges(uri: str, buffer_bytes: int = 1 << 18) -> io.BufferedReader:
+    """A file to read from anywhere in, every read of which is tried again as `read_range` does.
+
+    Raises `FileNotFoundError` where there is none.
+    """
+    fs, path = open_fs(uri)
+    size = with_retries(f"looking for {uri}", lambda: int(fs.info(path)["size"]), PATIENT_ATTEMPTS)
+    return io.BufferedReader(_Ranges(uri, size), buffer_bytes)
+
+
+class _Ranges(io.RawIOBase):
+    def __init__(self, uri: str, size: int) -> None:
+        self._uri, self._size, self._at = uri, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._size)
+        if end <= self._at:
+            return 0
+        data = read_range(self._uri, self._at, end)
+        buffer[: len(data)] = data
+        self._at = end
+        return len(data)
+
+
 def _check_length(fs: fsspec.AbstractFileSystem, path: str, uri: str, needed: int) -> None:
     """Raises `JobError` where an object is shorter than needed; says nothing where that cannot be known."""
     try:
@@ -115,25 +152,59 @@ def write_bytes(uri: str, data: bytes, attempts: int = ATTEMPTS) -> None:
         fs, path = open_fs(uri)
         if is_local(fs):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            temporary = f"{path}.{os.getpid()}.tmp"
-            try:
-                with open(temporary, "wb") as f:
-                    f.write(data)
-                    f.flush()
-                    os.fsync(f.fileno())
+            with _beside(path, data) as temporary:
                 os.replace(temporary, path)
-            finally:
-                if os.path.exists(temporary):
-                    os.unlink(temporary)
         else:
             fs.pipe_file(path, data)
 
     with_retries(f"writing {uri}", write, attempts)
 
 
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write an object that must not be there yet; whether it was not. Where storage cannot promise that, the object
+    that is there a moment before wins."""
+    fs, path = open_fs(uri)
+
+    def create() -> bool:
+        if fs.exists(path):
+            return False
+        if is_local(fs):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with _beside(path, data) as temporary:
+                os.link(temporary, path)
+        else:
+            fs.pipe_file(path, data, mode="create")
+        return True
+
+    try:
+        return with_retries(f"writing {uri}", create, PATIENT_ATTEMPTS)
+    except FileExistsError:
+        return False
+
+
+@contextlib.contextmanager
+def _beside(path: str, data: bytes) -> Iterator[str]:
+    """A finished file on the same disk, gone afterwards where it was not renamed."""
+    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        yield temporary
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
 def exists(uri: str) -> bool:
     fs, path = open_fs(uri)
     return bool(with_retries(f"looking for {uri}", lambda: fs.exists(path)))
+
+
+def is_file(uri: str) -> bool:
+    fs, path = open_fs(uri)
+    return bool(with_retries(f"looking for {uri}", lambda: fs.isfile(path)))
 
 
 def list_names(uri: str) -> list[str]:
@@ -148,6 +219,58 @@ def list_names(uri: str) -> list[str]:
             return []
 
     return [name for name in with_retries(f"listing {uri}", ls) if name]
+
+
+def walk(uri: str) -> Iterator[str]:
+    """Paths under a directory or prefix of all files in it, in the order of their bytes, a page or directory at a time.
+
+    Raises `JobError` where storage cannot be read, `UsageError` where it may not be.
+    """
+    fs, path = open_fs(uri)
+    if "s3" in fs.protocol:
+        return _walk_s3(fs, path)
+    return _walk_tree(path, "", _local_entries if is_local(fs) else lambda p: _entries(fs, p), ())
+
+
+def _walk_s3(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[str]:
+    """Page by page: the driver's own listing holds all of them."""
+    bucket, _, prefix = path.partition("/")
+    begin = f"{prefix.rstrip('/')}/" if prefix else ""
+    asked = {"Bucket": bucket, "Prefix": begin}
+    while True:
+        page = with_retries(f"listing s3://{path}", lambda: fs.call_s3("list_objects_v2", **asked), PATIENT_ATTEMPTS)
+        names = (str(found["Key"]).removeprefix(begin) for found in page.get("Contents", ()))
+        yield from (name for name in names if name and not name.endswith("/"))  # consoles keep folders as empty objects
+        if not page.get("IsTruncated"):
+            return
+        asked["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def _walk_tree(path: str, under: str, entries: Callable[[str], list[str]], above: tuple[str, ...]) -> Iterator[str]:
+    """`entries` gives the names in a directory, those of directories with a slash at the end."""
+    here = os.path.realpath(path)
+    if here in above:  # a link that leads to where it is
+        return
+    for name in sorted(entries(path)):
+        if name.endswith("/"):
+            yield from _walk_tree(f"{path}/{name[:-1]}", f"{under}{name}", entries, (*above, here))
+        else:
+            yield f"{under}{name}"
+
+
+def _local_entries(path: str) -> list[str]:
+    with os.scandir(path) as found:
+        return [f"{entry.name}/" if entry.is_dir() else entry.name for entry in found]
+
+
+def _entries(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    def ls() -> list[str]:
+        found = (
+            (str(entry["name"]).rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in fs.ls(path, detail=True)
+        )
+        return [f"{name}/" if kind == "directory" else name for name, kind in found if name]
+
+    return with_retries(f"listing {path}", ls)
 
 
 def remove_tree(uri: str) -> None:
@@ -166,7 +289,11 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
-    write_bytes(uri, json.dumps(value, indent=1, sort_keys=True).encode())
+    write_bytes(uri, to_json(value))
+
+
+def to_json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:

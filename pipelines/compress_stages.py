@@ -1,0 +1,316 @@
+"""The stages through which a dataset is compressed, each for the machine that it fits; batch_compress.py joins them.
+
+    read    CPU          a unit's pictures, opened, in chunks of like size
+    encode  GPU or CPU   the networks and the factors, a few pictures at a time; symbols and factors come out
+    code    CPU          symbols to a file, the file read back to the same latents, quality
+    write   I/O          a unit whose pictures have all come: its part, and then its record
+
+Chunks pass from stage to stage through Ray's object store, which holds them back where a later stage is slower: memory
+does not grow with the dataset, and a GPU has its next pictures ready before it is done with the last.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from corrdiff import codec as codecs
+from corrdiff import metrics
+from corrdiff.bitstream import BitstreamError
+from corrdiff.checkpoint import load_codec, load_networks
+from corrdiff.codec import Pending, Picture, Settings
+from corrdiff.entropy_tables import EntropyTables
+from corrdiff.images import ImageError, open_image
+from pipelines import compressed, storage, units
+from pipelines.compressed import COLUMNS, File, Record
+from pipelines.config import CompressConfig
+from pipelines.tar import add_member
+
+CHUNK_PIXELS = 1 << 22
+"""Pictures that go through the stages together, at most (one picture may have more)."""
+
+READY_PIXELS = 1 << 20
+"""Pictures of one size go on when there are this many pixels of them, in whole batches."""
+
+HELD_PIXELS = 1 << 25
+"""Of pictures that wait in the reader for others of their size."""
+
+STAGES = ("read", "encode", "code", "write")
+
+
+class Chunk(NamedTuple):
+    """Some pictures of a unit, on their way."""
+
+    unit: int
+    pictures: list[Any]
+    """`Opened`, `Encoded` or `Done`."""
+    total: int | None
+    """Of the unit; said by its last chunk alone."""
+    seconds: dict[str, float]
+    """What each stage took for these."""
+
+
+class Opened(NamedTuple):
+    """A picture, or why it is none."""
+
+    place: int
+    """In its unit."""
+    key: str
+    source: str
+    pixels: Picture | None
+    changes: tuple[str, ...] = ()
+    error: str = ""
+
+    @property
+    def size(self) -> int:
+        """In pixels."""
+        return self.pixels.shape[0] * self.pixels.shape[1] if self.pixels is not None else 0
+
+
+class Encoded(NamedTuple):
+    """A picture that the networks are done with."""
+
+    opened: Opened
+    pending: Pending | None
+    shown: Picture | None
+    """What the decoder will show."""
+    quality_source: str
+    error: str = ""
+
+
+class Done(NamedTuple):
+    """A row of the table, and the file where there is one."""
+
+    place: int
+    row: dict[str, Any]
+    data: bytes | None
+    changes: tuple[str, ...] = ()
+
+
+# --- read
+
+
+def read_chunks(batch: dict[str, Any], directory: str, config: CompressConfig) -> Iterator[dict[str, Any]]:
+    """A Ray task: numbers of units -> their pictures, opened."""
+    for number in batch["unit"].tolist():
+        pictures = units.read_pictures(units.read_unit(directory, number))
+        for chunk in open_unit(number, pictures, config.batch, config.max_pixels):
+            yield {"chunk": [chunk]}
+
+
+def open_unit(number: int, pictures: Iterable[units.Found], batch: int, max_pixels: int) -> Iterator[Chunk]:
+    """Open a unit's pictures; those of one size come together, in whole batches where there are enough. The last chunk
+    says how many there were."""
+    by_size: dict[tuple[int, ...], list[Opened]] = {}
+    failed: list[Opened] = []
+    held = total = 0
+    busy_s = 0.0
+    remaining = iter(pictures)
+
+    def chunk(some: list[Opened], of: int | None = None) -> Chunk:
+        nonlocal busy_s
+        seconds, busy_s = {"read": busy_s}, 0.0
+        return Chunk(number, some, of, seconds)
+
+    while True:
+        started = time.perf_counter()
+        found = next(remaining, None)
+        opened = _open(total, found, max_pixels) if found else None
+        busy_s += time.perf_counter() - started
+        if opened is None:
+            break
+        total += 1
+        if opened.pixels is None:
+            failed.append(opened)
+            continue
+        alike = by_size.setdefault(opened.pixels.shape, [])
+        alike.append(opened)
+        held += opened.size
+        if len(alike) % batch == 0 and len(alike) * opened.size >= READY_PIXELS:
+            held -= len(alike) * opened.size
+            yield chunk(by_size.pop(opened.pixels.shape))
+        elif held > HELD_PIXELS:
+            yield from map(chunk, _portions(by_size))
+            by_size, held = {}, 0
+    yield from map(chunk, _portions(by_size))
+    yield chunk(failed, total)
+
+
+def _portions(by_size: dict[tuple[int, ...], list[Opened]]) -> list[list[Opened]]:
+    """Everything, of one size after the other, in lists of about CHUNK_PIXELS."""
+    portions: list[list[Opened]] = []
+    room = 0
+    for opened in itertools.chain.from_iterable(by_size.values()):
+        if opened.size > room:
+            portions.append([])
+            room = CHUNK_PIXELS
+        portions[-1].append(opened)
+        room -= opened.size
+    return portions
+
+
+def _open(place: int, found: units.Found, max_pixels: int) -> Opened:
+    if found.data is None:
+        return Opened(place, found.key, found.source, None, error=found.error)
+    try:
+        image = open_image(found.data, max_pixels)
+    except ImageError as error:
+        return Opened(place, found.key, found.source, None, error=str(error))
+    return Opened(place, found.key, found.source, image.pixels, image.changes)
+
+
+# --- encode
+
+
+class Encoder:
+    """A Ray Data actor: the networks on one GPU or one core."""
+
+    def __init__(self, codec: str, config: CompressConfig, device: str) -> None:
+        if device == "cpu":
+            torch.set_num_threads(1)  # an actor for each core
+        self.config = config
+        self.codec = load_codec(codec, device, config.precision)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        chunk: Chunk = row["chunk"]
+        started = time.perf_counter()
+        encoded = [e for alike in self._batches(chunk.pictures) for e in self._encode(alike)]
+        return {"chunk": chunk._replace(pictures=encoded, seconds=_spent(chunk, "encode", started))}
+
+    def _batches(self, pictures: list[Opened]) -> Iterator[list[Opened]]:
+        """Runs of one size, a few at a time."""
+        for _, run in itertools.groupby(pictures, lambda p: p.pixels.shape if p.pixels is not None else None):
+            while batch := list(itertools.islice(run, self.config.batch)):
+                yield batch
+
+    def _encode(self, batch: list[Opened]) -> list[Encoded]:
+        images = [p.pixels for p in batch if p.pixels is not None]
+        if not images:
+            return [Encoded(p, None, None, "", p.error) for p in batch]
+        config = self.config
+        try:
+            pending = self.codec.encode_batch(images, Settings(config.quality, config.fidelity, config.steps))
+            checked = [config.verifies_pixels(p.key) for p in batch]
+            decoded = iter(self._decode([e for e, c in zip(pending, checked, strict=True) if c]))
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            if len(batch) > 1:
+                return [e for p in batch for e in self._encode([p])]
+            return [
+                Encoded(p, None, None, "", f"too large for the memory: {str(error).splitlines()[0]}") for p in batch
+            ]
+        return [
+            Encoded(p, e, next(decoded), "decoded file") if c else Encoded(p, e, e.reconstruction, "encoder replay")
+            for p, e, c in zip(batch, pending, checked, strict=True)
+        ]
+
+    def _decode(self, pending: list[Pending]) -> list[Picture]:
+        return self.codec.decompress_batch([codecs.write(e, self.codec.tables) for e in pending]) if pending else []
+
+
+def _spent(chunk: Chunk, stage: str, started: float) -> dict[str, float]:
+    return {**chunk.seconds, stage: time.perf_counter() - started}
+
+
+# --- code
+
+
+def code_chunk(row: dict[str, Any], codec: str, lpips_weights: str | None) -> dict[str, Any]:
+    """A Ray task: symbols -> files, each read back before it counts; the table's rows."""
+    torch.set_num_threads(1)
+    tables = _tables(codec)
+    weights = metrics.lpips_weights(lpips_weights)
+    lpips = metrics.load_lpips(weights) if weights else None
+    chunk: Chunk = row["chunk"]
+    started = time.perf_counter()
+    done = [_code(encoded, tables, lpips) for encoded in chunk.pictures]
+    return {"chunk": chunk._replace(pictures=done, seconds=_spent(chunk, "code", started))}
+
+
+@functools.cache
+def _tables(codec: str) -> EntropyTables:
+    return load_networks(codec)[1]
+
+
+def _code(encoded: Encoded, tables: EntropyTables, lpips: Any) -> Done:
+    opened = encoded.opened
+    if opened.pixels is None or encoded.pending is None or encoded.shown is None:
+        return _failed(opened, encoded.error)
+    data = codecs.write(encoded.pending, tables)
+    try:
+        codecs.verify(data, encoded.pending, tables)
+    except BitstreamError as error:
+        return _failed(opened, f"verification: {error}")
+    height, width = opened.pixels.shape[:2]
+    psnr = metrics.psnr(opened.pixels, encoded.shown)
+    row = {
+        "key": opened.key, "source": opened.source, "width": width, "height": height, "bytes": len(data),
+        "bpp": metrics.bits_per_pixel(len(data), height, width),
+        "psnr_db": psnr if math.isfinite(psnr) else None,
+        "ms_ssim": metrics.ms_ssim(opened.pixels, encoded.shown),
+        "lpips": metrics.lpips_distance(opened.pixels, encoded.shown, lpips) if lpips else None,
+        "texture_error": metrics.texture_error(opened.pixels, encoded.shown),
+        "quality": encoded.pending.header.quality, "quality_source": encoded.quality_source,
+        "status": "ok", "error": None,
+    }  # fmt: skip
+    return Done(opened.place, row, data, opened.changes)
+
+
+def _failed(opened: Opened, reason: str) -> Done:
+    row = dict.fromkeys(COLUMNS.names)
+    return Done(
+        opened.place, {**row, "key": opened.key, "source": opened.source, "status": "failed", "error": reason}, None
+    )
+
+
+# --- write
+
+
+def write_unit(out: str, unit: int, done: list[Done], seconds: dict[str, float]) -> Record:
+    """Write a unit's part and then its record; returns the record that counts."""
+    started = time.perf_counter()
+    done = sorted(done, key=lambda d: d.place)
+    tar, offsets = _tar(done)
+    tar_file = _write_part(out, unit, "tar", tar)
+    rows = [{**d.row, "part": tar_file.name, "offset": offsets[d.place]} if d.data is not None else d.row for d in done]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, COLUMNS), buffer)
+    good = [d.row for d in done if d.data is not None]
+    record = Record(
+        unit=unit, tar=tar_file, parquet=_write_part(out, unit, "parquet", buffer.getvalue()), pictures=len(done),
+        failures=len(done) - len(good), bytes=sum(r["bytes"] for r in good),
+        pixels=sum(r["width"] * r["height"] for r in good), seconds=seconds,
+    )  # fmt: skip
+    record.seconds["write"] = time.perf_counter() - started
+    return compressed.create_record(out, record)
+
+
+def _write_part(out: str, unit: int, extension: str, data: bytes) -> File:
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"part-{unit:05d}-{digest[:12]}.{extension}"
+    storage.write_bytes(storage.join(out, name), data, storage.PATIENT_ATTEMPTS)
+    return File(name, len(data), digest)
+
+
+def _tar(done: list[Done]) -> tuple[bytes, dict[int, int]]:
+    """The tar, and where in it each picture's file begins."""
+    buffer, offsets = io.BytesIO(), {}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for d in done:
+            if d.data is not None:
+                row = d.row
+                described = {k: row[k] for k in ("key", "source", "width", "height")} | {"changes": list(d.changes)}
+                offsets[d.place] = add_member(tar, f"{row['key']}.crdf", d.data)
+                add_member(tar, f"{row['key']}.json", json.dumps(described).encode())
+    return buffer.getvalue(), offsets

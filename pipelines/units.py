@@ -1,0 +1,213 @@
+"""What a compression has to do, written down before it starts: units of pictures, each of which is done or not done.
+
+    DIRECTORY/00000.parquet   a row a unit, `UNITS_A_FILE` of them in a file
+
+A unit is some files, a shard of a WebDataset (any tar of pictures), or a run of rows of a Parquet table with a column
+of paths or of the pictures' bytes. Planning reads names, and of tables their sizes; a unit's pictures are found when it
+is its turn.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tarfile
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from corrdiff.errors import UsageError
+from corrdiff.images import EXTENSIONS
+from pipelines import pictures, storage
+from pipelines.pictures import Keys, Source
+
+UNITS_A_FILE = 256
+
+Kind = Literal["files", "shard", "table"]
+
+SCHEMA = pa.schema([
+    ("kind", pa.string()), ("uris", pa.list_(pa.string())), ("keys", pa.list_(pa.string())), ("column", pa.string()),
+    ("group", pa.int64()), ("first", pa.int64()), ("pictures", pa.int64()),
+])  # fmt: skip
+
+
+class Unit(NamedTuple):
+    """Some pictures that become one part of the output."""
+
+    kind: Kind
+    uris: list[str]
+    """Of each picture, or the one of the shard or table."""
+    keys: list[str]
+    """Of each picture, or the one that those of the shard or table begin with."""
+    column: str = ""
+    """Of a table: where the paths or bytes are."""
+    group: int = 0
+    """Of a table: the row group, and the rows in it."""
+    first: int = 0
+    pictures: int = 0
+    """0 for a shard, which is not opened before its turn."""
+
+
+class Found(NamedTuple):
+    """One picture of a unit, or why it is not there."""
+
+    key: str
+    source: str
+    """Where it is from, for people."""
+    data: bytes | None
+    error: str = ""
+
+
+class Count(NamedTuple):
+    """How much there is to do."""
+
+    units: int
+    pictures: int | None
+    """None where shards are among them."""
+
+
+def plan_units(images: str, column: str | None, size: int) -> Iterator[Unit]:
+    """The units of what an argument names, as they are found.
+
+    Tars are shards, Parquet files tables (with `column`), everything else is files, `size` of them in a unit.
+    """
+    if images.startswith(pictures.SAMPLE_SCHEME):
+        yield from _of_files(pictures.iterate(images), size)
+    elif column is not None:
+        for source in pictures.iterate(images, (".parquet",)):
+            yield from _of_table(source, column, size)
+    else:
+        found = pictures.iterate(images, (*EXTENSIONS, ".tar"))
+        for is_shard, run in itertools.groupby(found, lambda source: source.uri.lower().endswith(".tar")):
+            if is_shard:
+                yield from (Unit("shard", [source.uri], [source.key]) for source in run)
+            else:
+                yield from _of_files(run, size)
+
+
+def _of_files(sources: Iterator[Source], size: int) -> Iterator[Unit]:
+    while unit := list(itertools.islice(sources, size)):
+        yield Unit("files", [s.uri for s in unit], [s.key for s in unit], pictures=len(unit))
+
+
+def _of_table(source: Source, column: str, size: int) -> Iterator[Unit]:
+    with _open_table(source.uri) as table:
+        if column not in table.schema_arrow.names:
+            raise UsageError(f"{source.uri} has no column '{column}'; it has {', '.join(table.schema_arrow.names)}")
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            for first in range(0, rows, size):
+                yield Unit("table", [source.uri], [source.key], column, group, first, min(size, rows - first))
+
+
+def _open_table(uri: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(storage.open_ranges(uri))
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"{uri} is no Parquet file ({error})") from None
+
+
+def write_plan(directory: str, units: Iterator[Unit]) -> Count:
+    """Write units down as they come; no more than a file of them is in memory."""
+    number, count, known = 0, 0, True
+    for file in itertools.count():
+        some = list(itertools.islice(units, UNITS_A_FILE))
+        if not some:
+            return Count(number, count if known else None)
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist([unit._asdict() for unit in some], SCHEMA), buffer)
+        storage.write_bytes(_plan_file(directory, file), buffer.getvalue(), storage.PATIENT_ATTEMPTS)
+        number += len(some)
+        count += sum(unit.pictures for unit in some)
+        known &= all(unit.kind != "shard" for unit in some)
+    raise AssertionError
+
+
+def read_units(directory: str, file: int) -> list[Unit]:
+    """The units of one file of the plan."""
+    data = storage.read_bytes(_plan_file(directory, file), storage.PATIENT_ATTEMPTS)
+    return [Unit(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+
+
+def read_unit(directory: str, number: int) -> Unit:
+    file, place = divmod(number, UNITS_A_FILE)
+    return read_units(directory, file)[place]
+
+
+def _plan_file(directory: str, file: int) -> str:
+    return storage.join(directory, f"{file:05d}.parquet")
+
+
+def read_pictures(unit: Unit) -> Iterator[Found]:
+    """The files of a unit's pictures, in order. What is not there or may not be read is said; a shard or a table that
+    breaks off ends with that.
+
+    Raises `JobError` where storage cannot be reached for long: that is no picture's fault.
+    """
+    if unit.kind == "files":
+        yield from (_read(key, uri, uri) for key, uri in zip(unit.keys, unit.uris, strict=True))
+    elif unit.kind == "table":
+        yield from _rows(unit)
+    else:
+        yield from _members(unit)
+
+
+def read_picture(unit: Unit, key: str) -> Found | None:
+    """One picture of a unit."""
+    if unit.kind == "files":
+        place = unit.keys.index(key)
+        return _read(key, unit.uris[place], unit.uris[place])
+    return next((found for found in read_pictures(unit) if found.key == key), None)
+
+
+def _read(key: str, source: str, uri: str) -> Found:
+    try:
+        return Found(key, source, storage.read_bytes(uri, storage.PATIENT_ATTEMPTS))
+    except FileNotFoundError:
+        return Found(key, source, None, "there is no such file")
+    except (UsageError, IsADirectoryError, NotADirectoryError) as error:
+        return Found(key, source, None, str(error))
+
+
+def _rows(unit: Unit) -> Iterator[Found]:
+    (uri,), (prefix,) = unit.uris, unit.keys
+
+    with _open_table(uri) as table:
+        before = sum(table.metadata.row_group(i).num_rows for i in range(unit.group))
+        column = table.read_row_group(unit.group, columns=[unit.column]).column(0)
+        values: list[Any] = column.slice(unit.first, unit.pictures).to_pylist()
+    for row, value in enumerate(values, start=before + unit.first):
+        key, source = f"{prefix}/{row:09d}", f"{uri}, row {row}"
+        if isinstance(value, bytes):
+            yield Found(key, source, value)
+        elif isinstance(value, str):
+            here = "://" in value or value.startswith("/")
+            yield _read(key, value, value if here else storage.join(uri.rpartition("/")[0], value))
+        else:
+            kind = "nothing" if value is None else type(value).__name__
+            yield Found(key, source, None, f"column '{unit.column}' holds {kind}, neither a path nor bytes")
+
+
+def _members(unit: Unit) -> Iterator[Found]:
+    """Pictures among a tar's members; the tar streams through."""
+    (uri,), (prefix,) = unit.uris, unit.keys
+    known: dict[str, int] = {}
+    key, source = f"{prefix}/-", uri
+    try:
+        with storage.open_ranges(uri, storage.CHUNK_BYTES) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            for info in tar:
+                if info.isfile() and info.name.lower().endswith(EXTENSIONS):
+                    key, source = f"{prefix}/{Keys().of(info.name)}", f"{uri}/{info.name}"
+                    known[key] = known.get(key, 0) + 1
+                    if known[key] > 1:
+                        key = f"{key}-{known[key]}"
+                    member = tar.extractfile(info)
+                    assert member is not None
+                    yield Found(key, source, member.read())
+                    key, source = f"{prefix}/-", uri
+    except FileNotFoundError:
+        yield Found(key, source, None, "there is no such file")
+    except (UsageError, tarfile.TarError) as error:
+        yield Found(key, source, None, f"the shard is broken: {error}")
