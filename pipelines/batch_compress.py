@@ -26,7 +26,7 @@ from pipelines.compress_stages import STAGES, Chunk, Done, Encoder
 from pipelines.compressed import Plan, Record
 from pipelines.config import CompressConfig
 from pipelines.progress import console
-from pipelines.ray_session import TASK_CPUS, network_actors, own_errors
+from pipelines.ray_session import own_errors, pools
 from pipelines.tracking import Tracker
 from pipelines.units import Unit
 
@@ -254,16 +254,16 @@ def _run(
     import ray
     import ray.data
 
-    device, actors = network_actors(config.device, config.workers)
+    stages = pools(config.device, config.workers)
     dataset = (
         ray.data.from_items([{"unit": n} for n in numbers], override_num_blocks=len(numbers))
         .map_batches(
-            compress_stages.read_chunks, batch_size=1, num_cpus=TASK_CPUS,
+            compress_stages.read_chunks, batch_size=1, **stages.tasks,
             fn_kwargs={"directory": storage.join(out, plan.directory), "config": config},
         )
-        .map(Encoder, fn_constructor_args=(codec, config, device), **actors)
+        .map(Encoder, fn_constructor_args=(codec, config, stages.device), **stages.networks)
         .map(
-            compress_stages.code_chunk, num_cpus=TASK_CPUS,
+            compress_stages.code_chunk, **stages.tasks,
             fn_kwargs={"codec": codec, "lpips_weights": config.lpips_weights},
         )
     )  # fmt: skip

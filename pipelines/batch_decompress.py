@@ -13,7 +13,7 @@ from corrdiff.checkpoint import read_config
 from corrdiff.errors import UsageError
 from pipelines import compressed, decompress_stages, storage
 from pipelines.config import DecompressConfig
-from pipelines.ray_session import TASK_CPUS, own_errors
+from pipelines.ray_session import own_errors, pools
 
 DONE = "_decompressed"
 KEYS_A_ROW = 64
@@ -64,8 +64,9 @@ def _run(
     yield Progress(pictures, total)
     if not rows:
         return
-    saved = decompress_stages.decoded(rows, dataset, codec, config).map(
-        decompress_stages.save_chunk, num_cpus=TASK_CPUS,
+    stages = pools(config.device, config.workers)
+    saved = decompress_stages.decoded(rows, dataset, codec, config, stages).map(
+        decompress_stages.save_chunk, **stages.tasks,
         fn_kwargs={"out": out, "kind": config.format, "shards": config.shards},
     )  # fmt: skip
     chunks: dict[int, int] = {}

@@ -71,8 +71,7 @@ def read_summary(uri: str) -> Summary | None:
     except FileNotFoundError:
         return None
     try:
-        summary: Summary = Summary(**value)
-        return summary
+        return Summary(**value)
     except TypeError as error:
         raise UsageError(f"{uri}/{SUMMARY} is damaged ({error})") from None
 
@@ -97,6 +96,8 @@ def finish(out: str, codec: str, plan: Plan, tracker: Tracker) -> Summary:
     import ray
 
     task = ray.remote(_summarise).options(num_cpus=0)
+    summary: Summary
+    shown: Shown
     summary, shown = ray.get(task.remote(out, plan))
     values = {name: float(getattr(summary, name)) for name in ("pictures", "failures", "bytes")}
     if summary.bpp is not None:

@@ -25,7 +25,7 @@ from corrdiff.images import save_png
 from pipelines import compressed, storage
 from pipelines.compressed import Member, Record
 from pipelines.config import DecompressConfig
-from pipelines.ray_session import TASK_CPUS, network_actors
+from pipelines.ray_session import Pools
 from pipelines.tar import add_member, read_members
 
 CHUNK_PIXELS = 1 << 24
@@ -125,15 +125,14 @@ class Decoder:
         return {"chunk": chunk._replace(pictures=list(decode(self.codec, chunk.pictures, self.decoding)))}
 
 
-def decoded(rows: list[dict[str, Any]], dataset: str, codec: str, config: DecompressConfig) -> Any:
+def decoded(rows: list[dict[str, Any]], dataset: str, codec: str, config: DecompressConfig, stages: Pools) -> Any:
     """A Ray Data dataset of chunks of decoded pictures: of units, or of chosen members of them."""
     import ray.data
 
-    device, actors = network_actors(config.device, config.workers)
     chunks = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(read_chunks, batch_size=1, num_cpus=TASK_CPUS, fn_kwargs={"dataset": dataset})
-        .map(Decoder, fn_constructor_args=(codec, device, config.precision, config.decoding), **actors)
+        .map_batches(read_chunks, batch_size=1, fn_kwargs={"dataset": dataset}, **stages.tasks)
+        .map(Decoder, fn_constructor_args=(codec, stages.device, config.precision, config.decoding), **stages.networks)
     )
     chunks.context.target_max_block_size = 1  # a chunk is a block, and goes on as soon as it is there
     return chunks

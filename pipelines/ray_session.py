@@ -8,13 +8,16 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from corrdiff.errors import JobError, UsageError
 
 ACTOR_CPUS, TASK_CPUS = 0.75, 0.25
 """What networks on a core and a task of the other stages reserve: where networks are on all cores there is still room
-for the tasks that feed and empty them. On GPUs networks reserve no core."""
+for the tasks that feed and empty them. On GPUs networks reserve no core, and such a task a whole one."""
+
+CORES_A_TASK = 4
+"""Where networks are on the cores, a stage that feeds or empties them has a task at a time for so many."""
 
 MOST_ACTORS = 1 << 14
 """Ray Data makes as many as there is room and work for."""
@@ -92,21 +95,26 @@ def cluster_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 1))
 
 
-def network_actors(device: str, workers: int | None) -> tuple[str, dict[str, Any]]:
-    """The device for a pool of actors with networks, and Ray Data's options for it: one for each GPU, or where there is
-    none for each core; with the cluster it grows and shrinks.
+class Pools(NamedTuple):
+    """Ray Data's options for the stages of a pipeline with networks in it."""
 
-    Raises `UsageError` where a GPU is asked for and the cluster has none.
-    """
+    device: Literal["cpu", "cuda"]
+    networks: dict[str, Any]
+    """A pool of actors: one for each GPU, or without any for each core; it grows and shrinks with the cluster."""
+    tasks: dict[str, Any]
+    """Of each stage that feeds or empties them."""
+
+
+def pools(device: str, workers: int | None) -> Pools:
+    """Raises `UsageError` where a GPU is asked for and the cluster has none."""
     from ray.data import ActorPoolStrategy
 
-    gpus = cluster_gpus() if device != "cpu" else 0
+    gpus, cpus = cluster_gpus() if device != "cpu" else 0, cluster_cpus()
     if device == "cuda" and not gpus:
         raise UsageError("--device cuda, but the cluster has no GPU")
     most = workers or MOST_ACTORS
-    pool = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, gpus or cluster_cpus()))
-    return (
-        ("cuda", {"compute": pool, "num_gpus": 1, "num_cpus": 0})
-        if gpus
-        else ("cpu", {"compute": pool, "num_cpus": ACTOR_CPUS})
-    )
+    compute = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, gpus or cpus))
+    if gpus:
+        return Pools("cuda", {"compute": compute, "num_gpus": 1, "num_cpus": 0}, {"num_cpus": 1})
+    tasks = {"num_cpus": TASK_CPUS, "concurrency": max(1, cpus // CORES_A_TASK)}
+    return Pools("cpu", {"compute": compute, "num_cpus": ACTOR_CPUS}, tasks)

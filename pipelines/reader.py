@@ -19,6 +19,7 @@ from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.codec import CorrDiffCodec, Decoding, Precision
 from pipelines import compressed, decompress_stages, storage
 from pipelines.config import DecompressConfig
+from pipelines.ray_session import pools
 
 
 class CompressedPictures(IterableDataset[tuple[str, Tensor]]):
@@ -86,7 +87,8 @@ def read_compressed(dataset: str, codec: str, config: DecompressConfig | None = 
     plan, _ = compressed.read_complete(dataset)
     compressed.check_codec(dataset, plan, codec, read_config(codec)[1])
     rows = [{"unit": unit, "members": None} for unit in range(plan.units)]
-    chunks = decompress_stages.decoded(rows, dataset, codec, config or DecompressConfig())
+    config = config or DecompressConfig()
+    chunks = decompress_stages.decoded(rows, dataset, codec, config, pools(config.device, config.workers))
     return chunks.flat_map(_rows, num_cpus=0)
 
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from corrdiff.errors import UsageError
 from corrdiff.images import open_image
-from pipelines import pictures
+from pipelines import pictures, storage
+from pipelines.pictures import Keys
 from pipelines.report import Panel, side_by_side
 
 
@@ -30,13 +34,18 @@ def test_the_held_out_samples_are_not_among_those_to_train_on() -> None:
 
 
 def test_a_directory_is_searched_and_keys_are_unique_and_without_dots(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    for name in ("a.png", "a.jpg", "sub/a.png", "b.c.png", "notes.txt"):
+    (tmp_path / "sub.1").mkdir()
+    for name in ("a.png", "a.jpg", "sub.1/a.png", "b.c.png", "b_c.png", "d.PNG", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
     found = pictures.list_pictures(str(tmp_path))
-    assert [(s.key, Path(s.uri).relative_to(tmp_path).as_posix()) for s in found] == [
-        ("a_jpg", "a.jpg"), ("a_png", "a.png"), ("b_c", "b.c.png"), ("sub/a", "sub/a.png"),
-    ]  # fmt: skip
+    keys = {Path(s.uri).relative_to(tmp_path).as_posix(): s.key for s in found}
+    assert list(keys) == ["a.jpg", "a.png", "b.c.png", "b_c.png", "d.PNG", "sub.1/a.png"]
+    assert len(set(keys.values())) == len(keys)
+    assert not any("." in key.rpartition("/")[2] for key in keys.values())
+    assert [keys[name] for name in ("a.jpg", "b_c.png", "d.PNG", "sub.1/a.png")] == ["a", "b_c", "d", "sub.1/a"]
+    assert re.fullmatch(r"a-[0-9a-f]{8}", keys["a.png"])
+    assert re.fullmatch(r"b_c-[0-9a-f]{8}", keys["b.c.png"])
+    assert pictures.list_pictures(str(tmp_path)) == found
 
 
 def test_a_glob_and_a_single_file(tmp_path: Path) -> None:
@@ -58,3 +67,119 @@ def test_side_by_side_shows_every_picture() -> None:
     sheet = np.asarray(Image.open(io.BytesIO(data)))
     assert (sheet == (255, 0, 0)).all(-1).sum() == 2 * 600
     assert (sheet == (0, 0, 255)).all(-1).sum() == 800
+
+
+def _keys(names: list[str]) -> list[str]:
+    keys = Keys()
+    return [keys.of(name) for name in names]
+
+
+def test_the_first_of_equal_stems_keeps_the_stem() -> None:
+    first, *others = _keys(["a.bmp", "a.jpg", "a.png"])
+    assert first == "a"
+    assert len({first, *others}) == 3
+    assert all(re.fullmatch(r"a-[0-9a-f]{8}", key) for key in others)
+
+
+def test_a_stem_is_taken_though_other_names_come_between() -> None:
+    keys = _keys(["a.jpg", "a.x.jpg", "a.x.png", "a.zzz"])
+    assert keys[0] == "a"
+    assert len(set(keys)) == 4
+    assert all(re.fullmatch(r"a(_x)?-[0-9a-f]{8}", key) for key in keys[1:])
+
+
+@pytest.mark.parametrize("name", ["a", ".png", "..png", "../a.png", "a/../b.png", "/a.png", "a//b.png", "./a.png"])
+def test_a_name_that_is_no_proper_path_or_has_no_extension_gets_a_hash_and_leads_nowhere(name: str) -> None:
+    (key,) = _keys([name])
+    assert re.search(r"-[0-9a-f]{8}$", key)
+    assert not {"", ".", ".."} & {*key.split("/")}
+
+
+def test_a_key_does_not_depend_on_names_of_other_stems() -> None:
+    assert _keys(["0.png", "b.c.png", "b.jpg", "z.png"])[1:3] == _keys(["b.c.png", "b.jpg"])
+
+
+def test_keys_remember_no_more_than_the_run_of_names_that_is_open() -> None:
+    keys = Keys()
+    for i in range(1000):
+        keys.of(f"{i:04d}.jpg")
+        keys.of(f"{i:04d}.png")
+    assert len(keys._open) == 1
+
+
+_PART = st.text(st.sampled_from("ab.-_/ä"), min_size=1, max_size=6)
+_NAME = st.one_of(
+    _PART, st.builds("{}.{}".format, _PART, st.sampled_from(["png", "jpg", "c.png"])), st.text(max_size=8)
+)
+
+
+@settings(max_examples=200)
+@given(names=st.sets(_NAME.filter(lambda name: not any("\ud800" <= c <= "\udfff" for c in name)), max_size=30))
+def test_keys_of_any_names_in_order_are_unique_proper_and_without_dots(names: set[str]) -> None:
+    ordered = sorted(names, key=str.encode)
+    keys = _keys(ordered)
+    assert len(set(keys)) == len(keys)
+    assert not any("." in key.rpartition("/")[2] for key in keys)
+    assert not any({"", ".", ".."} & {*key.split("/")} for key in keys)
+    assert _keys(ordered) == keys
+
+
+def test_pictures_are_found_on_any_storage_in_the_order_of_their_uris(tmp_path: Path) -> None:
+    names = ["a.png", "a/b.JPG", "a-b.webp", "a/c/d.tiff", "B.gif"]
+    for root in (str(tmp_path), "memory://pictures-anywhere/in"):
+        for name in [*names, "notes.txt", "a/table.parquet"]:
+            storage.write_bytes(storage.join(root, name), b"x")
+        found = list(pictures.iterate(root))
+        assert [s.uri for s in found] == [storage.join(root, name) for name in sorted(names, key=str.encode)]
+        assert [s.key for s in found] == ["B", "a-b", "a", "a/b", "a/c/d"]
+        assert pictures.read(found[0]) == b"x"
+
+
+def test_pictures_come_as_they_are_found(tmp_path: Path) -> None:
+    for name in ("a.png", "b/c.png"):
+        storage.write_bytes(str(tmp_path / name), b"x")
+    found = pictures.iterate(str(tmp_path))
+    assert next(found).key == "a"
+    storage.write_bytes(str(tmp_path / "b" / "new.png"), b"x")
+    assert [s.key for s in found] == ["b/c", "b/new"]
+
+
+def test_other_extensions_are_looked_for_when_asked(tmp_path: Path) -> None:
+    for name in ("a.png", "b.parquet", "c.PARQUET"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [s.key for s in pictures.iterate(str(tmp_path), (".parquet",))] == ["b", "c"]
+
+
+@pytest.mark.parametrize("scheme", ["local", "memory"])
+def test_a_glob_reaches_as_far_as_it_says(tmp_path: Path, scheme: str) -> None:
+    root = str(tmp_path) if scheme == "local" else f"memory://pictures-glob{tmp_path}"
+    for name in ("1/a.png", "1/b.jpg", "1/x/c.png", "2/d.png", "e.png"):
+        storage.write_bytes(storage.join(root, name), b"x")
+
+    def found(pattern: str) -> list[str]:
+        return [s.uri.removeprefix(f"{root}/") for s in pictures.iterate(f"{root}/{pattern}")]
+
+    assert found("*.png") == ["e.png"]
+    assert found("*/*.png") == ["1/a.png", "2/d.png"]
+    assert found("1/?.*") == ["1/a.png", "1/b.jpg"]
+    assert found("**/*.png") == ["1/a.png", "1/x/c.png", "2/d.png", "e.png"]
+    assert found("[13]/a.png") == ["1/a.png"]
+    assert found("*.bmp") == []
+
+
+def test_a_single_file_is_taken_whatever_its_extension(tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(b"x")
+    (source,) = pictures.list_pictures(str(tmp_path / "photo"))
+    assert source.uri == str(tmp_path / "photo")
+    assert source.key.startswith("photo-")
+
+
+@pytest.mark.parametrize("where", ["/none/of/this", "memory://pictures-none"])
+def test_a_place_that_is_not_there_is_an_error(where: str) -> None:
+    with pytest.raises(UsageError, match=f"cannot list {where}"):
+        pictures.list_pictures(where)
+
+
+def test_a_sample_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(UsageError, match=r"there is no sample 'moon'; there are astronaut, .*'train' and 'held-out'"):
+        pictures.list_pictures("sample:moon")

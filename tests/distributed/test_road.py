@@ -159,7 +159,15 @@ def test_mlflow_has_a_run_for_each_step_linked_by_tags(road: Road) -> None:
     local = client.download_artifacts(runs["phase1"].info.run_id, previews[0].path)
     assert np.asarray(Image.open(local)).std() > 10
     names = {a.path for a in client.list_artifacts(runs["compress"].info.run_id)}
-    assert names == {"metrics.parquet", "summary.json"}
+    drawn = {"histograms.png", "rate_quality.png", "worst.png"}
+    assert names == drawn | {"summary.json", "failures.json"}
+    for name in drawn:
+        local = client.download_artifacts(runs["compress"].info.run_id, name)
+        assert np.asarray(Image.open(local)).std() > 10
+    failures = json.loads(Path(client.download_artifacts(runs["compress"].info.run_id, "failures.json")).read_text())
+    assert sorted(f["key"] for f in failures) == ["broken", "truncated"]
+    assert runs["compress"].data.params["images"] == f"{road.root}/photographs"
+    assert runs["compress"].data.metrics["at_work/encode"] > 0
 
 
 def test_a_finished_training_run_and_a_finished_compression_do_no_work_again(
@@ -195,14 +203,15 @@ def test_another_codec_or_setting_on_the_same_output_is_refused_with_both_named(
 def test_a_lost_unit_is_done_again_with_the_same_bytes(road: Road) -> None:
     out = f"{road.root}/compressed"
     record = storage.read_json(f"{out}/_units/00001.json")
-    part = storage.read_bytes(f"{out}/{record['files']['tar']['name']}")
+    part = storage.read_bytes(f"{out}/{record['tar']['name']}")
     fs, path = storage.open_fs(f"{out}/_units/00001.json")
     fs.rm(path)
+    fs.rm(storage.open_fs(f"{out}/summary.json")[1])
     flags = ["--codec", road.phase2, "--unit", "3", "--steps", "2", "--quality", "5"]
     assert main(["compress", f"{road.root}/photographs", out, *flags]) == 0
     again = storage.read_json(f"{out}/_units/00001.json")
-    assert again["files"] == record["files"]
-    assert storage.read_bytes(f"{out}/{record['files']['tar']['name']}") == part
+    assert [again[kind] for kind in ("tar", "parquet")] == [record[kind] for kind in ("tar", "parquet")]
+    assert storage.read_bytes(f"{out}/{record['tar']['name']}") == part
 
 
 def test_export_writes_the_same_codec_again_from_the_checkpoint(road: Road, tmp_path: Path) -> None:

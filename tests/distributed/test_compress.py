@@ -1,0 +1,367 @@
+"""Compressing datasets and what is left behind: inputs of every kind, failures, faults, and the way back."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+import torch
+import webdataset as wds
+from mlflow import MlflowClient
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from corrdiff import load_codec
+from corrdiff.metrics import psnr
+from pipelines import compressed, storage
+from pipelines.cli import main
+from pipelines.reader import CompressedPictures, read_compressed
+
+from ..servers import Fault, S3Server, wait_for
+from .conftest import make_picture
+
+SIZES = [(40, 64), (64, 40), (17, 90), (64, 64)]
+COUNT = 26
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of four sizes in two folders, and some that are none."""
+    root = tmp_path_factory.mktemp("originals")
+    for folder in ("a", "b"):
+        (root / folder).mkdir()
+    for i in range(COUNT):
+        kind = ["png", "jpg", "webp"][i % 3]
+        Image.fromarray(make_picture(*SIZES[i % 4], seed=i)).save(root / "ab"[i % 2] / f"p{i:02d}.{kind}")
+    good = (root / "a" / "p00.png").read_bytes()
+    broken = {"empty.png": b"", "text.jpg": b"hello", "short.png": good[: len(good) // 2]}
+    for name, data in broken.items():
+        (root / "b" / name).write_bytes(data)
+    return root
+
+
+@pytest.fixture(scope="module")
+def common(ray_cluster: None, codec_dir: Path) -> list[str]:
+    return ["--codec", str(codec_dir), "--steps", "1", "--quality", "3", "--unit", "8"]
+
+
+@pytest.fixture(scope="module")
+def dataset(originals: Path, common: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished compression."""
+    root = tmp_path_factory.mktemp("dataset")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        assert main(["compress", str(originals), f"{root}/out", *common]) == 0
+    return f"{root}/out"
+
+
+def table(out: str) -> pd.DataFrame:
+    frames = [
+        pd.read_parquet(io.BytesIO(storage.read_bytes(f"{out}/{n}")))
+        for n in storage.list_names(out)
+        if n.endswith(".parquet")
+    ]
+    return pd.concat(frames, ignore_index=True).sort_values("key", ignore_index=True)
+
+
+def files(out: str) -> dict[str, bytes]:
+    """Of all parts; a key that comes twice is an error."""
+    found: dict[str, bytes] = {}
+    for name in storage.list_names(out):
+        if name.endswith(".tar"):
+            with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(f"{out}/{name}"))) as tar:
+                for info in tar:
+                    if info.name.endswith(".crdf"):
+                        member = tar.extractfile(info)
+                        assert member is not None
+                        assert info.name not in found
+                        found[info.name] = member.read()
+    return {name.removesuffix(".crdf"): data for name, data in found.items()}
+
+
+def test_every_picture_is_there_once_and_every_broken_one_has_its_reason(dataset: str, originals: Path) -> None:
+    rows = table(dataset)
+    names = [p.relative_to(originals).with_suffix("").as_posix() for p in originals.rglob("*.*")]
+    assert sorted(rows.key) == sorted(names)
+    good, failed = rows[rows.status == "ok"], rows[rows.status == "failed"].set_index("key")
+    assert set(failed.index) == {"b/empty", "b/text", "b/short"}
+    assert failed.error["b/empty"] == "the file is empty"
+    assert "not a picture" in failed.error["b/text"]
+    assert failed.source["b/short"] == f"{originals}/b/short.png"
+    written = files(dataset)
+    assert written.keys() == set(good.key)
+    for row in good.itertuples():
+        assert len(written[row.key]) == row.bytes
+        assert row.quality == 3
+        part = storage.read_bytes(f"{dataset}/{row.part}")
+        assert part[int(row.offset) :][: int(row.bytes)] == written[row.key]
+    summary = json.loads(storage.read_bytes(f"{dataset}/summary.json"))
+    assert (summary["pictures"], summary["failures"]) == (COUNT + 3, 3)
+    assert sum(summary["failure_reasons"].values()) == 3
+    assert summary["qualities"] == {"3": COUNT}
+
+
+def test_webdataset_duckdb_pandas_and_ray_read_the_output_as_it_is(dataset: str) -> None:
+    rows, written = table(dataset), files(dataset)
+    tars = [f"{dataset}/{n}" for n in storage.list_names(dataset) if n.endswith(".tar")]
+    assert {s["__key__"]: s["crdf"] for s in wds.WebDataset(tars, shardshuffle=False)} == written
+    glob = f"{dataset}/part-*.parquet"
+    found = duckdb.sql(f"select count(*), sum(bytes) from '{glob}' where status = 'ok'").fetchall()
+    assert found == [(COUNT, sum(map(len, written.values())))]
+    read = ray.data.read_parquet(list(map(str, Path(dataset).glob("part-*.parquet")))).take_all()
+    assert {(r["key"], r["bytes"]) for r in read if r["status"] == "ok"} == {(k, len(v)) for k, v in written.items()}
+    assert {r["key"] for r in read} == set(rows.key)
+
+
+def test_a_finished_output_is_left_as_it_is(
+    dataset: str, originals: Path, common: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in Path(dataset).rglob("*")}
+    assert main(["compress", str(originals), dataset, *common]) == 0
+    assert "nothing to do: every part is there" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in Path(dataset).rglob("*")} == before
+
+
+def test_tars_of_pictures_and_tables_of_bytes_and_of_paths_give_the_files_that_a_directory_gives(
+    dataset: str, originals: Path, common: list[str], tmp_path: Path, tracking: str
+) -> None:
+    """One picture a batch: what is in a batch together may move a last bit."""
+    names = sorted(str(p.relative_to(originals)) for p in originals.rglob("*.*"))
+    with tarfile.open(tmp_path / "shard-000.tar", "w") as tar:
+        for name in names[:14]:
+            tar.add(originals / name, name)
+        tar.add(__file__, "notes.txt")
+    with tarfile.open(tmp_path / "shard-001.tar", "w") as tar:
+        for name in names[14:]:
+            tar.add(originals / name, name)
+    contents = [(originals / n).read_bytes() for n in names]
+    pq.write_table(pa.table({"image": contents, "n": range(len(names))}), tmp_path / "bytes.parquet", row_group_size=11)
+    pq.write_table(pa.table({"path": [str(originals / n) for n in names]}), tmp_path / "paths.parquet")
+    single = [*common, "--batch", "1"]
+    assert main(["compress", str(originals), str(tmp_path / "plain"), *single]) == 0
+    plain = table(str(tmp_path / "plain"))
+    expected = Counter(files(str(tmp_path / "plain")).values())
+    assert len(expected) == COUNT
+    for images, options in (
+        (f"{tmp_path}/shard-*.tar", []),
+        (f"{tmp_path}/bytes.parquet", ["--column", "image"]),
+        (f"{tmp_path}/paths.parquet", ["--column", "path"]),
+    ):
+        out = f"{tmp_path}/from-{Path(images).stem.strip('*-')}"
+        assert main(["compress", images, out, *single, *options]) == 0
+        assert Counter(files(out).values()) == expected
+        rows = table(out)
+        assert sorted(rows.error.dropna()) == sorted(plain.error.dropna())
+        assert rows.key.is_unique
+    assert set(table(f"{tmp_path}/from-shard").key) == {
+        f"shard-{int(i >= 14):03d}/{Path(n).with_suffix('')}" for i, n in enumerate(names)
+    }
+
+
+def test_a_tar_that_breaks_off_gives_what_is_whole_and_says_where_it_ends(
+    originals: Path, common: list[str], tmp_path: Path, tracking: str
+) -> None:
+    names = sorted(str(p.relative_to(originals)) for p in originals.rglob("p*.*"))[:6]
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        for name in names:
+            tar.add(originals / name, name)
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        last = tar.getmember(names[-1])
+    cut = (tmp_path / "whole.tar").read_bytes()[: last.offset_data + last.size // 2]
+    (tmp_path / "cut.tar").write_bytes(cut)
+    assert main(["compress", f"{tmp_path}/cut.tar", f"{tmp_path}/out", *common]) == 0
+    rows = table(f"{tmp_path}/out")
+    assert Counter(rows.status) == {"ok": 5, "failed": 1}
+    (failed,) = rows[rows.status == "failed"].itertuples()
+    assert failed.source == f"{tmp_path}/cut.tar/{names[-1]}"
+    assert "the shard is broken: unexpected end of data" in failed.error
+
+
+def test_a_hopeless_job_ends_early_and_goes_on_when_it_is_allowed_to(
+    originals: Path, common: list[str], tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["compress", str(originals), str(tmp_path / "out"), *common]
+    assert main([*command, "--max-failures", "2"]) == 1
+    said = capsys.readouterr().err
+    assert "more than --max-failures 2; the first: " in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out" / "summary.json").exists()
+    assert main([*command, "--max-failures", "3"]) == 0
+    assert Counter(table(str(tmp_path / "out")).status) == {"ok": COUNT, "failed": 3}
+
+
+def test_verified_pixels_are_those_of_the_decoded_file(
+    originals: Path, common: list[str], codec_dir: Path, tmp_path: Path, tracking: str
+) -> None:
+    out = str(tmp_path / "out")
+    assert main(["compress", str(originals / "a"), out, *common, "--verify", "pixels:0.5"]) == 0
+    rows, written, codec = table(out), files(out), load_codec(str(codec_dir))
+    assert set(rows.quality_source) == {"decoded file", "encoder replay"}
+    for row in rows[rows.quality_source == "decoded file"].itertuples():
+        original = np.asarray(Image.open(row.source).convert("RGB"))
+        assert row.psnr_db == pytest.approx(psnr(original, codec.decompress(written[row.key])), abs=0.05)
+
+
+def test_pictures_come_back_in_every_format_and_as_shards(dataset: str, codec_dir: Path, tmp_path: Path) -> None:
+    written, codec = files(dataset), load_codec(str(codec_dir))
+    for kind, extension, least_db in (("png", "png", 50.0), ("webp", "webp", 50.0), ("jpeg", "jpg", 25.0)):
+        out = tmp_path / kind
+        assert main(["decompress", dataset, str(out), "--codec", str(codec_dir), "--format", kind]) == 0
+        found = {p.relative_to(out).with_suffix("").as_posix(): p for p in out.rglob(f"*.{extension}")}
+        assert found.keys() == written.keys()
+        for key in list(written)[::5]:
+            assert psnr(codec.decompress(written[key]), np.asarray(Image.open(found[key]))) > least_db
+    out = tmp_path / "shards"
+    assert main(["decompress", dataset, str(out), "--codec", str(codec_dir), "--shards"]) == 0
+    samples = list(wds.WebDataset(list(map(str, out.glob("*.tar"))), shardshuffle=False).decode("rgb8"))
+    assert Counter(s["__key__"] for s in samples) == Counter(written)
+
+
+def test_an_interrupted_way_back_does_what_is_missing_and_another_format_is_refused(
+    dataset: str, codec_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["decompress", dataset, str(tmp_path), "--codec", str(codec_dir)]
+    assert main(command) == 0
+    pictures = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
+    (tmp_path / "_decompressed" / "00001").unlink()
+    assert main(command) == 0
+    again = {p for p in tmp_path.rglob("*.png") if p.stat().st_mtime_ns != pictures[p]}
+    record = compressed.read_record(dataset, 1)
+    assert len(again) == record.pictures - record.failures
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert main([*command, "--format", "jpeg"]) == 2
+    assert "format: 'png' there, 'jpeg' now" in capsys.readouterr().err
+
+
+def test_single_pictures_come_back_from_their_bytes_alone(
+    dataset: str, s3_storage: S3Server, codec_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parts' other bytes are overwritten: nothing but the pictures' own can have been read."""
+    remote = f"{s3_storage.uri}/single"
+    keys, written = ["a/p04", "b/p11"], files(dataset)
+    members = compressed.find(dataset, keys)
+    for file in Path(dataset).rglob("*"):
+        if file.is_file():
+            data = bytearray(file.read_bytes())
+            if file.suffix == ".tar":
+                kept = [(m.offset, m.offset + m.bytes) for m in members if m.part == file.name]
+                data = bytearray(len(data))
+                for start, end in kept:
+                    data[start:end] = file.read_bytes()[start:end]
+            storage.write_bytes(f"{remote}/{file.relative_to(dataset)}", bytes(data))
+    command = ["decompress", remote, str(tmp_path), "--codec", str(codec_dir), "--keys"]
+    assert main([*command, *keys]) == 0
+    codec = load_codec(str(codec_dir))
+    for key in keys:
+        assert psnr(codec.decompress(written[key]), np.asarray(Image.open(tmp_path / f"{key}.png"))) > 50
+    assert len(list(tmp_path.rglob("*.png"))) == 2
+    assert main([*command, "a/nothing"]) == 2
+    assert "no compressed picture 'a/nothing'" in capsys.readouterr().err
+
+
+def test_a_training_job_reads_the_compressed_dataset_without_unpacking_it(dataset: str, codec_dir: Path) -> None:
+    written, codec = files(dataset), load_codec(str(codec_dir))
+    pictures = CompressedPictures(dataset, str(codec_dir), seed=3)
+    first = [key for key, _ in pictures]
+    assert Counter(first) == Counter(written)
+    assert first != sorted(first)
+    assert [key for key, _ in pictures] == first
+    pictures.set_epoch(1)
+    assert [key for key, _ in pictures] != first
+    loader = DataLoader(CompressedPictures(dataset, str(codec_dir)), batch_size=None, num_workers=2)
+    found = dict(iter(loader))
+    assert found.keys() == written.keys()
+    for key in list(written)[::7]:
+        x_CHW = found[key]
+        assert (x_CHW.dtype, x_CHW.shape[0]) == (torch.uint8, 3)
+        assert psnr(codec.decompress(written[key]), x_CHW.permute(1, 2, 0).numpy()) > 50
+
+
+def test_ray_data_reads_the_compressed_dataset(dataset: str, codec_dir: Path) -> None:
+    written, codec = files(dataset), load_codec(str(codec_dir))
+    rows = read_compressed(dataset, str(codec_dir)).take_all()
+    assert Counter(row["key"] for row in rows) == Counter(written)
+    for row in rows[::7]:
+        assert psnr(codec.decompress(written[row["key"]]), np.asarray(row["image"])) > 50
+
+
+def test_two_jobs_on_one_output_do_no_harm(originals: Path, common: list[str], dataset: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pipelines", "compress", str(originals), str(tmp_path / "out"), *common]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    jobs = [
+        subprocess.Popen(
+            command, env={**environment, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/{i}.db"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    said = [job.communicate()[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    assert files(str(tmp_path / "out")) == files(dataset)
+    pd.testing.assert_frame_equal(table(str(tmp_path / "out")), table(dataset))
+
+
+@pytest.fixture(scope="module")
+def remote_originals(originals: Path, s3_storage: S3Server) -> str:
+    uri = f"{s3_storage.uri}/originals"
+    for file in originals.rglob("*.*"):
+        storage.write_bytes(f"{uri}/{file.relative_to(originals)}", file.read_bytes())
+    return uri
+
+
+@pytest.fixture
+def faults(s3_storage: S3Server) -> Iterator[list[Fault]]:
+    kinds = [
+        Fault("503", r"originals/a", times=9), Fault("reset", r"originals/b", times=3),
+        Fault("503", r"faulty/_units", method="PUT", times=2), Fault("reset", r"faulty/part", method="PUT", times=2),
+    ]  # fmt: skip
+    with s3_storage.proxy.failing(*kinds):
+        yield kinds
+
+
+def test_with_the_driver_killed_and_storage_failing_every_picture_is_there_once_with_the_same_bytes(
+    remote_originals: str, s3_storage: S3Server, common: list[str], dataset: str, faults: list[Fault], tmp_path: Path
+) -> None:
+    out = f"{s3_storage.uri}/faulty"
+    command = [sys.executable, "-m", "pipelines", "compress", remote_originals, out, *common]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for("a unit", lambda: bool(compressed.finished_units(out)), timeout_s=300)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert all(fault.met == fault.times for fault in faults)
+    assert files(out) == files(dataset)
+    rows, expected = table(out), table(dataset)
+    assert list(rows.key) == list(expected.key)
+    assert list(rows.error.dropna()) == list(expected.error.dropna())
+    client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
+    runs = client.search_runs(["1"])
+    assert [r.info.status for r in runs].count("FINISHED") == 1
+
+
+def test_no_pictures_is_a_sentence(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compress", str(tmp_path), str(tmp_path / "out"), *common]) == 2
+    assert "for Parquet tables give --column" in capsys.readouterr().err
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
+    assert main(["compress", str(tmp_path), str(tmp_path / "out"), *common, "--column", "b"]) == 2
+    assert "has no column 'b'; it has a" in capsys.readouterr().err
