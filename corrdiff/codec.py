@@ -322,8 +322,8 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
 
     Raises `BitstreamError` where the file cannot be read or says something else.
     """
-    parsed = bitstream.unpack(data, pending.header.fingerprint)
     header = pending.header
+    parsed = bitstream.unpack(data, header.fingerprint, header.width * header.height)
     if parsed.header != header:
         raise BitstreamError("the file's header is not what was to be written")
     layout = Layout(header.height, header.width, header.tile)

@@ -160,6 +160,8 @@ def _nothing_at(images: str) -> str:
 def _claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> Plan:
     """The plan of `out`: the one that is there if it is of the same codec and settings, else a new one."""
     images = images if images.startswith(pictures.SAMPLE_SCHEME) else storage.absolute(images)
+    if out == images or out.startswith(f"{images}/"):
+        raise UsageError(f"{out} lies among the pictures of {images}; choose another directory")
     identity = {"codec": fingerprint, "images": images, **config.identity()}
     plan = compressed.read_plan(out)
     if plan is None:
@@ -170,9 +172,12 @@ def _claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> P
         plan = Plan(identity, directory, count.units, count.pictures)
         if compressed.create_plan(out, plan):
             return plan
-        storage.remove_tree(storage.join(out, directory))  # another job was quicker
+        written = plan
         plan = compressed.read_plan(out)
         assert plan is not None
+        if plan == written:  # what was said about it got lost on the way
+            return plan
+        storage.remove_tree(storage.join(out, directory))  # another job was quicker
     differing = sorted(k for k in {*identity, *plan.identity} if plan.identity.get(k) != identity.get(k))
     if differing:
         said = "; ".join(f"{k}: {plan.identity.get(k)!r} there, {identity.get(k)!r} now" for k in differing)

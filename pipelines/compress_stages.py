@@ -216,7 +216,10 @@ class Encoder:
         ]
 
     def _decode(self, pending: list[Pending]) -> list[Picture]:
-        return self.codec.decompress_batch([codecs.write(e, self.codec.tables) for e in pending]) if pending else []
+        if not pending:
+            return []
+        files = [codecs.write(e, self.codec.tables) for e in pending]
+        return self.codec.decompress_batch(files, max_pixels=self.config.max_pixels)
 
 
 def _spent(chunk: Chunk, stage: str, started: float) -> dict[str, float]:

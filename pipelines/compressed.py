@@ -158,6 +158,8 @@ def find(uri: str, keys: Sequence[str]) -> list[Member]:
 
     Raises `UsageError` where a key is not there.
     """
+    if not keys:
+        return []
     try:
         with storage.open_ranges(storage.join(uri, INDEX)) as file:
             rows = pq.read_table(file, columns=list(INDEX_COLUMNS), filters=[("key", "in", list(keys))]).to_pylist()

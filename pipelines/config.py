@@ -214,7 +214,7 @@ class CompressConfig:
 
     def _verified_share(self) -> float:
         """Of the pictures that are decoded in full."""
-        found = re.fullmatch(r"latents|pixels(?::(0?\.\d+|[01]))?", self.verify)
+        found = re.fullmatch(r"latents|pixels(?::(0?\.\d+|[01](?:\.0*)?))?", self.verify)
         if not found:
             raise UsageError(f"--verify must be latents, pixels or pixels:SHARE (say pixels:0.05), not '{self.verify}'")
         return 0.0 if self.verify == "latents" else float(found[1] or 1)
@@ -247,7 +247,11 @@ class DecompressConfig:
     """GPUs where the cluster has them, unless told."""
     precision: Literal["fp32", "bf16"] | None = None
     """Where it is not given, bf16 on GPUs and on CPUs that compute in it."""
+    max_pixels: int = 1 << 28
+    """Larger pictures end the job."""
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise UsageError(f"--workers must be at least 1, not {self.workers}")
+        for field in ("workers", "max_pixels"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {value}")

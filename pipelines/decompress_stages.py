@@ -19,7 +19,7 @@ from PIL import Image
 
 from corrdiff import bitstream
 from corrdiff.checkpoint import load_codec
-from corrdiff.codec import CorrDiffCodec, Decoding, Picture, Precision, batch_key
+from corrdiff.codec import CorrDiffCodec, Decoding, Picture, batch_key
 from corrdiff.errors import JobError
 from corrdiff.images import save_png
 from pipelines import compressed, storage
@@ -75,12 +75,12 @@ def read_part(dataset: str, record: Record) -> list[File]:
     return [File(key, file) for key, file in read_members(data, ".crdf")]
 
 
-def portions(files: Iterable[File]) -> Iterator[list[File]]:
+def portions(files: Iterable[File], max_pixels: int) -> Iterator[list[File]]:
     """Lists of about CHUNK_PIXELS, in order."""
     some: list[File] = []
     room = CHUNK_PIXELS
     for file in files:
-        header = bitstream.unpack(file.data).header
+        header = bitstream.unpack(file.data, max_pixels=max_pixels).header
         room -= header.width * header.height
         if some and room < 0:
             yield some
@@ -90,7 +90,7 @@ def portions(files: Iterable[File]) -> Iterator[list[File]]:
         yield some
 
 
-def read_chunks(batch: dict[str, Any], dataset: str) -> Iterator[dict[str, Any]]:
+def read_chunks(batch: dict[str, Any], dataset: str, max_pixels: int) -> Iterator[dict[str, Any]]:
     """A Ray task: whole units, or chosen members of them -> files."""
     for unit, members in zip(batch["unit"].tolist(), batch["members"], strict=True):
         if members is None:
@@ -98,31 +98,32 @@ def read_chunks(batch: dict[str, Any], dataset: str) -> Iterator[dict[str, Any]]
         else:
             chosen = [Member(*member) for member in members]
             files = [File(member.key, compressed.read_member(dataset, member)) for member in chosen]
-        chunks = [*portions(files)] or [[]]
+        chunks = [*portions(files, max_pixels)] or [[]]
         for number, some in enumerate(chunks):
             yield {"chunk": [Chunk(unit, number, len(chunks), some)]}
 
 
-def decode(codec: CorrDiffCodec, files: list[File], decoding: Decoding = "corrected") -> Iterator[Decoded]:
+def decode(codec: CorrDiffCodec, files: list[File], decoding: Decoding, max_pixels: int) -> Iterator[Decoded]:
     """In the order of the files, those of one size together where they follow each other."""
-    headers = [bitstream.unpack(file.data, codec.fingerprint).header for file in files]
+    headers = [bitstream.unpack(file.data, codec.fingerprint, max_pixels).header for file in files]
     for _, run in itertools.groupby(zip(files, headers, strict=True), lambda pair: batch_key(pair[1])):
         while batch := [file for file, _ in itertools.islice(run, BATCH)]:
-            pictures = codec.decompress_batch([file.data for file in batch], decoding)
+            pictures = codec.decompress_batch([file.data for file in batch], decoding, max_pixels)
             yield from (Decoded(file.key, pixels) for file, pixels in zip(batch, pictures, strict=True))
 
 
 class Decoder:
     """A Ray Data actor: the networks on one GPU or one core."""
 
-    def __init__(self, codec: str, device: str, precision: Precision | None, decoding: Decoding) -> None:
+    def __init__(self, codec: str, device: str, config: DecompressConfig) -> None:
         if device == "cpu":
             torch.set_num_threads(1)  # an actor for each core
-        self.codec, self.decoding = load_codec(codec, device, precision), decoding
+        self.codec, self.config = load_codec(codec, device, config.precision), config
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk: Chunk = row["chunk"]
-        return {"chunk": chunk._replace(pictures=list(decode(self.codec, chunk.pictures, self.decoding)))}
+        decoded = decode(self.codec, chunk.pictures, self.config.decoding, self.config.max_pixels)
+        return {"chunk": chunk._replace(pictures=list(decoded))}
 
 
 def decoded(rows: list[dict[str, Any]], dataset: str, codec: str, config: DecompressConfig, stages: Pools) -> Any:
@@ -131,8 +132,10 @@ def decoded(rows: list[dict[str, Any]], dataset: str, codec: str, config: Decomp
 
     chunks = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(read_chunks, batch_size=1, fn_kwargs={"dataset": dataset}, **stages.tasks)
-        .map(Decoder, fn_constructor_args=(codec, stages.device, config.precision, config.decoding), **stages.networks)
+        .map_batches(
+            read_chunks, batch_size=1, fn_kwargs={"dataset": dataset, "max_pixels": config.max_pixels}, **stages.tasks
+        )
+        .map(Decoder, fn_constructor_args=(codec, stages.device, config), **stages.networks)
     )
     chunks.context.target_max_block_size = 1  # a chunk is a block, and goes on as soon as it is there
     return chunks

@@ -83,6 +83,8 @@ def iterate(images: str, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[S
     try:
         root, names = _find(uri, extensions)
         for name in names:
+            if not name.isprintable() and name.encode(errors="ignore").decode() != name:
+                raise UsageError(f"{root}: the name of {name!a} is not UTF-8; rename it")
             yield Source(keys.of(name), storage.join(root, name))
     except OSError as error:
         raise UsageError(f"cannot list {images}: {error}") from None
@@ -92,13 +94,18 @@ def _find(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[str]]:
     """Where the names begin, and the names of the files."""
     magic = re.search(r"[*?\[]", uri)
     if magic:
-        root = uri[: magic.start()].rpartition("/")[0]
+        root = _parent(uri[: magic.start()])
         fits = re.compile(fsspec.utils.glob_translate(uri)).fullmatch
         return root, (name for name in storage.walk(root) if fits(storage.join(root, name)))
     if storage.is_file(uri):
-        root, _, name = uri.rpartition("/")
-        return root, iter([name])
+        return _parent(uri), iter([uri.rpartition("/")[2]])
     return uri, (name for name in storage.walk(uri) if name.lower().endswith(extensions))
+
+
+def _parent(uri: str) -> str:
+    """The directory, up to the root of the disk or of the scheme."""
+    directory, slash, _ = uri.rpartition("/")
+    return f"{directory}{slash}" if directory in ("", uri.partition("://")[0] + ":/") else directory
 
 
 def list_pictures(images: str) -> list[Source]:

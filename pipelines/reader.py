@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from corrdiff import bitstream
 from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.codec import CorrDiffCodec, Decoding, Precision
 from pipelines import compressed, decompress_stages, storage
@@ -32,6 +33,7 @@ class CompressedPictures(IterableDataset[tuple[str, Tensor]]):
     def __init__(
         self, dataset: str, codec: str, decoding: Decoding = "corrected", seed: int | None = None,
         device: str = "cpu", precision: Precision | None = None,
+        max_pixels: int = bitstream.MAX_PIXELS,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -40,6 +42,7 @@ class CompressedPictures(IterableDataset[tuple[str, Tensor]]):
             decoding: "corrected" is the picture; "privileged" is D's alone, which needs one network pass and not one a
                 step.
             seed: with it, parts and the pictures of a part come in an order of that seed and the epoch.
+            max_pixels: larger pictures are an error.
             device: where the networks run; in the workers of a loader that means one codec each.
 
         Raises:
@@ -48,7 +51,7 @@ class CompressedPictures(IterableDataset[tuple[str, Tensor]]):
         self.dataset, self.codec = storage.absolute(dataset), storage.absolute(codec)
         self.plan, _ = compressed.read_complete(self.dataset)
         compressed.check_codec(self.dataset, self.plan, codec, read_config(self.codec)[1])
-        self.decoding, self.seed, self.epoch = decoding, seed, 0
+        self.decoding, self.seed, self.epoch, self.max_pixels = decoding, seed, 0, max_pixels
         self._on = device, precision
         self._loaded: CorrDiffCodec | None = None
 
@@ -67,8 +70,8 @@ class CompressedPictures(IterableDataset[tuple[str, Tensor]]):
         for unit in self._order(0, self.plan.units)[rank * workers + worker_id :: ranks * workers]:
             files = decompress_stages.read_part(self.dataset, compressed.read_record(self.dataset, unit))
             shuffled = [files[i] for i in self._order(unit + 1, len(files))]
-            for some in decompress_stages.portions(shuffled):
-                for decoded in decompress_stages.decode(self._loaded, some, self.decoding):
+            for some in decompress_stages.portions(shuffled, self.max_pixels):
+                for decoded in decompress_stages.decode(self._loaded, some, self.decoding, self.max_pixels):
                     yield decoded.key, torch.from_numpy(decoded.pixels).permute(2, 0, 1)
 
     def _order(self, what: int, count: int) -> list[int]:

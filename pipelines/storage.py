@@ -30,6 +30,7 @@ CHUNK_BYTES = 8 << 20
 """Most of an object that one request of `read_range` asks for, so that a broken connection repeats little."""
 
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DRIVERS = ("aiobotocore", "aiohttp", "botocore", "urllib3")
 """Packages whose errors about the network are not `OSError`s."""
@@ -45,7 +46,8 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *parts])
+    root = uri if uri.endswith("://") else f"{uri.rstrip('/')}/"
+    return root + "/".join(parts)
 
 
 def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -171,7 +173,12 @@ def create_bytes(uri: str, data: bytes) -> bool:
         if is_local(fs):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with _beside(path, data) as temporary:
-                os.link(temporary, path)
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    raise
+                except OSError:  # a file system without hard links
+                    os.replace(temporary, path)
         else:
             fs.pipe_file(path, data, mode="create")
         return True
@@ -229,7 +236,9 @@ def walk(uri: str) -> Iterator[str]:
     fs, path = open_fs(uri)
     if "s3" in fs.protocol:
         return _walk_s3(fs, path)
-    return _walk_tree(path, "", _local_entries if is_local(fs) else lambda p: _entries(fs, p), ())
+    if is_local(fs):
+        return _walk_tree(path, "", _local_entries, os.path.realpath, ())
+    return _walk_tree(path, "", lambda p: _entries(fs, p), str, ())
 
 
 def _walk_s3(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[str]:
@@ -246,21 +255,32 @@ def _walk_s3(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[str]:
         asked["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def _walk_tree(path: str, under: str, entries: Callable[[str], list[str]], above: tuple[str, ...]) -> Iterator[str]:
-    """`entries` gives the names in a directory, those of directories with a slash at the end."""
-    here = os.path.realpath(path)
+def _walk_tree(
+    path: str, under: str, entries: Callable[[str], list[str]], real: Callable[[str], str], above: tuple[str, ...]
+) -> Iterator[str]:
+    """`entries` gives the names in a directory, those of directories with a slash at the end; `real` resolves links."""
+    here = real(path)
     if here in above:  # a link that leads to where it is
         return
     for name in sorted(entries(path)):
         if name.endswith("/"):
-            yield from _walk_tree(f"{path}/{name[:-1]}", f"{under}{name}", entries, (*above, here))
+            yield from _walk_tree(f"{path}/{name[:-1]}", f"{under}{name}", entries, real, (*above, here))
         else:
             yield f"{under}{name}"
 
 
 def _local_entries(path: str) -> list[str]:
-    with os.scandir(path) as found:
-        return [f"{entry.name}/" if entry.is_dir() else entry.name for entry in found]
+    def is_directory(entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError:  # a link to itself
+            return False
+
+    def scan() -> list[str]:
+        with os.scandir(path) as found:
+            return [f"{entry.name}/" if is_directory(entry) else entry.name for entry in found]
+
+    return with_retries(f"listing {path}", scan)
 
 
 def _entries(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
@@ -318,6 +338,8 @@ def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -
             if type(error).__name__ in _CREDENTIALS:
                 raise UsageError(f"{what} is not possible: {error}") from None
             if type(error).__name__ == "ParamValidationError":  # a mistake of ours
+                raise
+            if getattr(error, "errno", None) in _NO_NAME:
                 raise
             if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _DRIVERS:
                 raise

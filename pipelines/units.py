@@ -24,6 +24,10 @@ from pipelines import pictures, storage
 from pipelines.pictures import Keys, Source
 
 UNITS_A_FILE = 256
+ROWS_AT_ONCE = 16
+"""Of a table, that are in memory."""
+
+_NO_TABLE = (pa.ArrowException, OSError)
 
 Kind = Literal["files", "shard", "table"]
 
@@ -82,7 +86,7 @@ def plan_units(images: str, column: str | None, size: int) -> Iterator[Unit]:
         found = pictures.iterate(images, (*EXTENSIONS, ".tar"))
         for is_shard, run in itertools.groupby(found, lambda source: source.uri.lower().endswith(".tar")):
             if is_shard:
-                yield from (Unit("shard", [source.uri], [source.key]) for source in run)
+                yield from (Unit("shard", [source.uri], [f"{source.key}.tar"]) for source in run)
             else:
                 yield from _of_files(run, size)
 
@@ -93,20 +97,24 @@ def _of_files(sources: Iterator[Source], size: int) -> Iterator[Unit]:
 
 
 def _of_table(source: Source, column: str, size: int) -> Iterator[Unit]:
-    with _open_table(source.uri) as table:
-        if column not in table.schema_arrow.names:
-            raise UsageError(f"{source.uri} has no column '{column}'; it has {', '.join(table.schema_arrow.names)}")
-        for group in range(table.num_row_groups):
-            rows = table.metadata.row_group(group).num_rows
-            for first in range(0, rows, size):
-                yield Unit("table", [source.uri], [source.key], column, group, first, min(size, rows - first))
+    """Paths are dealt in runs of `size`; of bytes a row group is a unit: to come to a row, all before it are read."""
+    try:
+        with _open_table(source.uri) as table:
+            if column not in table.schema_arrow.names:
+                raise UsageError(f"{source.uri} has no column '{column}'; it has {', '.join(table.schema_arrow.names)}")
+            kind = table.schema_arrow.field(column).type
+            paths = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            for group in range(table.num_row_groups):
+                rows = table.metadata.row_group(group).num_rows
+                step = size if paths else max(rows, 1)
+                for first in range(0, rows, step):
+                    yield Unit("table", [source.uri], [source.key], column, group, first, min(step, rows - first))
+    except _NO_TABLE as error:
+        raise UsageError(f"{source.uri} is no Parquet file ({error})") from None
 
 
 def _open_table(uri: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(storage.open_ranges(uri))
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{uri} is no Parquet file ({error})") from None
+    return pq.ParquetFile(storage.open_ranges(uri))
 
 
 def write_plan(directory: str, units: Iterator[Unit]) -> Count:
@@ -167,46 +175,60 @@ def _read(key: str, source: str, uri: str) -> Found:
         return Found(key, source, storage.read_bytes(uri, storage.PATIENT_ATTEMPTS))
     except FileNotFoundError:
         return Found(key, source, None, "there is no such file")
-    except (UsageError, IsADirectoryError, NotADirectoryError) as error:
+    except (OSError, ValueError) as error:  # no file, or nothing that could be the name of one
         return Found(key, source, None, str(error))
 
 
 def _rows(unit: Unit) -> Iterator[Found]:
     (uri,), (prefix,) = unit.uris, unit.keys
+    row = -1
+    try:
+        with _open_table(uri) as table:
+            row = sum(table.metadata.row_group(i).num_rows for i in range(unit.group)) + unit.first
+            batches = table.iter_batches(ROWS_AT_ONCE, row_groups=[unit.group], columns=[unit.column])
+            values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
+            for value in itertools.islice(values, unit.first, unit.first + unit.pictures):
+                yield _cell(unit, f"{prefix}/{row:09d}", row, value.as_py())
+                row += 1
+    except FileNotFoundError:
+        yield Found(f"{prefix}/-", uri, None, "there is no such file")
+    except _NO_TABLE as error:
+        yield Found(f"{prefix}/{row:09d}", uri, None, f"the table is broken from row {row} on: {error}")
 
-    with _open_table(uri) as table:
-        before = sum(table.metadata.row_group(i).num_rows for i in range(unit.group))
-        column = table.read_row_group(unit.group, columns=[unit.column]).column(0)
-        values: list[Any] = column.slice(unit.first, unit.pictures).to_pylist()
-    for row, value in enumerate(values, start=before + unit.first):
-        key, source = f"{prefix}/{row:09d}", f"{uri}, row {row}"
-        if isinstance(value, bytes):
-            yield Found(key, source, value)
-        elif isinstance(value, str):
-            here = "://" in value or value.startswith("/")
-            yield _read(key, value, value if here else storage.join(uri.rpartition("/")[0], value))
-        else:
-            kind = "nothing" if value is None else type(value).__name__
-            yield Found(key, source, None, f"column '{unit.column}' holds {kind}, neither a path nor bytes")
+
+def _cell(unit: Unit, key: str, row: int, value: Any) -> Found:
+    (uri,) = unit.uris
+    source = f"{uri}, row {row}"
+    if isinstance(value, bytes):
+        return Found(key, source, value)
+    if isinstance(value, str):
+        here = "://" in value or value.startswith("/")
+        return _read(key, value, value if here else storage.join(uri.rpartition("/")[0], value))
+    kind = "nothing" if value is None else type(value).__name__
+    return Found(key, source, None, f"column '{unit.column}' holds {kind}, neither a path nor bytes")
 
 
 def _members(unit: Unit) -> Iterator[Found]:
     """Pictures among a tar's members; the tar streams through."""
     (uri,), (prefix,) = unit.uris, unit.keys
-    known: dict[str, int] = {}
+    used: set[str] = set()
     key, source = f"{prefix}/-", uri
     try:
-        with storage.open_ranges(uri, storage.CHUNK_BYTES) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        with storage.open_ranges(uri, storage.CHUNK_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 if info.isfile() and info.name.lower().endswith(EXTENSIONS):
-                    key, source = f"{prefix}/{Keys().of(info.name)}", f"{uri}/{info.name}"
-                    known[key] = known.get(key, 0) + 1
-                    if known[key] > 1:
-                        key = f"{key}-{known[key]}"
+                    name = info.name.encode(errors="replace").decode()
+                    wanted, source = f"{prefix}/{Keys().of(name)}", f"{uri}/{name}"
+                    candidates = itertools.chain([wanted], (f"{wanted}-{n}" for n in itertools.count(2)))
+                    key = next(candidate for candidate in candidates if candidate not in used)
+                    used.add(key)
                     member = tar.extractfile(info)
                     assert member is not None
                     yield Found(key, source, member.read())
                     key, source = f"{prefix}/-", uri
+            file.seek(tar.offset)  # a header that is damaged or cut short looks like the end
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no header and no end at byte {tar.offset:,}")
     except FileNotFoundError:
         yield Found(key, source, None, "there is no such file")
     except (UsageError, tarfile.TarError) as error:

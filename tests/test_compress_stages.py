@@ -19,6 +19,7 @@ from PIL import Image
 
 from corrdiff import bitstream, metrics
 from corrdiff import codec as codecs
+from corrdiff.bitstream import MAX_PIXELS
 from corrdiff.codec import CorrDiffCodec, Pending, Settings
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import save_png
@@ -374,7 +375,7 @@ def test_what_is_compressed_is_decoded_from_its_part(
     shown = {e.opened.key: e.shown for c in chunks for e in c.pictures}
     record = compress_stages.write_unit(str(tmp_path), 0, _code(chunks, str(codec_dir)), {})
     files = decompress_stages.read_part(str(tmp_path), record)
-    decoded = list(decompress_stages.decode(codec, files))
+    decoded = list(decompress_stages.decode(codec, files, "corrected", MAX_PIXELS))
     assert [d.key for d in decoded] == ["k/0", "k/1", "k/2"]
     assert all(metrics.psnr(d.pixels, shown[d.key]) > 50 for d in decoded)
 
@@ -401,10 +402,10 @@ def test_files_of_a_part_are_cut_into_portions_by_their_pixels(
 ) -> None:
     monkeypatch.setattr(decompress_stages, "CHUNK_PIXELS", 200)
     files = _files(codec, [(10, 10), (10, 10), (1, 1), (20, 20), (10, 10), (10, 10)])
-    portions = list(decompress_stages.portions(files))
+    portions = list(decompress_stages.portions(files, MAX_PIXELS))
     assert [[f.key for f in portion] for portion in portions] == [["0", "1"], ["2"], ["3"], ["4", "5"]]
-    assert [len(portion) for portion in decompress_stages.portions(files[3:])] == [1, 2]
-    assert list(decompress_stages.portions([])) == []
+    assert [len(portion) for portion in decompress_stages.portions(files[3:], MAX_PIXELS)] == [1, 2]
+    assert list(decompress_stages.portions([], MAX_PIXELS)) == []
 
 
 def test_files_that_follow_each_other_and_are_alike_are_decoded_together(
@@ -420,7 +421,7 @@ def test_files_that_follow_each_other_and_are_alike_are_decoded_together(
 
     monkeypatch.setattr(CorrDiffCodec, "decompress_batch", spying)
     sizes = [(8, 8), (8, 8), (8, 8), (8, 9), (8, 8)]
-    decoded = list(decompress_stages.decode(codec, _files(codec, sizes)))
+    decoded = list(decompress_stages.decode(codec, _files(codec, sizes), "corrected", MAX_PIXELS))
     assert batches == [2, 1, 1, 1]
     assert [(d.key, d.pixels.shape[:2]) for d in decoded] == [(str(i), size) for i, size in enumerate(sizes)]
 
@@ -430,7 +431,7 @@ def test_a_file_of_another_codec_is_not_decoded(codec: CorrDiffCodec) -> None:
     header, tiles = bitstream.unpack(file.data)
     other = bitstream.Header(**{**vars(header), "fingerprint": bytes(8)})
     with pytest.raises(bitstream.BitstreamError, match=bytes(8).hex()):
-        list(decompress_stages.decode(codec, [File("a", bitstream.pack(other, tiles))]))
+        list(decompress_stages.decode(codec, [File("a", bitstream.pack(other, tiles))], "corrected", MAX_PIXELS))
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])

@@ -100,7 +100,7 @@ def test_tars_among_files_are_units_of_their_own(tmp_path: Path, write: Write) -
     write("c.tar", _tar({"x.png": b"x", "y.png": b"y"}))
     plan = _plan(tmp_path)
     assert [(u.kind, u.keys, u.pictures) for u in plan] == [
-        ("files", ["a", "b"], 2), ("shard", ["c"], 0), ("files", ["d"], 1),
+        ("files", ["a", "b"], 2), ("shard", ["c.tar"], 0), ("files", ["d"], 1),
     ]  # fmt: skip
     found = _read(plan)
     assert [f.data for f in found] == [b"a.png", b"b.png", b"x", b"y", b"d.png"]
@@ -161,10 +161,22 @@ def test_a_shard_that_is_gone_is_one_failure(tmp_path: Path, write: Write) -> No
     assert [(f.data, f.error) for f in _read(plan)] == [(None, "there is no such file")]
 
 
-def test_a_table_is_cut_within_its_row_groups(tmp_path: Path, write: Write) -> None:
+def test_a_table_of_paths_is_cut_within_its_row_groups(tmp_path: Path, write: Write) -> None:
+    for i in range(7):
+        write(f"{i}.png", bytes([i]))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"path": [f"{i}.png" for i in range(7)]}), buffer, row_group_size=5)
+    write("t.parquet", buffer.getvalue())
+    plan = _plan(tmp_path, "path", size=3)
+    assert [(u.group, u.first, u.pictures) for u in plan] == [(0, 0, 3), (0, 3, 2), (1, 0, 2)]
+    assert [f.data for f in _read(plan)] == [bytes([i]) for i in range(7)]
+    assert [f.key for f in _read(plan)] == [f"t/{i:09d}" for i in range(7)]
+
+
+def test_a_row_group_of_bytes_is_a_unit(tmp_path: Path, write: Write) -> None:
     write("t.parquet", _table(12, group=5))
     plan = _plan(tmp_path, "image", size=3)
-    assert [(u.group, u.first, u.pictures) for u in plan] == [(0, 0, 3), (0, 3, 2), (1, 0, 3), (1, 3, 2), (2, 0, 2)]
+    assert [(u.group, u.first, u.pictures) for u in plan] == [(0, 0, 5), (1, 0, 5), (2, 0, 2)]
     assert {u.kind for u in plan} == {"table"}
     found = _read(plan)
     assert [f.data for f in found] == [bytes([i]) for i in range(12)]
@@ -351,4 +363,59 @@ def test_one_picture_of_a_unit_is_read_by_its_key(tmp_path: Path, write: Write) 
     for unit in plan:
         for found in units.read_pictures(unit):
             assert units.read_picture(unit, found.key) == found
-    assert [units.read_picture(unit, "none") for unit in plan if unit.kind != "files"] == [None] * 5
+    assert [units.read_picture(unit, "none") for unit in plan if unit.kind != "files"] == [None] * 3
+
+
+def test_a_tar_whose_header_is_damaged_or_cut_off_says_so(tmp_path: Path, write: Write) -> None:
+    whole = _tar({"a.png": b"1", "b.png": b"2", "c.png": b"3"})
+    second = 1024
+    damaged = bytearray(whole)
+    damaged[second + 3] ^= 1
+    cases = {"damaged": bytes(damaged), "cut_in_header": whole[: second + 100], "cut_before_header": whole[:second]}
+    for name, data in cases.items():
+        write(f"{name}.tar", data)
+        found = list(units.read_pictures(units.Unit("shard", [f"{tmp_path}/{name}.tar"], ["s"])))
+        assert [(f.key, f.data) for f in found] == [("s/a", b"1"), ("s/-", None)]
+        assert "the shard is broken" in found[1].error
+
+
+def test_keys_of_a_tar_are_unique_whatever_its_names(tmp_path: Path, write: Write) -> None:
+    names = ["a.jpg", "a-2.png", "a.png", "a.webp", "a-1.png", "b\udcff.png"]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name in [*names, "a.jpg"]:
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    write("s.tar", buffer.getvalue())
+    found = _read(_plan(tmp_path))
+    assert len({f.key for f in found}) == len(found) == 7
+    assert all(f.key.encode() and f.source.encode() for f in found)
+
+
+def test_a_tar_and_the_directory_that_it_was_unpacked_to_share_no_key(tmp_path: Path, write: Write) -> None:
+    write("a.tar", _tar({"x.png": b"1"}))
+    write("a/x.png", b"1")
+    assert sorted(f.key for f in _read(_plan(tmp_path))) == ["a.tar/x", "a/x"]
+
+
+def test_a_table_that_is_gone_or_damaged_is_a_failure_and_values_that_name_no_file_are(
+    tmp_path: Path, write: Write
+) -> None:
+    write("t.parquet", _table(6, group=6))
+    (unit,) = _plan(tmp_path, "image")
+    data = (tmp_path / "t.parquet").read_bytes()
+    write("t.parquet", b"PAR1" + bytes(len(data) - 8) + b"PAR1")
+    (broken,) = units.read_pictures(unit)
+    assert "the table is broken" in broken.error
+    with pytest.raises(UsageError, match="is no Parquet file"):
+        _plan(tmp_path, "image")
+    (tmp_path / "t.parquet").unlink()
+    (gone,) = units.read_pictures(unit)
+    assert gone.error == "there is no such file"
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"path": ["a\0b", "x" * 300, "none.png"]}), buffer)
+    write("t.parquet", buffer.getvalue())
+    found = _read(_plan(tmp_path, "path"))
+    assert [f.data for f in found] == [None] * 3
+    assert all(f.error for f in found)

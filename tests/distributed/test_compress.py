@@ -169,7 +169,7 @@ def test_tars_of_pictures_and_tables_of_bytes_and_of_paths_give_the_files_that_a
         assert sorted(rows.error.dropna()) == sorted(plain.error.dropna())
         assert rows.key.is_unique
     assert set(table(f"{tmp_path}/from-shard").key) == {
-        f"shard-{int(i >= 14):03d}/{Path(n).with_suffix('')}" for i, n in enumerate(names)
+        f"shard-{int(i >= 14):03d}.tar/{Path(n).with_suffix('')}" for i, n in enumerate(names)
     }
 
 
