@@ -20,11 +20,12 @@ from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.codec import Settings
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import EXTENSIONS, ImageError, open_image
-from pipelines import compress_report, compress_stages, compressed, pictures, storage, units
+from pipelines import compress_report, compress_stages, compressed, opening, pictures, storage, units
 from pipelines.compress_report import Summary
-from pipelines.compress_stages import STAGES, Chunk, Done, Encoder
+from pipelines.compress_stages import STAGES, Done, Encoder
 from pipelines.compressed import Plan, Record
 from pipelines.config import CompressConfig
+from pipelines.opening import Chunk
 from pipelines.progress import console
 from pipelines.ray_session import own_errors, pools
 from pipelines.tracking import Tracker
@@ -263,7 +264,7 @@ def _run(
     dataset = (
         ray.data.from_items([{"unit": n} for n in numbers], override_num_blocks=len(numbers))
         .map_batches(
-            compress_stages.read_chunks, batch_size=1, **stages.tasks,
+            opening.read_chunks, batch_size=1, **stages.tasks,
             fn_kwargs={"directory": storage.join(out, plan.directory), "config": config},
         )
         .map(Encoder, fn_constructor_args=(codec, config, stages.device), **stages.networks)

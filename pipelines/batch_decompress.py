@@ -6,6 +6,7 @@ OUT/_decompressed/00000        written when a unit's pictures are all there; run
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ def decompress_dataset(
     if keys:
         found = compressed.find(dataset, list(dict.fromkeys(keys)))
         some = [found[i : i + KEYS_A_ROW] for i in range(0, len(found), KEYS_A_ROW)]
-        rows = [{"unit": n, "members": list(map(tuple, members))} for n, members in enumerate(some)]
+        rows = [{"unit": n, "members": json.dumps(members)} for n, members in enumerate(some)]
         yield from _run(rows, len(found), dataset, out, codec, config, marks=False)
         return
     what = {"dataset": plan.directory, "format": config.format, "shards": config.shards}
@@ -50,7 +51,7 @@ def decompress_dataset(
         differing = "; ".join(f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in what.items() if there.get(k) != v)
         raise UsageError(f"{out} holds other pictures ({differing}); choose another directory")
     done = set(storage.list_names(storage.join(out, DONE)))
-    rows = [{"unit": unit, "members": None} for unit in range(plan.units) if f"{unit:05d}" not in done]
+    rows = [{"unit": unit, "members": ""} for unit in range(plan.units) if f"{unit:05d}" not in done]
     skipped = compressed.read_records(dataset, [u for u in range(plan.units) if f"{u:05d}" in done])
     total = summary["pictures"] - summary["failures"] - sum(r.pictures - r.failures for r in skipped)
     yield from _run(rows, total, dataset, out, codec, config, marks=True)

@@ -1,6 +1,6 @@
 """The stages through which a dataset is compressed, each for the machine that it fits; batch_compress.py joins them.
 
-    read    CPU          a unit's pictures, opened, in chunks of like size
+    read    CPU          a unit's pictures, opened, in chunks of like size (opening.py)
     encode  GPU or CPU   the networks and the factors, a few pictures at a time; symbols and factors come out
     code    CPU          symbols to a file, the file read back to the same latents, quality
     write   I/O          a unit whose pictures have all come: its part, and then its record
@@ -19,7 +19,7 @@ import json
 import math
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -32,51 +32,13 @@ from corrdiff.bitstream import BitstreamError
 from corrdiff.checkpoint import load_codec, load_networks
 from corrdiff.codec import Pending, Picture, Settings
 from corrdiff.entropy_tables import EntropyTables
-from corrdiff.images import ImageError, open_image
-from pipelines import compressed, storage, units
+from pipelines import compressed, storage
 from pipelines.compressed import COLUMNS, File, Record
 from pipelines.config import CompressConfig
+from pipelines.opening import Chunk, Opened
 from pipelines.tar import add_member
 
-CHUNK_PIXELS = 1 << 22
-"""Pictures that go through the stages together, at most (one picture may have more)."""
-
-READY_PIXELS = 1 << 20
-"""Pictures of one size go on when there are this many pixels of them, in whole batches."""
-
-HELD_PIXELS = 1 << 25
-"""Of pictures that wait in the reader for others of their size."""
-
 STAGES = ("read", "encode", "code", "write")
-
-
-class Chunk(NamedTuple):
-    """Some pictures of a unit, on their way."""
-
-    unit: int
-    pictures: list[Any]
-    """`Opened`, `Encoded` or `Done`."""
-    total: int | None
-    """Of the unit; said by its last chunk alone."""
-    seconds: dict[str, float]
-    """What each stage took for these."""
-
-
-class Opened(NamedTuple):
-    """A picture, or why it is none."""
-
-    place: int
-    """In its unit."""
-    key: str
-    source: str
-    pixels: Picture | None
-    changes: tuple[str, ...] = ()
-    error: str = ""
-
-    @property
-    def size(self) -> int:
-        """In pixels."""
-        return self.pixels.shape[0] * self.pixels.shape[1] if self.pixels is not None else 0
 
 
 class Encoded(NamedTuple):
@@ -97,78 +59,6 @@ class Done(NamedTuple):
     row: dict[str, Any]
     data: bytes | None
     changes: tuple[str, ...] = ()
-
-
-# --- read
-
-
-def read_chunks(batch: dict[str, Any], directory: str, config: CompressConfig) -> Iterator[dict[str, Any]]:
-    """A Ray task: numbers of units -> their pictures, opened."""
-    for number in batch["unit"].tolist():
-        pictures = units.read_pictures(units.read_unit(directory, number))
-        for chunk in open_unit(number, pictures, config.batch, config.max_pixels):
-            yield {"chunk": [chunk]}
-
-
-def open_unit(number: int, pictures: Iterable[units.Found], batch: int, max_pixels: int) -> Iterator[Chunk]:
-    """Open a unit's pictures; those of one size come together, in whole batches where there are enough. The last chunk
-    says how many there were."""
-    by_size: dict[tuple[int, ...], list[Opened]] = {}
-    failed: list[Opened] = []
-    held = total = 0
-    busy_s = 0.0
-    remaining = iter(pictures)
-
-    def chunk(some: list[Opened], of: int | None = None) -> Chunk:
-        nonlocal busy_s
-        seconds, busy_s = {"read": busy_s}, 0.0
-        return Chunk(number, some, of, seconds)
-
-    while True:
-        started = time.perf_counter()
-        found = next(remaining, None)
-        opened = _open(total, found, max_pixels) if found else None
-        busy_s += time.perf_counter() - started
-        if opened is None:
-            break
-        total += 1
-        if opened.pixels is None:
-            failed.append(opened)
-            continue
-        alike = by_size.setdefault(opened.pixels.shape, [])
-        alike.append(opened)
-        held += opened.size
-        if len(alike) % batch == 0 and len(alike) * opened.size >= READY_PIXELS:
-            held -= len(alike) * opened.size
-            yield chunk(by_size.pop(opened.pixels.shape))
-        elif held > HELD_PIXELS:
-            yield from map(chunk, _portions(by_size))
-            by_size, held = {}, 0
-    yield from map(chunk, _portions(by_size))
-    yield chunk(failed, total)
-
-
-def _portions(by_size: dict[tuple[int, ...], list[Opened]]) -> list[list[Opened]]:
-    """Everything, of one size after the other, in lists of about CHUNK_PIXELS."""
-    portions: list[list[Opened]] = []
-    room = 0
-    for opened in itertools.chain.from_iterable(by_size.values()):
-        if opened.size > room:
-            portions.append([])
-            room = CHUNK_PIXELS
-        portions[-1].append(opened)
-        room -= opened.size
-    return portions
-
-
-def _open(place: int, found: units.Found, max_pixels: int) -> Opened:
-    if found.data is None:
-        return Opened(place, found.key, found.source, None, error=found.error)
-    try:
-        image = open_image(found.data, max_pixels)
-    except ImageError as error:
-        return Opened(place, found.key, found.source, None, error=str(error))
-    return Opened(place, found.key, found.source, image.pixels, image.changes)
 
 
 # --- encode

@@ -10,16 +10,14 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import json
 import tarfile
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
 from PIL import Image
 
 from corrdiff import bitstream
-from corrdiff.checkpoint import load_codec
-from corrdiff.codec import CorrDiffCodec, Decoding, Picture, batch_key
 from corrdiff.errors import JobError
 from corrdiff.images import save_png
 from pipelines import compressed, storage
@@ -27,6 +25,9 @@ from pipelines.compressed import Member, Record
 from pipelines.config import DecompressConfig
 from pipelines.ray_session import Pools
 from pipelines.tar import add_member, read_members
+
+if TYPE_CHECKING:  # it brings torch along, which reading and saving do without
+    from corrdiff.codec import CorrDiffCodec, Decoding, Picture
 
 CHUNK_PIXELS = 1 << 24
 """Pictures that go through the stages together, and into one shard, at most (one picture may have more)."""
@@ -92,11 +93,11 @@ def portions(files: Iterable[File], max_pixels: int) -> Iterator[list[File]]:
 
 def read_chunks(batch: dict[str, Any], dataset: str, max_pixels: int) -> Iterator[dict[str, Any]]:
     """A Ray task: whole units, or chosen members of them -> files."""
-    for unit, members in zip(batch["unit"].tolist(), batch["members"], strict=True):
-        if members is None:
+    for unit, members in zip(batch["unit"].tolist(), batch["members"].tolist(), strict=True):
+        if not members:
             files = read_part(dataset, compressed.read_record(dataset, unit))
         else:
-            chosen = [Member(*member) for member in members]
+            chosen = [Member(*member) for member in json.loads(members)]
             files = [File(member.key, compressed.read_member(dataset, member)) for member in chosen]
         chunks = [*portions(files, max_pixels)] or [[]]
         for number, some in enumerate(chunks):
@@ -105,6 +106,7 @@ def read_chunks(batch: dict[str, Any], dataset: str, max_pixels: int) -> Iterato
 
 def decode(codec: CorrDiffCodec, files: list[File], decoding: Decoding, max_pixels: int) -> Iterator[Decoded]:
     """In the order of the files, those of one size together where they follow each other."""
+
     headers = [bitstream.unpack(file.data, codec.fingerprint, max_pixels).header for file in files]
     for _, run in itertools.groupby(zip(files, headers, strict=True), lambda pair: batch_key(pair[1])):
         while batch := [file for file, _ in itertools.islice(run, BATCH)]:
@@ -116,6 +118,8 @@ class Decoder:
     """A Ray Data actor: the networks on one GPU or one core."""
 
     def __init__(self, codec: str, device: str, config: DecompressConfig) -> None:
+        import torch
+
         if device == "cpu":
             torch.set_num_threads(1)  # an actor for each core
         self.codec, self.config = load_codec(codec, device, config.precision), config

@@ -68,7 +68,8 @@ def own_errors() -> Iterator[None]:
         if ours:
             kind, sentence = ours[-1]
             raise (JobError if kind == "JobError" else UsageError)(sentence) from None
-        raise JobError(f"Ray: {text.splitlines()[-1] if text else type(error).__name__}") from error
+        others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .+$", text, re.MULTILINE)
+        raise JobError(f"Ray: {[type(error).__name__, *text.splitlines()[-1:], *others][-1]}") from error
 
 
 def quiet() -> None:

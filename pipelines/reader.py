@@ -89,7 +89,7 @@ def read_compressed(dataset: str, codec: str, config: DecompressConfig | None = 
     dataset, codec = storage.absolute(dataset), storage.absolute(codec)
     plan, _ = compressed.read_complete(dataset)
     compressed.check_codec(dataset, plan, codec, read_config(codec)[1])
-    rows = [{"unit": unit, "members": None} for unit in range(plan.units)]
+    rows = [{"unit": unit, "members": ""} for unit in range(plan.units)]
     config = config or DecompressConfig()
     chunks = decompress_stages.decoded(rows, dataset, codec, config, pools(config.device, config.workers))
     return chunks.flat_map(_rows, num_cpus=0)

@@ -23,12 +23,13 @@ from corrdiff.bitstream import MAX_PIXELS
 from corrdiff.codec import CorrDiffCodec, Pending, Settings
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import save_png
-from pipelines import batch_compress, compress_stages, compressed, decompress_stages, storage
+from pipelines import batch_compress, compress_stages, compressed, decompress_stages, opening, storage
 from pipelines.batch_compress import Assembly, Tally
-from pipelines.compress_stages import Chunk, Done, Encoder, Opened
+from pipelines.compress_stages import Done, Encoder
 from pipelines.compressed import COLUMNS, Member, Plan, Record
 from pipelines.config import CompressConfig
 from pipelines.decompress_stages import File
+from pipelines.opening import Chunk, Opened
 from pipelines.units import Found
 
 Picture = npt.NDArray[np.uint8]
@@ -51,7 +52,7 @@ def _flat(height: int, width: int, count: int) -> list[Picture]:
 
 
 def _open(found: list[Found], batch: int = 4, max_pixels: int = 1 << 28) -> list[Chunk]:
-    return list(compress_stages.open_unit(5, found, batch, max_pixels))
+    return list(opening.open_unit(5, found, batch, max_pixels))
 
 
 def _encode(pictures: list[Picture], codec: str, config: CompressConfig = QUICK) -> list[Chunk]:
@@ -90,7 +91,7 @@ def test_pictures_of_one_size_follow_each_other() -> None:
 
 
 def test_a_size_of_which_there_are_enough_goes_on_in_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress_stages, "READY_PIXELS", 64)
+    monkeypatch.setattr(opening, "READY_PIXELS", 64)
     taken: list[int] = []
 
     def counting() -> Iterator[Found]:
@@ -98,14 +99,14 @@ def test_a_size_of_which_there_are_enough_goes_on_in_whole_batches(monkeypatch: 
             taken.append(i)
             yield found
 
-    chunks = compress_stages.open_unit(0, counting(), 4, 1 << 28)
+    chunks = opening.open_unit(0, counting(), 4, 1 << 28)
     assert [p.place for p in next(chunks).pictures] == [0, 1, 2, 3]
     assert len(taken) == 4
     assert [len(c.pictures) for c in chunks] == [4, 1, 0]
 
 
 def test_what_waits_for_others_of_its_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress_stages, "HELD_PIXELS", 100)
+    monkeypatch.setattr(opening, "HELD_PIXELS", 100)
     taken: list[int] = []
 
     def counting() -> Iterator[Found]:
@@ -114,14 +115,14 @@ def test_what_waits_for_others_of_its_size_is_bounded(monkeypatch: pytest.Monkey
             yield found
 
     came = 0
-    for chunk in compress_stages.open_unit(0, counting(), 4, 1 << 28):
+    for chunk in opening.open_unit(0, counting(), 4, 1 << 28):
         assert sum(20 + i for i in taken[came:]) <= 100 + 50
         came += len(chunk.pictures)
     assert came == 30
 
 
 def test_the_last_of_a_unit_are_cut_into_chunks_of_like_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress_stages, "CHUNK_PIXELS", 100)
+    monkeypatch.setattr(opening, "CHUNK_PIXELS", 100)
     chunks = _open(_found([*_flat(5, 6, 7), *_flat(20, 20, 1)]))
     assert [[p.size for p in c.pictures] for c in chunks] == [[30] * 3, [30] * 3, [30], [400], []]
 
