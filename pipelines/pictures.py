@@ -99,6 +99,8 @@ def _find(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[str]]:
         return root, (name for name in storage.walk(root) if fits(storage.join(root, name)))
     if storage.is_file(uri):
         return _parent(uri), iter([uri.rpartition("/")[2]])
+    if not storage.exists(uri):
+        return uri, iter(())
     return uri, (name for name in storage.walk(uri) if name.lower().endswith(extensions))
 
 

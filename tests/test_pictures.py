@@ -176,7 +176,7 @@ def test_a_single_file_is_taken_whatever_its_extension(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["/none/of/this", "memory://pictures-none"])
 def test_a_place_that_is_not_there_is_an_error(where: str) -> None:
-    with pytest.raises(UsageError, match=f"cannot list {where}"):
+    with pytest.raises(UsageError, match=f"no pictures at {where}"):
         pictures.list_pictures(where)
 
 
