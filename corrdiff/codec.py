@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -68,6 +68,15 @@ class Pending(NamedTuple):
     """Of each tile, row by row."""
     reconstruction: Picture
     factors: list[npt.NDArray[np.uint8]]
+
+
+class Preview(NamedTuple):
+    """What a picture would become, known before the diffusion has run."""
+
+    bytes: int
+    """Of the file without its factors."""
+    mse: float
+    """Of D's picture, in grey levels squared."""
 
 
 class CorrDiffCodec:
@@ -127,62 +136,101 @@ class CorrDiffCodec:
         self, images: Sequence[Picture], settings: Settings, on_tile: OnTile | None = None
     ) -> list[Encoded]:
         """Pictures of one size -> files. Raises `UsageError` for arrays that are no such pictures."""
-        header, tiles, levels, shown = self._encode(images, settings, self.tables.code, on_tile)
+        headers = self._headers(images, settings, [settings.quality] * len(images))
         return [
-            Encoded(_pack(header, list(streams), list(factors)), picture, list(factors))
-            for streams, factors, picture in zip(
-                zip(*tiles, strict=True), zip(*levels, strict=True), shown, strict=True
-            )
+            Encoded(_pack(header, streams, factors), picture, factors)
+            for header, streams, factors, picture in self._encode(images, headers, settings, self.tables.code, on_tile)
         ]
 
-    def encode_batch(self, images: Sequence[Picture], settings: Settings) -> list[Pending]:
-        """The part of `compress_batch` that needs the networks; `write` does the rest, anywhere."""
-        header, tiles, levels, shown = self._encode(images, settings, list, None)
+    def encode_batch(
+        self, images: Sequence[Picture], settings: Settings, qualities: Sequence[int] | None = None
+    ) -> list[Pending]:
+        """The part of `compress_batch` that needs the networks; `write` does the rest, anywhere.
+
+        `qualities` are those of each picture, where they differ.
+        """
+        headers = self._headers(images, settings, qualities or [settings.quality] * len(images))
         return [
-            Pending(header, list(symbols), picture, list(factors))
-            for symbols, factors, picture in zip(
-                zip(*tiles, strict=True), zip(*levels, strict=True), shown, strict=True
-            )
+            Pending(header, symbols, picture, factors)
+            for header, symbols, factors, picture in self._encode(images, headers, settings, list, None)
         ]
 
     @torch.inference_mode()
-    def _encode(
-        self, images: Sequence[Picture], settings: Settings, keep: Callable[[list[Symbols]], list[T]],
-        on_tile: OnTile | None,
-    ) -> tuple[Header, list[list[T]], list[list[npt.NDArray[np.uint8]]], list[Picture]]:  # fmt: skip
-        """The header; of each tile what is kept of each picture's symbols, and its factors; the decoded pictures."""
+    def latents(self, images: Sequence[Picture], settings: Settings) -> list[Tensor]:
+        """Of pictures of one size: each tile's y_BMhw before the gain, for `preview`."""
+        layout = _layout(self._headers(images, settings, [settings.quality])[0])
+        return [self._analyse(images, layout, i, j) for i, j in layout]
+
+    @torch.inference_mode()
+    def preview(
+        self, images: Sequence[Picture], latents: Sequence[Tensor], settings: Settings, qualities: Sequence[int]
+    ) -> list[Preview]:
+        """What each picture would become at its quality: rANS and one pass of D, a small part of an encode."""
+        headers = self._headers(images, settings, qualities)
+        layout = _layout(headers[0])
+        streams, read = self._quantised(layout, headers, lambda i, j: latents[layout.index(i, j)], self.tables.code)
+        squared_B = torch.zeros(len(images), dtype=torch.float64, device=self.device)
+        for i, j in layout:
+            rows, columns = layout.core(i, j)
+            d_BCHW = self._decode_privileged(read.window(i, j))[:, :, rows, columns]
+            squared_B += (d_BCHW - self._core(images, layout, i, j)).square().sum(dim=(1, 2, 3), dtype=torch.float64)
+        squares = (squared_B * 127.5**2 / images[0].size).tolist()
+        return [
+            Preview(len(bitstream.pack(header, [Streams(b"", s.z, s.y) for s in tiles])), mse)
+            for header, tiles, mse in zip(headers, _by_picture(streams, layout), squares, strict=True)
+        ]
+
+    def _headers(self, images: Sequence[Picture], settings: Settings, qualities: Sequence[int]) -> list[Header]:
         _check(images)
         height, width = images[0].shape[:2]
-        diffusion_config = self.config.diffusion
-        steps = settings.steps or diffusion_config.steps
-        cell, bits = diffusion_config.grid, diffusion_config.factor_bits
-        side = settings.tile_for(height, width)
-        layout = Layout(height, width, side)
-        g_BM11 = self._gain([settings.quality] * len(images))
+        config = self.config.diffusion
+        steps, side = settings.steps or config.steps, settings.tile_for(height, width)
+        return [
+            Header(self.fingerprint, width, height, quality, steps, config.grid, config.factor_bits, side)
+            for quality in qualities
+        ]
+
+    def _analyse(self, images: Sequence[Picture], layout: Layout, i: int, j: int) -> Tensor:
+        """y_BMhw of a tile's padded core, before the gain."""
+        row, column = layout.rows[i], layout.columns[j]
+        x_BCHW = self._to_tensor(images, slice(row.begin, row.end), slice(column.begin, column.end))
+        with self._autocast():
+            y_BMhw: Tensor = self.model.analysis(_pad(x_BCHW))
+        top, left = ((s.start - s.begin) // LATENT_STRIDE for s in (row, column))
+        rows, columns = (s.padded // LATENT_STRIDE for s in (row, column))
+        return y_BMhw[:, :, top : top + rows, left : left + columns].float()
+
+    def _quantised(
+        self, layout: Layout, headers: Sequence[Header], y_of: Callable[[int, int], Tensor],
+        keep: Callable[[list[Symbols]], list[T]],
+    ) -> tuple[dict[tuple[int, int], list[T]], Latents]:  # fmt: skip
+        """y_hat / g_q of each tile, where a window asks for it; what is kept of its symbols, of each picture."""
+        g_BM11 = self._gain([header.quality for header in headers])
         kept: dict[tuple[int, int], list[T]] = {}
 
         def load(i: int, j: int) -> Tensor:
-            row, column = layout.rows[i], layout.columns[j]
-            x_BCHW = self._to_tensor(images, slice(row.begin, row.end), slice(column.begin, column.end))
-            with self._autocast():
-                y_BMhw = self.model.analysis(_pad(x_BCHW))
-            top, left = ((s.start - s.begin) // LATENT_STRIDE for s in (row, column))
-            rows, columns = (s.padded // LATENT_STRIDE for s in (row, column))
-            y_BMhw = y_BMhw[:, :, top : top + rows, left : left + columns].float() * g_BM11
+            y_BMhw = y_of(i, j) * g_BM11
             symbols, y_hat_BMhw = self.tables.quantise(y_BMhw, self.model.entropy.hyper_analysis(y_BMhw))
             kept[i, j] = keep(symbols)
             return y_hat_BMhw.to(self.device) / g_BM11
 
-        latents = Latents(layout, load)
+        return kept, Latents(layout, load)
+
+    @torch.inference_mode()
+    def _encode(
+        self, images: Sequence[Picture], headers: Sequence[Header], settings: Settings,
+        keep: Callable[[list[Symbols]], list[T]], on_tile: OnTile | None,
+    ) -> Iterator[tuple[Header, list[T], list[npt.NDArray[np.uint8]], Picture]]:  # fmt: skip
+        """Of each picture: its header; of each tile what is kept of its symbols, and its factors; the decoded one."""
+        header, layout = headers[0], _layout(headers[0])
+        height, width, cell, bits = header.height, header.width, header.grid, header.factor_bits
+        kept, latents = self._quantised(layout, headers, lambda i, j: self._analyse(images, layout, i, j), keep)
         out = [np.zeros((height, width, 3), np.uint8) for _ in images]
         levels: list[list[npt.NDArray[np.uint8]]] = []
         for i, j in layout:
             rows, columns = layout.core(i, j)
-            row, column = layout.rows[i], layout.columns[j]
-            x_BCHW = self._to_tensor(
-                images, slice(row.start, row.start + row.size), slice(column.start, column.start + column.size)
-            )
-            grid = Grid(row.size, column.size, cell)
+            x_BCHW = self._core(images, layout, i, j)
+            grid = Grid(layout.rows[i].size, layout.columns[j].size, cell)
             fitted: list[Tensor] = []
 
             def factors_of(step: int, parts: Parts) -> Tensor:
@@ -193,12 +241,11 @@ class CorrDiffCodec:
             d_BCHW = self._decode_privileged(y_hat_BMhw)
             d_core_BCHW = d_BCHW[:, :, rows, columns]
             fit = Fit(x_BCHW, d_core_BCHW, grid, bits, settings.fidelity, self._perceptual)
-            x_0_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, layout, (i, j), steps, grid, factors_of)
+            x_0_BCHW = self._trajectory(y_hat_BMhw, d_BCHW, layout, (i, j), header.steps, grid, factors_of)
             self._paste(out, x_0_BCHW, layout, i, j)
             levels.append(list(torch.stack(fitted, dim=1).to("cpu", torch.uint8).numpy()))
             _tile_done(layout, i, j, on_tile)
-        header = Header(self.fingerprint, width, height, settings.quality, steps, cell, bits, side)
-        return header, [kept[tile] for tile in layout], levels, out
+        return zip(headers, _by_picture(kept, layout), map(list, zip(*levels, strict=True)), out, strict=True)
 
     @torch.inference_mode()
     def decompress_batch(
@@ -215,7 +262,7 @@ class CorrDiffCodec:
         header = parsed[0].header
         if any(batch_key(p.header) != batch_key(header) for p in parsed):
             raise UsageError("the files of a batch must agree in width, height, steps, factor grid and tiles")
-        layout = Layout(header.height, header.width, header.tile)
+        layout = _layout(header)
         g_BM11 = self._gain([p.header.quality for p in parsed])
         latents = Latents(layout, lambda i, j: self._read_latent(parsed, layout, i, j).to(self.device) / g_BM11)
         out = [np.zeros((header.height, header.width, 3), np.uint8) for _ in files]
@@ -307,6 +354,13 @@ class CorrDiffCodec:
         g_BM11: Tensor = self.model.gain(torch.tensor(qualities, device=self.device))
         return g_BM11
 
+    def _core(self, images: Sequence[Picture], layout: Layout, i: int, j: int) -> Tensor:
+        """The pixels of a tile's core."""
+        row, column = layout.rows[i], layout.columns[j]
+        return self._to_tensor(
+            images, slice(row.start, row.start + row.size), slice(column.start, column.start + column.size)
+        )
+
     def _to_tensor(self, images: Sequence[Picture], rows: slice, columns: slice) -> Tensor:
         x_BHWC = torch.from_numpy(np.stack([image[rows, columns] for image in images])).to(self.device)
         return x_BHWC.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
@@ -326,7 +380,7 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
     parsed = bitstream.unpack(data, header.fingerprint, header.width * header.height)
     if parsed.header != header:
         raise BitstreamError("the file's header is not what was to be written")
-    layout = Layout(header.height, header.width, header.tile)
+    layout = _layout(header)
     for (i, j), streams, symbols, levels in zip(layout, parsed.tiles, pending.symbols, pending.factors, strict=True):
         steps, planes, rows, columns = levels.shape
         try:
@@ -356,6 +410,15 @@ def _check(images: Sequence[Picture]) -> None:
             raise UsageError(f"expected RGB uint8 pictures [H, W, 3], got {image.dtype} {list(image.shape)}")
         if image.shape != images[0].shape:
             raise UsageError("the pictures of a batch must have one size")
+
+
+def _layout(header: Header) -> Layout:
+    return Layout(header.height, header.width, header.tile)
+
+
+def _by_picture(kept: dict[tuple[int, int], list[T]], layout: Layout) -> list[list[T]]:
+    """What was kept of each tile's pictures -> of each picture's tiles."""
+    return list(map(list, zip(*(kept[tile] for tile in layout), strict=True)))
 
 
 def _tile_done(layout: Layout, i: int, j: int, on_tile: OnTile | None) -> None:

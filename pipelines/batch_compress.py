@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import itertools
 import random
 import time
@@ -17,17 +18,17 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from corrdiff.checkpoint import load_codec, read_config
-from corrdiff.codec import Settings
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import EXTENSIONS, ImageError, open_image
-from pipelines import compress_report, compress_stages, compressed, opening, pictures, storage, units
+from pipelines import compress_report, compress_stages, compressed, opening, pictures, storage, target, units
 from pipelines.compress_report import Summary
 from pipelines.compress_stages import STAGES, Done, Encoder
 from pipelines.compressed import Plan, Record
-from pipelines.config import CompressConfig
+from pipelines.config import CompressConfig, differences
 from pipelines.opening import Chunk
 from pipelines.progress import console
 from pipelines.ray_session import own_errors, pools
+from pipelines.target import Rate
 from pipelines.tracking import Tracker
 from pipelines.units import Unit
 
@@ -78,7 +79,10 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
         tracker = compress_report.begin(images, out, codec, fingerprint, config, console.print)
         status = "FAILED"
         try:
-            yield from _run_all(out, codec, plan, config, tally, tracker)
+            rate = target.find_rate(out, codec, plan, config) if config.has_target else None
+            if rate is not None:
+                tracker.metrics({f"target/{k}": float(v) for k, v in dataclasses.asdict(rate).items()}, step=0)
+            yield from _run_all(out, codec, plan, config, rate, tally, tracker)
             summary = compress_report.finish(out, codec, plan, tracker)
             status = "FINISHED"
         finally:
@@ -89,14 +93,14 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
 
 
 def _run_all(
-    out: str, codec: str, plan: Plan, config: CompressConfig, tally: Tally, tracker: Tracker
+    out: str, codec: str, plan: Plan, config: CompressConfig, rate: Rate | None, tally: Tally, tracker: Tracker
 ) -> Iterator[Progress]:
     """All units without a record; the pace goes to MLflow now and then, and the stages' shares at the end."""
     missing = [unit for unit in range(plan.units) if unit not in tally.done]
     started = since = time.monotonic()
     pictures, pixels = 0, 0
     for i in range(0, len(missing), SEGMENT_UNITS):
-        for progress in _run(missing[i : i + SEGMENT_UNITS], out, codec, plan, config, tally):
+        for progress in _run(missing[i : i + SEGMENT_UNITS], out, codec, plan, config, rate, tally):
             yield progress
             seconds = time.monotonic() - since
             if seconds >= PACE_EVERY_S:
@@ -114,39 +118,45 @@ def _run_all(
 
 
 def estimate(images: str, codec: str, config: CompressConfig, workers: int, sample: int = 3) -> Estimate:
-    """Count the pictures and time a few of them, to say what the whole would take.
+    """Count the pictures and time a few of them, to say what the whole would take; with a PSNR for a target, at the
+    default quality.
 
     Raises `UsageError` where there are none, or none of the few can be opened.
     """
     loaded = load_codec(codec)
-    settings = Settings(config.quality, config.fidelity, config.steps)
+    settings = config.settings()
     chance = random.Random(0)
-    chosen: list[Unit] = []
-    number = known = 0
+    shards: list[Unit] = []
+    others: list[Unit] = []
+    number, known, number_of_shards = 0, 0, 0
     for number, unit in enumerate(units.plan_units(images, config.column, config.unit), start=1):
         known += unit.pictures
-        if len(chosen) < sample:
-            chosen.append(unit)
-        elif chance.random() < sample / number:
-            chosen[chance.randrange(sample)] = unit
-    if not chosen:
+        number_of_shards += unit.kind == "shard"
+        few, of = (shards, number_of_shards) if unit.kind == "shard" else (others, number - number_of_shards)
+        if len(few) < sample:
+            few.append(unit)
+        elif chance.random() < sample / of:
+            few[chance.randrange(sample)] = unit
+    if not number:
         raise UsageError(_nothing_at(images))
-    shards = [sum(1 for _ in units.read_pictures(unit)) for unit in chosen if unit.kind == "shard"]
-    count = known or round(number * sum(shards) / len(shards))
+    in_shards = [sum(1 for _ in units.read_pictures(unit)) for unit in shards]
+    count = known + (round(number_of_shards * sum(in_shards) / len(shards)) if shards else 0)
     seconds, read, written, good = 0.0, 0, 0, 0
-    for unit in chosen:
+    for unit in [*shards, *others]:
         for found in itertools.islice(units.read_pictures(unit), 1):
             started = time.monotonic()
             try:
                 image = open_image(found.data or b"", config.max_pixels)
             except ImageError:
                 continue
-            written += len(loaded.compress_batch([image.pixels], settings)[0].data)
+            size = len(loaded.compress_batch([image.pixels], settings)[0].data)
+            pixels = image.pixels.shape[0] * image.pixels.shape[1]
+            written += size if config.target_bpp is None else round(config.target_bpp * pixels / 8)
             read += len(found.data or b"")
             seconds += time.monotonic() - started
             good += 1
     if not good:
-        raise UsageError(f"none of {len(chosen)} sampled pictures at {images} could be opened")
+        raise UsageError(f"none of {len(shards) + len(others)} sampled pictures at {images} could be opened")
     scale = count / good
     return Estimate(count, round(read * scale), good, seconds * scale / workers, round(written * scale))
 
@@ -179,9 +189,8 @@ def _claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> P
         if plan == written:  # what was said about it got lost on the way
             return plan
         storage.remove_tree(storage.join(out, directory))  # another job was quicker
-    differing = sorted(k for k in {*identity, *plan.identity} if plan.identity.get(k) != identity.get(k))
-    if differing:
-        said = "; ".join(f"{k}: {plan.identity.get(k)!r} there, {identity.get(k)!r} now" for k in differing)
+    said = differences(plan.identity, identity)
+    if said:
         raise UsageError(f"{out} holds another compression ({said}); choose another directory")
     return plan
 
@@ -254,7 +263,7 @@ class Assembly:
 
 
 def _run(
-    numbers: list[int], out: str, codec: str, plan: Plan, config: CompressConfig, tally: Tally
+    numbers: list[int], out: str, codec: str, plan: Plan, config: CompressConfig, rate: Rate | None, tally: Tally
 ) -> Iterator[Progress]:
     """Take units through the stages; yields after each chunk and each unit."""
     import ray
@@ -267,7 +276,7 @@ def _run(
             opening.read_chunks, batch_size=1, **stages.tasks,
             fn_kwargs={"directory": storage.join(out, plan.directory), "config": config},
         )
-        .map(Encoder, fn_constructor_args=(codec, config, stages.device), **stages.networks)
+        .map(Encoder, fn_constructor_args=(codec, config, stages.device, rate), **stages.networks)
         .map(
             compress_stages.code_chunk, **stages.tasks,
             fn_kwargs={"codec": codec, "lpips_weights": config.lpips_weights},

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from corrdiff.checkpoint import read_config
 from corrdiff.errors import UsageError
 from pipelines import compressed, decompress_stages, storage
-from pipelines.config import DecompressConfig
+from pipelines.config import DecompressConfig, differences
 from pipelines.ray_session import own_errors, pools
 
 DONE = "_decompressed"
@@ -47,9 +47,8 @@ def decompress_dataset(
         return
     what = {"dataset": plan.directory, "format": config.format, "shards": config.shards}
     uri = storage.join(out, DONE, "what.json")
-    if not storage.create_bytes(uri, storage.to_json(what)) and (there := storage.read_json(uri)) != what:
-        differing = "; ".join(f"{k}: {there.get(k)!r} there, {v!r} now" for k, v in what.items() if there.get(k) != v)
-        raise UsageError(f"{out} holds other pictures ({differing}); choose another directory")
+    if not storage.create_bytes(uri, storage.to_json(what)) and (said := differences(storage.read_json(uri), what)):
+        raise UsageError(f"{out} holds other pictures ({said}); choose another directory")
     done = set(storage.list_names(storage.join(out, DONE)))
     rows = [{"unit": unit, "members": ""} for unit in range(plan.units) if f"{unit:05d}" not in done]
     skipped = compressed.read_records(dataset, [u for u in range(plan.units) if f"{u:05d}" in done])

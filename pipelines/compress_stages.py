@@ -30,13 +30,14 @@ from corrdiff import codec as codecs
 from corrdiff import metrics
 from corrdiff.bitstream import BitstreamError
 from corrdiff.checkpoint import load_codec, load_networks
-from corrdiff.codec import Pending, Picture, Settings
+from corrdiff.codec import Pending, Picture
 from corrdiff.entropy_tables import EntropyTables
-from pipelines import compressed, storage
+from pipelines import compressed, storage, target
 from pipelines.compressed import COLUMNS, File, Record
 from pipelines.config import CompressConfig
 from pipelines.opening import Chunk, Opened
 from pipelines.tar import add_member
+from pipelines.target import Rate
 
 STAGES = ("read", "encode", "code", "write")
 
@@ -67,10 +68,10 @@ class Done(NamedTuple):
 class Encoder:
     """A Ray Data actor: the networks on one GPU or one core."""
 
-    def __init__(self, codec: str, config: CompressConfig, device: str) -> None:
+    def __init__(self, codec: str, config: CompressConfig, device: str, rate: Rate | None = None) -> None:
         if device == "cpu":
             torch.set_num_threads(1)  # an actor for each core
-        self.config = config
+        self.config, self.rate = config, rate
         self.codec = load_codec(codec, device, config.precision)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -89,10 +90,11 @@ class Encoder:
         images = [p.pixels for p in batch if p.pixels is not None]
         if not images:
             return [Encoded(p, None, None, "", p.error) for p in batch]
-        config = self.config
+        settings = self.config.settings()
         try:
-            pending = self.codec.encode_batch(images, Settings(config.quality, config.fidelity, config.steps))
-            checked = [config.verifies_pixels(p.key) for p in batch]
+            levels = target.qualities(self.codec, images, settings, self.rate) if self.rate else None
+            pending = self.codec.encode_batch(images, settings, levels)
+            checked = [self.config.verifies_pixels(p.key) for p in batch]
             decoded = iter(self._decode([e for e, c in zip(pending, checked, strict=True) if c]))
         except (MemoryError, torch.OutOfMemoryError) as error:
             if len(batch) > 1:

@@ -1,6 +1,7 @@
 """What a compressed dataset is, and reading it.
 
     OUT/plan.json                  the codec, the settings and how many units; the first one that is written counts
+    OUT/rate.json                  with a target, the rule by which each picture finds its quality (target.py)
     OUT/_plan/...                  which pictures belong to which unit (units.py)
     OUT/part-00000-<hash>.tar      WebDataset: KEY.crdf, KEY.json
     OUT/part-00000-<hash>.parquet  a row for each picture, failures too
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 from corrdiff.errors import JobError, UsageError
 from pipelines import storage
 
-PLAN, SUMMARY, INDEX = "plan.json", "summary.json", "_index/keys.parquet"
+PLAN, RATE, SUMMARY, INDEX = "plan.json", "rate.json", "summary.json", "_index/keys.parquet"
 PLANS, UNITS = "_plan", "_units"
 FORMAT = "corrdiff-dataset-1"
 

@@ -17,6 +17,12 @@ PhaseName = Literal["phase1", "phase2"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
+def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """What makes two identities differ, for the sentence that refuses; empty where they are the same."""
+    names = sorted(k for k in {*there, *now} if there.get(k) != now.get(k))
+    return "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in names)
+
+
 @dataclass(frozen=True)
 class ShardConfig:
     """Cut pictures into WebDataset shards of training crops."""
@@ -173,8 +179,13 @@ class TrainConfig:
 class CompressConfig:
     """How to compress a dataset."""
 
-    quality: int = DEFAULT_QUALITY
-    """Rate: 0 (smallest files) to 7 (best pictures)."""
+    quality: int | None = None
+    """Rate: 0 (smallest files) to 7 (best pictures); 4 where neither it nor a target is given."""
+    target_bpp: float | None = None
+    """Instead of a quality: bits a pixel over the whole dataset. Each picture takes the quality at which bits gain as
+    much PSNR as in all others."""
+    target_psnr: float | None = None
+    """The same for the mean PSNR of the pictures, in dB."""
     fidelity: float = DEFAULT_FIDELITY
     """1 asks for the least distortion, 0 for the most natural texture."""
     steps: int | None = None
@@ -202,7 +213,12 @@ class CompressConfig:
     """End the job when more pictures than this have failed."""
 
     def __post_init__(self) -> None:
-        Settings(self.quality, self.fidelity, self.steps)  # checks its ranges
+        self.settings()  # checks its ranges
+        if len([v for v in (self.quality, self.target_bpp, self.target_psnr) if v is not None]) > 1:
+            raise UsageError("--quality, --target-bpp and --target-psnr: give one of them")
+        for name, target in (("bpp", self.target_bpp), ("psnr", self.target_psnr)):
+            if target is not None and not 0 < target < math.inf:
+                raise UsageError(f"--target-{name} must be positive, not {target}")
         for field in ("unit", "batch", "max_pixels"):
             if getattr(self, field) < 1:
                 raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}")
@@ -211,6 +227,14 @@ class CompressConfig:
         if self.max_failures is not None and self.max_failures < 0:
             raise UsageError(f"--max-failures must not be negative, not {self.max_failures}")
         self._verified_share()
+
+    @property
+    def has_target(self) -> bool:
+        return self.target_bpp is not None or self.target_psnr is not None
+
+    def settings(self) -> Settings:
+        """Of a picture; with a target, but for its quality."""
+        return Settings(DEFAULT_QUALITY if self.quality is None else self.quality, self.fidelity, self.steps)
 
     def _verified_share(self) -> float:
         """Of the pictures that are decoded in full."""
@@ -227,7 +251,8 @@ class CompressConfig:
     def identity(self) -> dict[str, Any]:
         """What makes two compressions the same; the rest may change when one goes on."""
         may_change = {"workers", "device", "max_failures", "lpips_weights", "max_pixels"}
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in may_change}
+        quality = None if self.has_target else self.settings().quality
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in may_change} | {"quality": quality}
 
 
 @dataclass(frozen=True)

@@ -26,38 +26,48 @@ class Costs(NamedTuple):
     read_bytes: int
     peak_memory_bytes: int
     """Of the worker with the most: of its GPU, else of its process."""
+    flops: float
+    """Floating-point operations of the networks, over all workers."""
+    peak_flops: float | None
+    """What the GPUs could have done in that time; None where that is not known."""
+    worker_s: float
+    """Seconds times workers."""
     workers: int
+    """At the end."""
 
     def joined(self, later: Costs) -> Costs:
         """Of both stretches of time."""
+        peaks = [peak for peak in (self.peak_flops, later.peak_flops) if peak is not None]
         return Costs(
             images=self.images + later.images, seconds=self.seconds + later.seconds,
             waited_s=self.waited_s + later.waited_s, read_bytes=self.read_bytes + later.read_bytes,
-            peak_memory_bytes=max(self.peak_memory_bytes, later.peak_memory_bytes), workers=later.workers,
+            peak_memory_bytes=max(self.peak_memory_bytes, later.peak_memory_bytes), flops=self.flops + later.flops,
+            peak_flops=sum(peaks) if len(peaks) == 2 else None,
+            worker_s=self.worker_s + later.worker_s, workers=later.workers,
         )  # fmt: skip
 
-    def metrics(self, flops_per_image: float, peak_flops: float | None) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """As MLflow gets them."""
-        rate = self.images / max(self.seconds, 1e-9)
+        seconds = max(self.seconds, 1e-9)
         values = {
-            "images_per_s": rate,
-            "images_per_s_per_worker": rate / self.workers,
-            "waiting_share": self.waited_s / max(self.seconds, 1e-9),
-            "read_mb_per_s": self.read_bytes / 1e6 / max(self.seconds, 1e-9),
+            "images_per_s": self.images / seconds,
+            "images_per_s_per_worker": self.images / max(self.worker_s, 1e-9),
+            "waiting_share": self.waited_s / seconds,
+            "read_mb_per_s": self.read_bytes / 1e6 / seconds,
             "peak_memory_gib": self.peak_memory_bytes / 2**30,
-            "tflops_per_s": rate * flops_per_image / 1e12,
+            "tflops_per_s": self.flops / seconds / 1e12,
             "workers": float(self.workers),
         }
-        if peak_flops is not None:
-            values["mfu"] = rate * flops_per_image / (peak_flops * self.workers)
+        if self.peak_flops:
+            values["mfu"] = self.flops / self.peak_flops
         return values
 
 
 class Meter:
     """Counts on one worker."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, flops_per_image: float) -> None:
+        self.device, self.flops_per_image = device, flops_per_image
         self._reset()
 
     def add(self, images: int, waited_s: float, read_bytes: int) -> None:
@@ -73,9 +83,12 @@ class Meter:
         every = [torch.zeros_like(mine, device=self.device) for _ in range(dist.get_world_size())]
         dist.all_gather(every, mine.to(self.device))
         table = torch.stack(every).cpu()
+        peak, worker_s = peak_flops(self.device), seconds * len(every)
         costs = Costs(
             images=self._images, seconds=seconds, waited_s=float(table[:, 0].mean()),
-            read_bytes=int(table[:, 1].sum()), peak_memory_bytes=int(table[:, 2].max()), workers=len(every),
+            read_bytes=int(table[:, 1].sum()), peak_memory_bytes=int(table[:, 2].max()),
+            flops=self._images * self.flops_per_image, peak_flops=peak * worker_s if peak else None,
+            worker_s=worker_s, workers=len(every),
         )  # fmt: skip
         self._reset()
         return costs

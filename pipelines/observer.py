@@ -15,7 +15,7 @@ import torch
 from corrdiff.checkpoint import read_config
 from pipelines import storage
 from pipelines.config import PhaseName, TrainConfig
-from pipelines.costs import Costs, peak_flops
+from pipelines.costs import Costs
 from pipelines.export import codec_config, export_model
 from pipelines.progress import console, display
 from pipelines.report import Panel, side_by_side
@@ -35,10 +35,9 @@ class Board:
     def say(self, sentence: str) -> None:
         self._state["said"].append(sentence)
 
-    def spend(self, costs: Costs, flops_per_image: float, peak_flops: float | None) -> None:
+    def spend(self, costs: Costs) -> None:
         before = self._state.get("costs")
         self._state["costs"] = costs if before is None else before.joined(costs)
-        self._state["measured"] = self._state["costs"].metrics(flops_per_image, peak_flops)
 
     def read(self) -> dict[str, Any]:
         return self._state
@@ -105,15 +104,14 @@ class Observer:
 
     def after_window(self, trainer: Trainer, costs: Costs) -> None:
         """A point of each curve: the mean over the steps since the last one."""
-        peak = peak_flops(trainer.device)
-        self.board.spend.remote(costs, trainer.flops_per_image, peak)
+        self.board.spend.remote(costs)
         rows = [n for _, n in self.window]
         means = np.average([r.terms for r, _ in self.window], axis=0, weights=rows).tolist()
         names = self._names(trainer)
         values = {name: value for name, value in zip(trainer.term_names, means, strict=True) if name in names}
         for name in [n for n in values if n.startswith("mse_")]:
             values[f"psnr_{name.removeprefix('mse_')}_db"] = 10 * math.log10(4 / max(values[name], 1e-12))
-        spent = costs.metrics(trainer.flops_per_image, peak)
+        spent = costs.metrics()
         values |= {
             "lr": self.window[-1][0].lr,
             "grad_norm": float(np.mean([r.grad_norm for r, _ in self.window])),

@@ -56,10 +56,12 @@ class Opened(NamedTuple):
         return self.pixels.shape[0] * self.pixels.shape[1] if self.pixels is not None else 0
 
 
-def read_chunks(batch: dict[str, Any], directory: str, config: CompressConfig) -> Iterator[dict[str, Any]]:
-    """A Ray task: numbers of units -> their pictures, opened."""
+def read_chunks(
+    batch: dict[str, Any], directory: str, config: CompressConfig, every: int = 1
+) -> Iterator[dict[str, Any]]:
+    """A Ray task: numbers of units -> their pictures, or each `every`-th of them, opened."""
     for number in batch["unit"].tolist():
-        pictures = units.read_pictures(units.read_unit(directory, number))
+        pictures = units.read_pictures(units.read_unit(directory, number), every)
         for chunk in open_unit(number, pictures, config.batch, config.max_pixels):
             yield {"chunk": [chunk]}
 

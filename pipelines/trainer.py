@@ -110,7 +110,10 @@ class Trainer:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         world_size, parameters = dist.get_world_size(), sum(p.numel() for _, p in trained)
         self.zero_stage = choose_stage(config, parameters, world_size, _memory_bytes(device))
-        self.flops_per_image = flops_per_image(module, self.transform, config.crop, device)
+        # Only the first worker's count is used, and counting takes a while.
+        self.flops_per_image = (
+            flops_per_image(module, self.transform, config.crop, device) if dist.get_rank() == 0 else 0.0
+        )
         self.engine, *_ = deepspeed.initialize(
             model=module, model_parameters=[p for _, p in trained],
             config=deepspeed_config(config, world_size, self.zero_stage),

@@ -25,7 +25,7 @@ from corrdiff.checkpoint import CONFIG_FILE, load_networks, read_config, save_co
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.errors import JobError, UsageError
 from pipelines import ingest, storage, train_state, validation
-from pipelines.config import PhaseName, TrainConfig
+from pipelines.config import PhaseName, TrainConfig, differences
 from pipelines.costs import Costs, Meter
 from pipelines.observer import Board, Observer, watch
 from pipelines.plan import Cursor
@@ -48,6 +48,7 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     config = dataclasses.replace(
         config, shards=storage.absolute(config.shards), storage=storage.absolute(config.storage),
@@ -71,7 +72,9 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
     use_gpu = config.device != "cpu" and gpus > 0
     elastic = (config.min_workers, config.max_workers) if config.min_workers < config.max_workers else None
     cpus = 1.0 if use_gpu else _cpus_per_worker(config.max_workers, cluster_cpus(), elastic is not None)
-    board = ray.remote(Board).options(num_cpus=0).remote()
+    # On the driver's own machine: it must not go away with one that comes and goes.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -125,7 +128,7 @@ def _spent(phase: str, state: dict[str, Any]) -> str:
     costs: Costs | None = state.get("costs")
     if costs is None:
         return f"{phase}: nothing was left to train"
-    m = state["measured"]
+    m = costs.metrics()
     use = f", MFU {m['mfu']:.1%}" if "mfu" in m else ""
     return (
         f"{phase}: {costs.images:,} crops in {costs.seconds:.0f} s: {m['images_per_s']:.1f} crops/s, "
@@ -152,8 +155,7 @@ def _claim(run: str, phase: PhaseName, config: TrainConfig, manifest: Manifest) 
     if storage.exists(uri):
         found = storage.read_json(uri)["identity"]
         if found != identity:
-            differing = sorted(k for k in {*found, *identity} if found.get(k) != identity.get(k))
-            said = "; ".join(f"{k}: {found.get(k)!r} there, {identity.get(k)!r} now" for k in differing)
+            said = differences(found, identity)
             raise UsageError(f"{run} holds a different run ({said}); choose another --name or remove it")
     else:
         storage.write_json(uri, {"identity": identity, "config": dataclasses.asdict(config), "phase": phase})
@@ -217,7 +219,7 @@ def _train_loop(
     reader = ray.train.get_dataset_shard(ingest.DATASET)
     assert isinstance(reader, ingest.CropReader)
     held_out = validation.read_held_out(config.shards)
-    meter = Meter(device)
+    meter = Meter(device, trainer.flops_per_image)
     epoch_rows, epoch_from = 0, trainer.progress.cursor
     saved_for_leaving = False
     waited_from = time.monotonic()

@@ -169,9 +169,9 @@ def test_batches_are_of_one_size_and_no_larger_than_asked(
     batches: list[list[tuple[int, ...]]] = []
     original = CorrDiffCodec.encode_batch
 
-    def spying(self: CorrDiffCodec, images: list[Picture], settings: Settings) -> list[Pending]:
+    def spying(self: CorrDiffCodec, images: list[Picture], *rest: Any) -> list[Pending]:
         batches.append([i.shape[:2] for i in images])
-        return original(self, images, settings)
+        return original(self, images, *rest)
 
     monkeypatch.setattr(CorrDiffCodec, "encode_batch", spying)
     pictures = [draw(16, 16), draw(16, 20), draw(16, 16), draw(16, 20), draw(16, 16)]
@@ -197,10 +197,10 @@ def test_a_batch_too_large_for_the_memory_is_tried_one_by_one(
 ) -> None:
     original = CorrDiffCodec.encode_batch
 
-    def little_memory(self: CorrDiffCodec, images: list[Picture], settings: Settings) -> list[Pending]:
+    def little_memory(self: CorrDiffCodec, images: list[Picture], *rest: Any) -> list[Pending]:
         if sum(i.size for i in images) > 16 * 16 * 3:
             raise torch.OutOfMemoryError("out of memory\nwith much advice")
-        return original(self, images, settings)
+        return original(self, images, *rest)
 
     monkeypatch.setattr(CorrDiffCodec, "encode_batch", little_memory)
     encoded = [e for c in _encode([*[draw(16, 16)] * 3, draw(16, 17)], str(codec_dir)) for e in c.pictures]

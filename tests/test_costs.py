@@ -14,11 +14,14 @@ from pipelines.phase1 import Phase1
 from pipelines.plan import Cursor
 from pipelines.trainer import flops_per_image
 
-ONE = Costs(images=100, seconds=10.0, waited_s=0.5, read_bytes=2_000_000, peak_memory_bytes=1 << 30, workers=2)
+ONE = Costs(
+    images=100, seconds=10.0, waited_s=0.5, read_bytes=2_000_000, peak_memory_bytes=1 << 30, flops=3e11,
+    peak_flops=None, worker_s=20.0, workers=2,
+)  # fmt: skip
 
 
 def test_costs_are_rates_over_all_workers_and_shares_of_the_time() -> None:
-    values = ONE.metrics(flops_per_image=3e9, peak_flops=None)
+    values = ONE.metrics()
     assert values["images_per_s"] == 10
     assert values["images_per_s_per_worker"] == 5
     assert values["waiting_share"] == pytest.approx(0.05)
@@ -26,14 +29,17 @@ def test_costs_are_rates_over_all_workers_and_shares_of_the_time() -> None:
     assert values["peak_memory_gib"] == 1
     assert values["tflops_per_s"] == pytest.approx(0.03)
     assert "mfu" not in values
-    assert ONE.metrics(3e9, peak_flops=1e12)["mfu"] == pytest.approx(0.015)
+    assert ONE._replace(peak_flops=2e13).metrics()["mfu"] == pytest.approx(0.015)
 
 
 def test_stretches_of_time_add_up_and_memory_is_the_highest() -> None:
-    later = ONE._replace(seconds=30.0, peak_memory_bytes=5, workers=1)
+    later = ONE._replace(seconds=30.0, peak_memory_bytes=5, worker_s=30.0, workers=1, peak_flops=1e13)
     joined = ONE.joined(later)
-    assert (joined.images, joined.seconds, joined.read_bytes) == (200, 40.0, 4_000_000)
+    assert (joined.images, joined.seconds, joined.read_bytes, joined.flops) == (200, 40.0, 4_000_000, 6e11)
     assert joined.peak_memory_bytes == 1 << 30
+    assert joined.metrics()["images_per_s_per_worker"] == 4
+    assert joined.peak_flops is None
+    assert later.joined(later).peak_flops == 2e13
 
 
 def test_the_longest_name_of_a_gpu_that_fits_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,260 @@
+"""`--target-bpp` and `--target-psnr`: from a sample of the pictures, the rule by which each finds its quality.
+
+    a few pictures of some units  --D at every quality-->     curves  --fit-->  rule
+    some of them                  --encoded by the rule-->    what factors and diffusion add to D's bytes and PSNR
+
+The sample grows until the mean is known well enough. The rule is written down (OUT/rate.json) and the first one counts,
+so that a job that goes on, on whatever machines, gives the pictures the qualities that it would have had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import operator
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from corrdiff import correction, rate_control
+from corrdiff.checkpoint import load_codec
+from corrdiff.codec import CorrDiffCodec, Picture, Preview, Settings
+from corrdiff.config import QUALITIES
+from corrdiff.errors import JobError, UsageError
+from corrdiff.rate_control import Choice, Curve, Means, Point
+from pipelines import opening, storage
+from pipelines.compressed import RATE, Plan
+from pipelines.config import CompressConfig
+from pipelines.opening import Chunk
+from pipelines.progress import console
+from pipelines.ray_session import own_errors, pools
+
+FIRST_UNITS = 64
+"""Each further round doubles the sample."""
+PICTURES_OF_A_UNIT = 8
+"""About so many pictures of a unit are looked at, where there are more units than in the first round."""
+ENOUGH = 0.008
+"""Standard error of the mean, as a share of it; 2% are two and a half of them."""
+IN_FULL = 48
+"""About so many pictures are encoded."""
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The rule, and what it was found from."""
+
+    slope: float
+    start: int
+    bytes_a_cell: float
+    """Of a file's factors, for each cell of their grid."""
+    psnr_offset_db: float
+    """Of the picture, against D's."""
+    sampled: int
+    bpp: float
+    """Expected of all pictures, as is `psnr_db`."""
+    psnr_db: float
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.slope, self.start)
+
+
+class Sampled(NamedTuple):
+    """What one picture would become."""
+
+    unit: int
+    place: int
+    pixels: int
+    cells: int
+    previews: list[Preview]
+    """At every quality."""
+    more_bytes: int = 0
+    """Of the file, and `more_db` of the picture, than its preview said; of pictures that were encoded."""
+    more_db: float = 0.0
+
+
+# --- the rule, picture by picture
+
+
+def qualities(codec: CorrDiffCodec, images: Sequence[Picture], settings: Settings, rate: Rate) -> list[int]:
+    """The qualities that pictures of one size take."""
+    latents = codec.latents(images, settings)
+    pixels, cells = _measure(images[0], codec)
+    known: list[dict[int, Point]] = [{} for _ in images]
+    while wanted := {i: q for i, k in enumerate(known) if (q := rate_control.next_quality(k, rate.choice)) is not None}:
+        some = list(wanted)
+        previews = codec.preview([images[i] for i in some], [y[some] for y in latents], settings, list(wanted.values()))
+        for (i, quality), preview in zip(wanted.items(), previews, strict=True):
+            known[i][quality] = Point.of(preview.bytes + rate.bytes_a_cell * cells, pixels, preview.mse)
+    return [rate_control.best_quality(k, rate.slope) for k in known]
+
+
+def _measure(image: Picture, codec: CorrDiffCodec) -> tuple[int, int]:
+    """Pixels, and cells of the grid of factors."""
+    height, width = image.shape[:2]
+    grid = correction.Grid(height, width, codec.config.diffusion.grid)
+    return height * width, grid.rows * grid.columns
+
+
+# --- finding it
+
+
+def find_rate(out: str, codec: str, plan: Plan, config: CompressConfig) -> Rate:
+    """The rule of this compression: the one that is written down, or a new one from a sample of its pictures.
+
+    Raises `UsageError` where no qualities reach the target, `JobError` where no picture can be opened.
+    """
+    uri = storage.join(out, RATE)
+    try:
+        return Rate(**storage.read_json(uri))
+    except FileNotFoundError:
+        rate = _find(storage.join(out, plan.directory), codec, plan.units, config)
+    created = storage.create_bytes(uri, storage.to_json(dataclasses.asdict(rate)))
+    return rate if created else Rate(**storage.read_json(uri))
+
+
+def _find(directory: str, codec: str, units: int, config: CompressConfig) -> Rate:
+    order = random.Random(0).sample(range(units), units)
+    every = 1 if units <= FIRST_UNITS else max(1, config.unit // PICTURES_OF_A_UNIT)
+    sampled: list[Sampled] = []
+    end, error = 0, math.inf
+    while end < units and error > ENOUGH:
+        begin, end = end, min(units, 2 * end or FIRST_UNITS)
+        sampled += _look(order[begin:end], every, directory, codec, config)
+        if sampled:
+            sampled.sort()
+            rate = _fit(sampled, [], config)
+            error = relative_error(sampled, rate.choice, end / units / every, config)
+            console.print(f"for the target {len(sampled):,} pictures were sampled: means are known to {2 * error:.1%}")
+    if not sampled:
+        raise JobError(f"not one picture of {units} units could be opened")
+    some = order[:IN_FULL]
+    for _ in range(2):  # the second time at the qualities that matter
+        full = _look(some, max(1, config.unit * len(some) // IN_FULL), directory, codec, config, rate)
+        rate = _fit(sampled, sorted(full), config)
+    _check_in_reach(sampled, rate, config)
+    console.print(f"expected: {rate.bpp:.4f} bpp, {rate.psnr_db:.2f} dB")
+    return rate
+
+
+def _fit(sampled: Sequence[Sampled], full: Sequence[Sampled], config: CompressConfig) -> Rate:
+    a_cell = sum(s.more_bytes for s in full) / max(1, sum(s.cells for s in full))
+    offset = statistics.fmean(s.more_db for s in full) if full else 0.0
+    curves = [_curve(s, a_cell) for s in sampled]
+    choice = rate_control.fit(curves, lambda m: operator.sub(*_aim(m, offset, config)))
+    bpp, psnr_db = rate_control.means(curves, choice)
+    return Rate(*choice, a_cell, offset, len(sampled), bpp, psnr_db + offset)
+
+
+def _aim(m: Means, offset: float, config: CompressConfig) -> tuple[float, float]:
+    """What is, and what should be."""
+    if config.target_bpp is not None:
+        return m.bpp, config.target_bpp
+    assert config.target_psnr is not None
+    return m.psnr_db + offset, config.target_psnr
+
+
+def _curve(s: Sampled, bytes_a_cell: float) -> Curve:
+    size = s.cells * bytes_a_cell
+    return Curve(s.pixels, [Point.of(p.bytes + size, s.pixels, p.mse) for p in s.previews])
+
+
+def relative_error(sampled: Sequence[Sampled], choice: Choice, share: float, config: CompressConfig) -> float:
+    """Standard error of the mean that is aimed at, as a share of it.
+
+    Units were drawn, of which `share` of all pictures come; pictures of one unit may be alike (ratio estimate of
+    clusters; Cochran, Sampling Techniques, 1977, section 9.7).
+    """
+    if share >= 1:
+        return 0.0
+    sums: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for s in sampled:
+        points = _curve(s, 0.0).points
+        point = points[rate_control.chosen_quality(points, choice)]
+        value, weight = (point.bpp * s.pixels, s.pixels) if config.target_bpp is not None else (point.psnr_db, 1)
+        sums[s.unit][0] += value
+        sums[s.unit][1] += weight
+    if len(sums) < 2:
+        return math.inf
+    values, weights = zip(*sums.values(), strict=True)
+    ratio = sum(values) / sum(weights)
+    squares = math.fsum((v - ratio * w) ** 2 for v, w in zip(values, weights, strict=True))
+    variance = (1 - share) * len(sums) / (len(sums) - 1) * squares
+    return math.sqrt(variance) / math.fsum(values)
+
+
+def _check_in_reach(sampled: Sequence[Sampled], rate: Rate, config: CompressConfig) -> None:
+    curves = [_curve(s, rate.bytes_a_cell) for s in sampled]
+    ends = [_aim(rate_control.means(curves, quality), rate.psnr_offset_db, config) for quality in (0, QUALITIES - 1)]
+    (least, wanted), (most, _) = ends
+    if not (1 - TOLERANCE) * least <= wanted <= (1 + TOLERANCE) * most:
+        name = "bpp" if config.target_bpp is not None else "psnr"
+        raise UsageError(
+            f"--target-{name} {wanted} is out of reach: with this codec these pictures take from about {least:.4g} to "
+            f"{most:.4g}"
+        )
+
+
+# --- looking at pictures, on Ray
+
+
+def _look(
+    numbers: Sequence[int], every: int, directory: str, codec: str, config: CompressConfig, rate: Rate | None = None
+) -> list[Sampled]:
+    """Each `every`-th picture of some units; with a rate, encoded by it."""
+    import ray.data
+
+    stages = pools(config.device, config.workers)
+    dataset = (
+        ray.data.from_items([{"unit": n} for n in numbers], override_num_blocks=len(numbers))
+        .map_batches(
+            opening.read_chunks, batch_size=1, **stages.tasks,
+            fn_kwargs={"directory": directory, "config": config, "every": every},
+        )
+        .map(Sampler, fn_constructor_args=(codec, config, stages.device, rate), **stages.networks)
+    )  # fmt: skip
+    with own_errors():
+        return [sampled for row in dataset.iter_rows() for sampled in row["sampled"]]
+
+
+class Sampler:
+    """A Ray Data actor: a codec that looks at pictures."""
+
+    def __init__(self, codec: str, config: CompressConfig, device: str, rate: Rate | None) -> None:
+        if device == "cpu":
+            torch.set_num_threads(1)  # an actor for each core
+        self.codec = load_codec(codec, device, config.precision)
+        self.settings = config.settings()
+        self.rate = rate
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        chunk: Chunk = row["chunk"]
+        found: list[Sampled] = []
+        for picture in chunk.pictures:
+            if picture.pixels is not None:
+                with contextlib.suppress(MemoryError, torch.OutOfMemoryError):  # it will be a failure
+                    found.append(self._look_at(picture.pixels, chunk.unit, picture.place))
+        return {"sampled": found}
+
+    def _look_at(self, image: Picture, unit: int, place: int) -> Sampled:
+        latents = self.codec.latents([image], self.settings)
+        previews = [self.codec.preview([image], latents, self.settings, [q])[0] for q in range(QUALITIES)]
+        sampled = Sampled(unit, place, *_measure(image, self.codec), previews)
+        if self.rate is None:
+            return sampled
+        (quality,) = qualities(self.codec, [image], self.settings, self.rate)
+        encoded = self.codec.compress_batch([image], dataclasses.replace(self.settings, quality=quality))[0]
+        decoded = Point.of(0, 1, float(np.mean((image.astype(np.float64) - encoded.reconstruction) ** 2)))
+        preview = previews[quality]
+        return sampled._replace(
+            more_bytes=len(encoded.data) - preview.bytes,
+            more_db=decoded.psnr_db - Point.of(0, 1, preview.mse).psnr_db,
+        )
