@@ -114,11 +114,19 @@ def find_rate(out: str, codec: str, plan: Plan, config: CompressConfig) -> Rate:
     """
     uri = storage.join(out, RATE)
     try:
-        return Rate(**storage.read_json(uri))
+        return _read(uri)
     except FileNotFoundError:
         rate = _find(storage.join(out, plan.directory), codec, plan.units, config)
     created = storage.create_bytes(uri, storage.to_json(dataclasses.asdict(rate)))
-    return rate if created else Rate(**storage.read_json(uri))
+    return rate if created else _read(uri)
+
+
+def _read(uri: str) -> Rate:
+    value = storage.read_json(uri)
+    try:
+        return Rate(**value)
+    except TypeError as error:
+        raise UsageError(f"{uri} is damaged ({error})") from None
 
 
 def _find(directory: str, codec: str, units: int, config: CompressConfig) -> Rate:
@@ -198,7 +206,7 @@ def _check_in_reach(sampled: Sequence[Sampled], rate: Rate, config: CompressConf
     if not (1 - TOLERANCE) * least <= wanted <= (1 + TOLERANCE) * most:
         name = "bpp" if config.target_bpp is not None else "psnr"
         raise UsageError(
-            f"--target-{name} {wanted} is out of reach: with this codec these pictures take from about {least:.4g} to "
+            f"--target-{name} {wanted} is out of reach: with this codec these pictures come to between {least:.4g} and "
             f"{most:.4g}"
         )
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from pipelines import storage
 from pipelines.cli import main
 from pipelines.ray_session import ray_session
 from pipelines.tracking import EXPERIMENT
@@ -115,3 +119,28 @@ def recorded_losses(tracking: str) -> dict[int, float]:
     (run,) = client.search_runs([experiment.experiment_id])
     history = client.get_metric_history(run.info.run_id, "loss")
     return {m.step: m.value for m in sorted(history, key=lambda m: (m.step, m.timestamp))}
+
+
+def read_table(out: str) -> pd.DataFrame:
+    """Of a compressed dataset, by key."""
+    frames = [
+        pd.read_parquet(io.BytesIO(storage.read_bytes(f"{out}/{n}")))
+        for n in storage.list_names(out)
+        if n.endswith(".parquet")
+    ]
+    return pd.concat(frames, ignore_index=True).sort_values("key", ignore_index=True)
+
+
+def read_files(out: str) -> dict[str, bytes]:
+    """Of all parts; a key that comes twice is an error."""
+    found: dict[str, bytes] = {}
+    for name in storage.list_names(out):
+        if name.endswith(".tar"):
+            with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(f"{out}/{name}"))) as tar:
+                for info in tar:
+                    if info.name.endswith(".crdf"):
+                        member = tar.extractfile(info)
+                        assert member is not None
+                        assert info.name not in found
+                        found[info.name] = member.read()
+    return {name.removesuffix(".crdf"): data for name, data in found.items()}

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -22,7 +19,6 @@ import pytest
 import ray.data
 import torch
 import webdataset as wds
-from mlflow import MlflowClient
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -32,8 +28,8 @@ from pipelines import compressed, storage
 from pipelines.cli import main
 from pipelines.reader import CompressedPictures, read_compressed
 
-from ..servers import Fault, S3Server, wait_for
-from .conftest import make_picture
+from ..servers import S3Server
+from .conftest import make_picture, read_files, read_table
 
 SIZES = [(40, 64), (64, 40), (17, 90), (64, 64)]
 COUNT = 26
@@ -70,32 +66,8 @@ def dataset(originals: Path, common: list[str], tmp_path_factory: pytest.TempPat
     return f"{root}/out"
 
 
-def table(out: str) -> pd.DataFrame:
-    frames = [
-        pd.read_parquet(io.BytesIO(storage.read_bytes(f"{out}/{n}")))
-        for n in storage.list_names(out)
-        if n.endswith(".parquet")
-    ]
-    return pd.concat(frames, ignore_index=True).sort_values("key", ignore_index=True)
-
-
-def files(out: str) -> dict[str, bytes]:
-    """Of all parts; a key that comes twice is an error."""
-    found: dict[str, bytes] = {}
-    for name in storage.list_names(out):
-        if name.endswith(".tar"):
-            with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(f"{out}/{name}"))) as tar:
-                for info in tar:
-                    if info.name.endswith(".crdf"):
-                        member = tar.extractfile(info)
-                        assert member is not None
-                        assert info.name not in found
-                        found[info.name] = member.read()
-    return {name.removesuffix(".crdf"): data for name, data in found.items()}
-
-
 def test_every_picture_is_there_once_and_every_broken_one_has_its_reason(dataset: str, originals: Path) -> None:
-    rows = table(dataset)
+    rows = read_table(dataset)
     names = [p.relative_to(originals).with_suffix("").as_posix() for p in originals.rglob("*.*")]
     assert sorted(rows.key) == sorted(names)
     good, failed = rows[rows.status == "ok"], rows[rows.status == "failed"].set_index("key")
@@ -103,7 +75,7 @@ def test_every_picture_is_there_once_and_every_broken_one_has_its_reason(dataset
     assert failed.error["b/empty"] == "the file is empty"
     assert "not a picture" in failed.error["b/text"]
     assert failed.source["b/short"] == f"{originals}/b/short.png"
-    written = files(dataset)
+    written = read_files(dataset)
     assert written.keys() == set(good.key)
     for row in good.itertuples():
         assert len(written[row.key]) == row.bytes
@@ -117,7 +89,7 @@ def test_every_picture_is_there_once_and_every_broken_one_has_its_reason(dataset
 
 
 def test_webdataset_duckdb_pandas_and_ray_read_the_output_as_it_is(dataset: str) -> None:
-    rows, written = table(dataset), files(dataset)
+    rows, written = read_table(dataset), read_files(dataset)
     tars = [f"{dataset}/{n}" for n in storage.list_names(dataset) if n.endswith(".tar")]
     assert {s["__key__"]: s["crdf"] for s in wds.WebDataset(tars, shardshuffle=False)} == written
     glob = f"{dataset}/part-*.parquet"
@@ -155,8 +127,8 @@ def test_tars_of_pictures_and_tables_of_bytes_and_of_paths_give_the_files_that_a
     pq.write_table(pa.table({"path": [str(originals / n) for n in names]}), tmp_path / "paths.parquet")
     single = [*common, "--batch", "1"]
     assert main(["compress", str(originals), str(tmp_path / "plain"), *single]) == 0
-    plain = table(str(tmp_path / "plain"))
-    expected = Counter(files(str(tmp_path / "plain")).values())
+    plain = read_table(str(tmp_path / "plain"))
+    expected = Counter(read_files(str(tmp_path / "plain")).values())
     assert len(expected) == COUNT
     for images, options in (
         (f"{tmp_path}/shard-*.tar", []),
@@ -165,11 +137,11 @@ def test_tars_of_pictures_and_tables_of_bytes_and_of_paths_give_the_files_that_a
     ):
         out = f"{tmp_path}/from-{Path(images).stem.strip('*-')}"
         assert main(["compress", images, out, *single, *options]) == 0
-        assert Counter(files(out).values()) == expected
-        rows = table(out)
+        assert Counter(read_files(out).values()) == expected
+        rows = read_table(out)
         assert sorted(rows.error.dropna()) == sorted(plain.error.dropna())
         assert rows.key.is_unique
-    assert set(table(f"{tmp_path}/from-shard").key) == {
+    assert set(read_table(f"{tmp_path}/from-shard").key) == {
         f"shard-{int(i >= 14):03d}.tar/{Path(n).with_suffix('')}" for i, n in enumerate(names)
     }
 
@@ -186,7 +158,7 @@ def test_a_tar_that_breaks_off_gives_what_is_whole_and_says_where_it_ends(
     cut = (tmp_path / "whole.tar").read_bytes()[: last.offset_data + last.size // 2]
     (tmp_path / "cut.tar").write_bytes(cut)
     assert main(["compress", f"{tmp_path}/cut.tar", f"{tmp_path}/out", *common]) == 0
-    rows = table(f"{tmp_path}/out")
+    rows = read_table(f"{tmp_path}/out")
     assert Counter(rows.status) == {"ok": 5, "failed": 1}
     (failed,) = rows[rows.status == "failed"].itertuples()
     assert failed.source == f"{tmp_path}/cut.tar/{names[-1]}"
@@ -203,7 +175,7 @@ def test_a_hopeless_job_ends_early_and_goes_on_when_it_is_allowed_to(
     assert "Traceback" not in said
     assert not (tmp_path / "out" / "summary.json").exists()
     assert main([*command, "--max-failures", "3"]) == 0
-    assert Counter(table(str(tmp_path / "out")).status) == {"ok": COUNT, "failed": 3}
+    assert Counter(read_table(str(tmp_path / "out")).status) == {"ok": COUNT, "failed": 3}
 
 
 def test_verified_pixels_are_those_of_the_decoded_file(
@@ -211,7 +183,7 @@ def test_verified_pixels_are_those_of_the_decoded_file(
 ) -> None:
     out = str(tmp_path / "out")
     assert main(["compress", str(originals / "a"), out, *common, "--verify", "pixels:0.5"]) == 0
-    rows, written, codec = table(out), files(out), load_codec(str(codec_dir))
+    rows, written, codec = read_table(out), read_files(out), load_codec(str(codec_dir))
     assert set(rows.quality_source) == {"decoded file", "encoder replay"}
     for row in rows[rows.quality_source == "decoded file"].itertuples():
         original = np.asarray(Image.open(row.source).convert("RGB"))
@@ -219,7 +191,7 @@ def test_verified_pixels_are_those_of_the_decoded_file(
 
 
 def test_pictures_come_back_in_every_format_and_as_shards(dataset: str, codec_dir: Path, tmp_path: Path) -> None:
-    written, codec = files(dataset), load_codec(str(codec_dir))
+    written, codec = read_files(dataset), load_codec(str(codec_dir))
     for kind, extension, least_db in (("png", "png", 50.0), ("webp", "webp", 50.0), ("jpeg", "jpg", 25.0)):
         out = tmp_path / kind
         assert main(["decompress", dataset, str(out), "--codec", str(codec_dir), "--format", kind]) == 0
@@ -256,7 +228,7 @@ def test_single_pictures_come_back_from_their_bytes_alone(
 ) -> None:
     """The parts' other bytes are overwritten: nothing but the pictures' own can have been read."""
     remote = f"{s3_storage.uri}/single"
-    keys, written = ["a/p04", "b/p11"], files(dataset)
+    keys, written = ["a/p04", "b/p11"], read_files(dataset)
     members = compressed.find(dataset, keys)
     for file in Path(dataset).rglob("*"):
         if file.is_file():
@@ -278,7 +250,7 @@ def test_single_pictures_come_back_from_their_bytes_alone(
 
 
 def test_a_training_job_reads_the_compressed_dataset_without_unpacking_it(dataset: str, codec_dir: Path) -> None:
-    written, codec = files(dataset), load_codec(str(codec_dir))
+    written, codec = read_files(dataset), load_codec(str(codec_dir))
     pictures = CompressedPictures(dataset, str(codec_dir), seed=3)
     first = [key for key, _ in pictures]
     assert Counter(first) == Counter(list(written))
@@ -296,7 +268,7 @@ def test_a_training_job_reads_the_compressed_dataset_without_unpacking_it(datase
 
 
 def test_ray_data_reads_the_compressed_dataset(dataset: str, codec_dir: Path) -> None:
-    written, codec = files(dataset), load_codec(str(codec_dir))
+    written, codec = read_files(dataset), load_codec(str(codec_dir))
     rows = read_compressed(dataset, str(codec_dir)).take_all()
     assert Counter(row["key"] for row in rows) == Counter(list(written))
     for row in rows[::7]:
@@ -316,49 +288,8 @@ def test_two_jobs_on_one_output_do_no_harm(originals: Path, common: list[str], d
     ]  # fmt: skip
     said = [job.communicate()[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
-    assert files(str(tmp_path / "out")) == files(dataset)
-    pd.testing.assert_frame_equal(table(str(tmp_path / "out")), table(dataset))
-
-
-@pytest.fixture(scope="module")
-def remote_originals(originals: Path, s3_storage: S3Server) -> str:
-    uri = f"{s3_storage.uri}/originals"
-    for file in originals.rglob("*.*"):
-        storage.write_bytes(f"{uri}/{file.relative_to(originals)}", file.read_bytes())
-    return uri
-
-
-@pytest.fixture
-def faults(s3_storage: S3Server) -> Iterator[list[Fault]]:
-    kinds = [
-        Fault("503", r"originals/a", times=9), Fault("reset", r"originals/b", times=3),
-        Fault("503", r"faulty/_units", method="PUT", times=2), Fault("reset", r"faulty/part", method="PUT", times=2),
-    ]  # fmt: skip
-    with s3_storage.proxy.failing(*kinds):
-        yield kinds
-
-
-def test_with_the_driver_killed_and_storage_failing_every_picture_is_there_once_with_the_same_bytes(
-    remote_originals: str, s3_storage: S3Server, common: list[str], dataset: str, faults: list[Fault], tmp_path: Path
-) -> None:
-    out = f"{s3_storage.uri}/faulty"
-    command = [sys.executable, "-m", "pipelines", "compress", remote_originals, out, *common]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for("a unit", lambda: bool(compressed.finished_units(out)), timeout_s=300)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert all(fault.met == fault.times for fault in faults)
-    assert files(out) == files(dataset)
-    rows, expected = table(out), table(dataset)
-    assert list(rows.key) == list(expected.key)
-    assert list(rows.error.dropna()) == list(expected.error.dropna())
-    client = MlflowClient(environment["MLFLOW_TRACKING_URI"])
-    runs = client.search_runs(["1"])
-    assert [r.info.status for r in runs].count("FINISHED") == 1
+    assert read_files(str(tmp_path / "out")) == read_files(dataset)
+    pd.testing.assert_frame_equal(read_table(str(tmp_path / "out")), read_table(dataset))
 
 
 def test_no_pictures_is_a_sentence(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -25,7 +24,7 @@ from pipelines.cli import main
 from pipelines.tracking import EXPERIMENT
 
 from ..servers import MlflowServer
-from .conftest import train_args
+from .conftest import read_files, read_table, train_args
 
 
 class Road(NamedTuple):
@@ -77,14 +76,14 @@ def test_phase_2_leaves_every_weight_but_those_of_d_bit_for_bit(road: Road) -> N
 
 
 def test_every_good_picture_is_in_the_table_with_real_bytes_and_every_broken_one_with_its_reason(road: Road) -> None:
-    table = _table(road)
+    table = read_table(f"{road.root}/compressed")
     assert len(table) == 8
     good, failed = table[table.status == "ok"], table[table.status == "failed"]
     assert sorted(good.key) == [f"sub/picture_{i}" for i in range(6)]
     assert sorted(failed.key) == ["broken", "truncated"]
     assert failed.error.str.len().min() > 10
     assert failed.psnr_db.isna().all()
-    files = _files(road)
+    files = read_files(f"{road.root}/compressed")
     for row in good.itertuples():
         assert row.bytes == len(files[row.key])
         assert row.bpp == 8 * row.bytes / (row.width * row.height)
@@ -95,7 +94,7 @@ def test_every_good_picture_is_in_the_table_with_real_bytes_and_every_broken_one
 
 def test_the_decompressed_pictures_are_what_the_codec_decodes_and_what_the_table_says(road: Road) -> None:
     codec = load_codec(road.phase2)
-    files, table = _files(road), _table(road).set_index("key")
+    files, table = read_files(f"{road.root}/compressed"), read_table(f"{road.root}/compressed").set_index("key")
     for key, data in files.items():
         decoded = np.asarray(Image.open(io.BytesIO(storage.read_bytes(f"{road.root}/back/{key}.png"))))
         assert psnr(codec.decompress(data), decoded) > 50  # threads and batches may move a pixel by one level
@@ -109,12 +108,12 @@ def test_webdataset_reads_the_parts_as_they_are(road: Road, tmp_path: Path) -> N
         (tmp_path / name).write_bytes(storage.read_bytes(f"{road.root}/compressed/{name}"))
     dataset = wds.WebDataset([str(tmp_path / n) for n in tars], shardshuffle=False)
     samples = {s["__key__"]: s for s in dataset}
-    assert {key: s["crdf"] for key, s in samples.items()} == _files(road)
+    assert {key: s["crdf"] for key, s in samples.items()} == read_files(f"{road.root}/compressed")
     assert all(json.loads(s["json"])["source"].startswith(road.root) for s in samples.values())
 
 
 def test_the_summary_adds_up(road: Road) -> None:
-    summary, table = storage.read_json(f"{road.root}/compressed/summary.json"), _table(road)
+    summary, table = storage.read_json(f"{road.root}/compressed/summary.json"), read_table(f"{road.root}/compressed")
     good = table[table.status == "ok"]
     assert summary["pictures"] == 8
     assert summary["failures"] == 2
@@ -256,24 +255,3 @@ def test_a_codec_on_s3_works_in_a_process_without_ray(road: Road, photographs: P
     ):
         subprocess.run([sys.executable, "-m", "corrdiff", *arguments], check=True)
     assert Image.open(tmp_path / "picture.png").size == (192, 160)
-
-
-def _table(road: Road) -> pd.DataFrame:
-    names = [n for n in storage.list_names(f"{road.root}/compressed") if n.endswith(".parquet")]
-    frames = [pd.read_parquet(io.BytesIO(storage.read_bytes(f"{road.root}/compressed/{n}"))) for n in names]
-    return pd.concat(frames, ignore_index=True)
-
-
-def _files(road: Road) -> dict[str, bytes]:
-    import tarfile
-
-    files: dict[str, bytes] = {}
-    for name in storage.list_names(f"{road.root}/compressed"):
-        if name.endswith(".tar"):
-            with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(f"{road.root}/compressed/{name}"))) as tar:
-                for info in tar:
-                    if info.name.endswith(".crdf"):
-                        member = tar.extractfile(info)
-                        assert member is not None
-                        files[info.name.removesuffix(".crdf")] = member.read()
-    return files

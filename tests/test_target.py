@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from corrdiff import rate_control
+from corrdiff.codec import CorrDiffCodec, Preview, Settings
+from corrdiff.errors import UsageError
+from corrdiff.rate_control import Choice, Curve, Point
+from pipelines import storage, target
+from pipelines.compressed import Plan
+from pipelines.config import CompressConfig
+from pipelines.target import Rate, Sampled
+
+Picture = npt.NDArray[np.uint8]
+Draw = Callable[..., Picture]
+RATE = Rate(slope=10.0, start=4, bytes_a_cell=2.0, psnr_offset_db=0.0, sampled=1, bpp=0.1, psnr_db=30.0)
+AT_BPP = CompressConfig(target_bpp=0.5)
+
+
+def _sampled(unit: int, place: int, size: int, mse: float = 50.0) -> Sampled:
+    """A picture that is the same at every quality."""
+    return Sampled(unit, place, 1000, 1, [Preview(size, mse)] * 8)
+
+
+def test_pictures_take_the_quality_that_all_their_previews_together_would_say(codec: CorrDiffCodec, draw: Draw) -> None:
+    images = [draw(70, 90, seed=s) for s in range(3)]
+    settings = Settings(steps=1)
+    curves = []
+    for image in images:
+        latents = codec.latents([image], settings)
+        previews = [codec.preview([image], latents, settings, [q])[0] for q in range(8)]
+        curves.append(Curve(70 * 90, [Point.of(p.bytes + 2.0, 70 * 90, p.mse) for p in previews]))
+    for slope in (1e-6, 0.3, 3.0, 1e6):
+        choice = Choice(slope, 4)
+        expected = [rate_control.chosen_quality(curve.points, choice) for curve in curves]
+        found = target.qualities(codec, images, settings, Rate(slope, 4, 2.0, 0.0, 1, 0.1, 30.0))
+        assert found == expected
+    assert target.qualities(codec, images, settings, Rate(1e9, 4, 2.0, 0.0, 1, 0.1, 30.0)) == [0, 0, 0]
+
+
+def test_the_standard_error_is_that_of_drawing_units_again_and_again() -> None:
+    rng = np.random.default_rng(0)
+    of_unit = rng.uniform(20, 200, 1000)
+    population = [
+        [_sampled(unit, place, int(size * rng.uniform(0.8, 1.2))) for place in range(int(rng.integers(1, 9)))]
+        for unit, size in enumerate(of_unit)
+    ]
+    estimates, errors = [], []
+    for _ in range(300):
+        drawn = [s for unit in rng.choice(1000, 50, replace=False) for s in population[unit]]
+        bits = 8 * sum(s.previews[0].bytes for s in drawn)
+        estimates.append(bits / sum(s.pixels for s in drawn))
+        errors.append(target.relative_error(drawn, Choice(1.0, 4), 0.05, AT_BPP))
+    assert np.mean(errors) == pytest.approx(np.std(estimates) / np.mean(estimates), rel=0.1)
+
+
+def test_what_is_known_in_full_has_no_error_and_one_unit_says_nothing_of_the_others() -> None:
+    some = [_sampled(0, place, 50 + place) for place in range(5)]
+    assert target.relative_error(some, Choice(1.0, 4), 1.0, AT_BPP) == 0
+    assert target.relative_error(some, Choice(1.0, 4), 0.1, AT_BPP) == math.inf
+
+
+def test_a_target_that_no_quality_reaches_is_refused_with_what_can_be_reached() -> None:
+    some = [Sampled(u, 0, 1000, 1, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(3)]
+    for config, said in (
+        (CompressConfig(target_bpp=50.0), r"--target-bpp 50.0 is out of reach.* between 0.176 and 20.5"),
+        (CompressConfig(target_psnr=60.0), r"--target-psnr 60.0 is out of reach.* between 28.59 and 49.66"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            target._check_in_reach(some, RATE, config)
+    target._check_in_reach(some, RATE, CompressConfig(target_bpp=20.7))
+    target._check_in_reach(some, RATE, CompressConfig(target_psnr=35.0))
+
+
+def test_what_factors_and_diffusion_add_is_part_of_the_aim() -> None:
+    some = [Sampled(u, 0, 1000, 2, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(40)]
+    full = [some[0]._replace(more_bytes=10, more_db=-1.0), some[1]._replace(more_bytes=20, more_db=-2.0)]
+    rate = target._fit(some, full, CompressConfig(target_psnr=34.0))
+    assert (rate.bytes_a_cell, rate.psnr_offset_db, rate.sampled) == (7.5, -1.5, 40)
+    levels = [10 * math.log10(255**2 / (90.0 / 2**q)) - 1.5 for q in range(8)]
+    assert min(abs(level - 34.0) for level in levels) == pytest.approx(abs(rate.psnr_db - 34.0))
+    quality = int(np.argmin(np.abs(np.array(levels) - 34.0)))
+    assert rate.bpp == pytest.approx(8 * (20 * 2**quality + 15) / 1000)
+
+
+def test_the_rule_that_is_written_down_counts(tmp_path: Path) -> None:
+    plan, uri = Plan({}, "_plan/x", 1, 1), str(tmp_path / "rate.json")
+    storage.write_json(uri, {"slope": 3.0, "start": 2, "bytes_a_cell": 1.0, "psnr_offset_db": -0.5, "sampled": 7,
+                             "bpp": 0.3, "psnr_db": 31.0})  # fmt: skip
+    rate = target.find_rate(str(tmp_path), "no codec is needed", plan, AT_BPP)
+    assert rate == Rate(3.0, 2, 1.0, -0.5, 7, 0.3, 31.0)
+    storage.write_json(uri, {"slope": 3.0})
+    with pytest.raises(UsageError, match=r"rate.json is damaged"):
+        target.find_rate(str(tmp_path), "no codec is needed", plan, AT_BPP)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"quality": 4, "target_bpp": 0.2}, "--quality, --target-bpp and --target-psnr: give one of them"),
+        ({"target_bpp": 0.2, "target_psnr": 30.0}, "give one of them"),
+        ({"target_bpp": 0.0}, "--target-bpp must be positive, not 0.0"),
+        ({"target_psnr": float("nan")}, "--target-psnr must be positive, not nan"),
+    ],
+)
+def test_targets_that_make_no_sense_are_refused(options: dict[str, float], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        CompressConfig(**options)  # type: ignore[arg-type]
+
+
+def test_a_quality_that_is_given_and_the_default_one_are_the_same_compression() -> None:
+    assert CompressConfig().identity() == CompressConfig(quality=4).identity()
+    assert CompressConfig(target_bpp=0.5).identity() != CompressConfig(target_bpp=0.6).identity()
+    assert CompressConfig(target_bpp=0.5).identity()["quality"] is None
