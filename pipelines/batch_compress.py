@@ -243,23 +243,20 @@ class Assembly:
     """Units of which some chunks have come."""
 
     def __init__(self) -> None:
-        self._done: dict[int, list[Done]] = {}
-        self._total: dict[int, int] = {}
-        self._seconds: dict[int, collections.Counter[str]] = {}
+        self._chunks: dict[int, list[Chunk]] = {}
 
     def add(self, chunk: Chunk) -> tuple[list[Done], dict[str, float]] | None:
         """The unit's pictures and what the stages took for them, where these were the last."""
-        unit = chunk.unit
-        done = self._done.setdefault(unit, [])
-        done += chunk.pictures
-        seconds = self._seconds.setdefault(unit, collections.Counter())
-        seconds.update(chunk.seconds)
-        if chunk.total is not None:
-            self._total[unit] = chunk.total
-        if len(done) != self._total.get(unit):
+        chunks = self._chunks.setdefault(chunk.unit, [])
+        chunks.append(chunk)
+        total = next((c.total for c in chunks if c.total is not None), None)
+        if sum(len(c.pictures) for c in chunks) != total:
             return None
-        del self._done[unit], self._total[unit], self._seconds[unit]
-        return done, dict(seconds)
+        del self._chunks[chunk.unit]
+        seconds: collections.Counter[str] = collections.Counter()
+        for c in chunks:
+            seconds.update(c.seconds)
+        return [done for c in chunks for done in c.pictures], dict(seconds)
 
 
 def _run(

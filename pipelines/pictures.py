@@ -13,7 +13,7 @@ import fsspec.utils
 
 from corrdiff.errors import UsageError
 from corrdiff.images import EXTENSIONS
-from pipelines import storage
+from pipelines import listing, storage
 
 SAMPLE_SCHEME = "sample:"
 
@@ -96,12 +96,12 @@ def _find(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[str]]:
     if magic:
         root = _parent(uri[: magic.start()])
         fits = re.compile(fsspec.utils.glob_translate(uri)).fullmatch
-        return root, (name for name in storage.walk(root) if fits(storage.join(root, name)))
+        return root, (name for name in listing.walk(root) if fits(storage.join(root, name)))
     if storage.is_file(uri):
         return _parent(uri), iter([uri.rpartition("/")[2]])
     if not storage.exists(uri):
         return uri, iter(())
-    return uri, (name for name in storage.walk(uri) if name.lower().endswith(extensions))
+    return uri, (name for name in listing.walk(uri) if name.lower().endswith(extensions))
 
 
 def _parent(uri: str) -> str:

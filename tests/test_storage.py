@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrdiff.errors import JobError, UsageError
-from pipelines import storage
+from pipelines import listing, storage
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +77,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_walking_names_every_file_in_the_order_of_its_bytes(place: str) -> None:
     names = _tree(place)
-    assert list(storage.walk(place)) == sorted(names, key=str.encode)
-    assert list(storage.walk(f"{place}/a")) == ["b.png", "b/c.png"]
+    assert list(listing.walk(place)) == sorted(names, key=str.encode)
+    assert list(listing.walk(f"{place}/a")) == ["b.png", "b/c.png"]
 
 
 def test_walking_goes_on_as_it_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_walking_goes_on_as_it_is_asked(tmp_path: Path, monkeypatch: pytest.Monk
         return original(path)
 
     monkeypatch.setattr(storage.os, "scandir", spying)
-    walk = storage.walk(str(tmp_path))
+    walk = listing.walk(str(tmp_path))
     assert next(walk) == "B.png"
     assert opened == [str(tmp_path)]
     assert len(list(walk)) == 8
@@ -102,17 +102,17 @@ def test_walking_follows_links_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "there" / "a.png").write_bytes(b"x")
     (tmp_path / "there" / "up").symlink_to(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path / "there")
-    assert list(storage.walk(str(tmp_path))) == ["link/a.png", "there/a.png"]
+    assert list(listing.walk(str(tmp_path))) == ["link/a.png", "there/a.png"]
 
 
 def test_walking_what_is_not_there_says_so(place: str) -> None:
     with pytest.raises(FileNotFoundError):
-        list(storage.walk(place))
+        list(listing.walk(place))
 
 
 def test_walking_an_empty_directory_names_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty" / "er").mkdir(parents=True)
-    assert list(storage.walk(str(tmp_path))) == []
+    assert list(listing.walk(str(tmp_path))) == []
 
 
 def test_a_file_is_told_from_a_directory_and_from_nothing(place: str) -> None:
