@@ -82,7 +82,7 @@ def load_codec(
     Raises:
         UsageError: no codec is there, or it is damaged; the message says which file.
     """
-    model, tables, digest = load_networks(uri)
+    model, tables, digest = load_networks(uri, for_training=False)
     return CorrDiffCodec(
         model, tables, bytes.fromhex(digest)[:8], device, precision or default_precision(device), perceptual
     )
@@ -95,14 +95,17 @@ def default_precision(device: str | torch.device) -> Precision:
     return "bf16" if torch.device(device).type == "cuda" else "fp32"
 
 
-def load_networks(uri: str) -> tuple[CorrDiffModel, EntropyTables, str]:
-    """The trainable networks, the frozen tables and the fingerprint of a codec directory, verified."""
+def load_networks(uri: str, for_training: bool = True) -> tuple[CorrDiffModel, EntropyTables, str]:
+    """The networks (all, or those that coding needs), the frozen tables and the fingerprint of a codec directory,
+    verified."""
     config, digest, _ = read_config(uri)
     weights, tables = (_read_tensors(uri, name) for name in (WEIGHTS_FILE, TABLES_FILE))
     if fingerprint(config, weights, tables) != digest:
         raise UsageError(f"codec {uri}: weights or tables do not match the fingerprint; export it or copy it again")
     with torch.device("meta"):  # shapes alone: a configuration may name networks of any size
-        expected = dict(CorrDiffModel(config).named_parameters())
+        expected = dict(CorrDiffModel(config, for_training).named_parameters())
+    if not for_training:
+        weights = {name: tensor for name, tensor in weights.items() if name in expected}
     if expected.keys() != weights.keys() or any(_kind(expected[name]) != _kind(weights[name]) for name in expected):
         raise UsageError(f"codec {uri}: {WEIGHTS_FILE} does not fit {CONFIG_FILE}")
     try:
@@ -112,7 +115,7 @@ def load_networks(uri: str) -> tuple[CorrDiffModel, EntropyTables, str]:
     sizes = config.transform.hyper_channels, config.transform.latent_channels
     if (coding.hyper_channels, coding.latent_channels) != sizes:
         raise UsageError(f"codec {uri}: {TABLES_FILE} does not fit {CONFIG_FILE}")
-    model = CorrDiffModel(config)
+    model = CorrDiffModel(config, for_training)
     model.load_state_dict(weights, strict=False)
     return model, coding, digest
 

@@ -6,15 +6,18 @@ Shapes: B batch, C channels, H W pixels, M latent channels, h w latent positions
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from corrdiff.config import QUALITIES, CodecConfig
+from corrdiff.config import QUALITIES, CodecConfig, TransformConfig
 from corrdiff.denoiser import Denoiser
-from corrdiff.entropy_model import EntropyModel
 from corrdiff.privileged_decoder import PrivilegedDecoder
-from corrdiff.transforms import AnalysisTransform, ContextSynthesis
+from corrdiff.transforms import AnalysisTransform, ContextSynthesis, HyperAnalysis
+
+if TYPE_CHECKING:
+    from corrdiff.entropy_model import EntropyModel
 
 BETA_SPREAD = 27.0
 """beta of the lowest quality over beta of the highest: the span of the rate weights that compressai trains for its
@@ -41,15 +44,31 @@ class QualityGain(nn.Module):
         return self.log_gain_QM[q_B].exp()[:, :, None, None]
 
 
+class HyperEncoder(nn.Module):
+    """What coding needs of the entropy model: the rest of it is in the tables."""
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.hyper_analysis = HyperAnalysis(config)
+
+
+def _entropy_model(config: TransformConfig) -> EntropyModel:
+    from corrdiff.entropy_model import EntropyModel  # compressai takes seconds to import
+
+    return EntropyModel(config)
+
+
 class CorrDiffModel(nn.Module):
     """E, the entropy model, context and score network, and D."""
 
-    def __init__(self, config: CodecConfig) -> None:
+    def __init__(self, config: CodecConfig, for_training: bool = True) -> None:
+        """A model that is not for training has of the entropy model only H_a."""
         super().__init__()
         self.config = config
         self.analysis = AnalysisTransform(config.transform)
         self.gain = QualityGain(config.transform.latent_channels)
-        self.entropy = EntropyModel(config.transform)
+        entropy = _entropy_model(config.transform) if for_training else HyperEncoder(config.transform)
+        self.entropy = cast("EntropyModel", entropy)
         self.context = ContextSynthesis(config.transform.latent_channels, config.denoiser)
         self.denoiser = Denoiser(config.denoiser)
         self.decoder = PrivilegedDecoder(config.transform)

@@ -135,7 +135,7 @@ def code_chunk(row: dict[str, Any], codec: str, lpips_weights: str | None) -> di
 
 @functools.cache
 def _tables(codec: str) -> EntropyTables:
-    return load_networks(codec)[1]
+    return load_networks(codec, for_training=False)[1]
 
 
 def _code(encoded: Encoded, tables: EntropyTables, lpips: Any) -> Done:

@@ -306,3 +306,12 @@ def test_a_file_that_cannot_be_replaced_is_left_whole(
     assert "No space left on device" in capsys.readouterr().err
     assert (room / "whole.crdf").read_bytes() == before
     assert not list(room.glob("*.tmp")) + list(room.glob(".*.tmp"))
+
+
+def test_coding_a_picture_imports_nothing_that_only_training_needs(codec_dir: Path) -> None:
+    program = (
+        "import sys; from corrdiff import load_codec; load_codec(sys.argv[1]); "
+        "print([n for n in ('compressai', 'ray', 'deepspeed', 'mlflow') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(codec_dir)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

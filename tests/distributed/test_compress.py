@@ -23,7 +23,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from corrdiff import load_codec
+from corrdiff.checkpoint import save_codec
+from corrdiff.config import tiny
 from corrdiff.metrics import psnr
+from corrdiff.model import CorrDiffModel
 from pipelines import compressed, storage
 from pipelines.cli import main
 from pipelines.reader import CompressedPictures, read_compressed
@@ -290,6 +293,59 @@ def test_two_jobs_on_one_output_do_no_harm(originals: Path, common: list[str], d
     assert [job.returncode for job in jobs] == [0, 0], said
     assert read_files(str(tmp_path / "out")) == read_files(dataset)
     pd.testing.assert_frame_equal(read_table(str(tmp_path / "out")), read_table(dataset))
+
+
+@pytest.fixture(scope="module")
+def trained_codec(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A codec whose E and D have learned so much that pictures get better with each quality."""
+    torch.manual_seed(0)
+    model = CorrDiffModel(tiny())
+    with torch.no_grad():
+        model.gain.log_gain_QM.sub_(2.5)
+    x_NCHW = torch.stack([torch.from_numpy(make_picture(64, 64, seed=s)) for s in range(32)]).permute(0, 3, 1, 2)
+    optimizer = torch.optim.Adam([*model.analysis.parameters(), *model.decoder.parameters()], lr=7e-4)
+    for _ in range(150):
+        x_BCHW = x_NCHW[torch.randint(len(x_NCHW), (4,))].float() / 127.5 - 1
+        y_BMhw, g_BM11 = model.latent(x_BCHW, torch.randint(8, (4,)))
+        y_BMhw = y_BMhw + torch.rand_like(y_BMhw) - 0.5
+        loss = (model.decoder(y_BMhw / g_BM11) - x_BCHW).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    directory = str(tmp_path_factory.mktemp("trained"))
+    save_codec(model, model.entropy.freeze(), directory, {"made_by": "the tests"})
+    return directory
+
+
+def test_a_target_is_met_by_a_quality_for_each_picture_and_kept_when_the_job_goes_on(
+    ray_cluster: None, trained_codec: str, tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(72):
+        Image.fromarray(make_picture(*SIZES[i % 4], seed=100 + i)).save(tmp_path / "in" / f"{i:02d}.png")
+    common = ["compress", str(tmp_path / "in")]
+    options = ["--codec", trained_codec, "--steps", "1", "--unit", "9", "--fidelity", "1"]
+    means = {}
+    for quality in ("1", "6"):
+        assert main([*common, f"{tmp_path}/q{quality}", *options, "--quality", quality]) == 0
+        summary = storage.read_json(f"{tmp_path}/q{quality}/summary.json")
+        means[quality] = summary["bpp"], summary["percentiles"]["psnr_db"]["mean"]
+    bpp, psnr_db = (sum(ends) / 2 for ends in zip(*means.values(), strict=True))
+    for name, wanted in (("bpp", bpp), ("psnr", psnr_db)):
+        out = f"{tmp_path}/{name}"
+        assert main([*common, out, *options, f"--target-{name}", str(wanted)]) == 0
+        summary = storage.read_json(f"{out}/summary.json")
+        found = {"bpp": summary["bpp"], "psnr": summary["percentiles"]["psnr_db"]["mean"]}[name]
+        assert found == pytest.approx(wanted, rel=0.02)
+        assert len(summary["qualities"]) > 1
+    before, rate = read_files(out), storage.read_bytes(f"{out}/rate.json")
+    (tmp_path / "psnr" / "summary.json").unlink()
+    (tmp_path / "psnr" / "_units" / "00003.json").unlink()
+    assert main([*common, out, *options, "--target-psnr", str(wanted)]) == 0
+    assert (read_files(out), storage.read_bytes(f"{out}/rate.json")) == (before, rate)
+    capsys.readouterr()
+    assert main([*common, f"{tmp_path}/no", *options, "--target-psnr", "55"]) == 2
+    assert "--target-psnr 55.0 is out of reach" in capsys.readouterr().err
 
 
 def test_no_pictures_is_a_sentence(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
