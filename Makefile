@@ -47,8 +47,8 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## Print the benchmark tables; CODEC=a trained codec directory for those of quality.
-	@for script in entropy_coding codec_speed; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+bench: $(STAMP)  ## Print the benchmark tables (hours); CODEC=a trained codec directory for those of quality.
+	@for script in entropy_coding codec_speed ingest faults memory train_step batch_compress planning; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	@if [ -n "$(CODEC)" ]; then for script in factors tiles determinism; do \
 		$(BIN)/python benchmarks/$$script.py --codec $(CODEC) || exit 1; done; fi
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import random
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from corrdiff.checkpoint import load_codec, read_config
@@ -27,7 +26,7 @@ from pipelines.compressed import Plan, Record
 from pipelines.config import CompressConfig, differences
 from pipelines.opening import Chunk
 from pipelines.progress import console
-from pipelines.ray_session import own_errors, pools
+from pipelines.ray_session import own_errors, pools, ray_session
 from pipelines.target import Rate
 from pipelines.tracking import Tracker
 from pipelines.units import Unit
@@ -74,22 +73,32 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
     plan = _claim(images, out, fingerprint, config)
     summary = compress_report.read_summary(out)
     if summary is None:
-        tally = Tally(plan, compressed.read_records(out, compressed.finished_units(out)))
-        yield tally.progress()
-        tracker = compress_report.begin(images, out, codec, fingerprint, config, console.print)
-        status = "FAILED"
-        try:
-            rate = target.find_rate(out, codec, plan, config) if config.has_target else None
-            if rate is not None:
-                tracker.metrics({f"target/{k}": float(v) for k, v in dataclasses.asdict(rate).items()}, step=0)
-            yield from _run_all(out, codec, plan, config, rate, tally, tracker)
-            summary = compress_report.finish(out, codec, plan, tracker)
-            status = "FINISHED"
-        finally:
-            tracker.close(status)
+        with ray_session():
+            summary = yield from _compress(images, out, codec, plan, fingerprint, config)
     yield summary
     if summary.pictures and summary.failures == summary.pictures:
         raise JobError(f"not one of {summary.pictures} pictures could be compressed: {summary.failure_reasons}")
+
+
+def _compress(
+    images: str, out: str, codec: str, plan: Plan, fingerprint: str, config: CompressConfig
+) -> Generator[Progress, None, Summary]:
+    """Everything that is missing, up to the summary, as one run in MLflow."""
+    tally = Tally(plan, compressed.read_records(out, compressed.finished_units(out)))
+    yield tally.progress()
+    tracker = compress_report.begin(images, out, codec, fingerprint, config, console.print)
+    status = "FAILED"
+    try:
+        rate = target.find_rate(out, codec, plan, config) if config.has_target else None
+        if rate is not None:
+            found = {k: float(getattr(rate, k)) for k in ("slope", "start", "sampled", "bpp", "psnr_db")}
+            tracker.metrics({f"target/{k}": v for k, v in found.items()}, step=0)
+        yield from _run_all(out, codec, plan, config, rate, tally, tracker)
+        summary = compress_report.finish(out, codec, plan, tracker)
+        status = "FINISHED"
+        return summary
+    finally:
+        tracker.close(status)
 
 
 def _run_all(

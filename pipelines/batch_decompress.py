@@ -14,7 +14,7 @@ from corrdiff.checkpoint import read_config
 from corrdiff.errors import UsageError
 from pipelines import compressed, decompress_stages, storage
 from pipelines.config import DecompressConfig, differences
-from pipelines.ray_session import own_errors, pools
+from pipelines.ray_session import own_errors, pools, ray_session
 
 DONE = "_decompressed"
 KEYS_A_ROW = 64
@@ -64,13 +64,13 @@ def _run(
     yield Progress(pictures, total)
     if not rows:
         return
-    stages = pools(config.device, config.workers)
-    saved = decompress_stages.decoded(rows, dataset, codec, config, stages).map(
-        decompress_stages.save_chunk, **stages.tasks,
-        fn_kwargs={"out": out, "kind": config.format, "shards": config.shards},
-    )  # fmt: skip
     chunks: dict[int, int] = {}
-    with own_errors():
+    with ray_session(), own_errors():
+        stages = pools(config.device, config.workers)
+        saved = decompress_stages.decoded(rows, dataset, codec, config, stages).map(
+            decompress_stages.save_chunk, **stages.tasks,
+            fn_kwargs={"out": out, "kind": config.format, "shards": config.shards},
+        )  # fmt: skip
         for row in saved.iter_rows():
             pictures += row["pictures"]
             unit = row["unit"]

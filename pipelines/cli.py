@@ -193,10 +193,7 @@ class Compress:
         if self.dry_run:
             self._estimate()
             return
-        from pipelines.ray_session import ray_session
-
-        with ray_session():
-            run_compression(self.images, self.out, self.codec, self.config)
+        run_compression(self.images, self.out, self.codec, self.config)
 
     def _estimate(self) -> None:
         from pipelines.batch_compress import estimate
@@ -229,10 +226,8 @@ class Decompress:
 
     def run(self) -> None:
         from pipelines.commands import run_decompression
-        from pipelines.ray_session import ray_session
 
-        with ray_session():
-            run_decompression(self.dataset, self.out, self.codec, self.config, self.keys)
+        run_decompression(self.dataset, self.out, self.codec, self.config, self.keys)
 
 
 Commands = (

@@ -1,7 +1,8 @@
 """`--target-bpp` and `--target-psnr`: from a sample of the pictures, the rule by which each finds its quality.
 
-    a few pictures of some units  --D at every quality-->     curves  --fit-->  rule
-    some of them                  --encoded by the rule-->    what factors and diffusion add to D's bytes and PSNR
+    a few pictures of some units  --D at every quality-->          curves
+    fewer of them                 --encoded at three qualities-->  what factors and diffusion add to D's bytes and PSNR
+    both                          --fit-->                         rule
 
 The sample grows until the mean is known well enough. The rule is written down (OUT/rate.json) and the first one counts,
 so that a job that goes on, on whatever machines, gives the pictures the qualities that it would have had.
@@ -39,11 +40,14 @@ from pipelines.ray_session import own_errors, pools
 FIRST_UNITS = 64
 """Each further round doubles the sample."""
 PICTURES_OF_A_UNIT = 8
-"""About so many pictures of a unit are looked at, where there are more units than in the first round."""
+"""Of a unit not all pictures are looked at, but about so many, where all units then still have MOST_PICTURES."""
+MOST_PICTURES = 8192
 ENOUGH = 0.008
 """Standard error of the mean, as a share of it; 2% are two and a half of them."""
-IN_FULL = 48
-"""About so many pictures are encoded."""
+IN_FULL = 24
+"""So many pictures are encoded, at least, where there are as many."""
+FULL_AT = 0, 4, 7
+"""Qualities at which they are; between these is interpolated."""
 TOLERANCE = 0.02
 
 
@@ -55,8 +59,8 @@ class Rate:
     start: int
     bytes_a_cell: float
     """Of a file's factors, for each cell of their grid."""
-    psnr_offset_db: float
-    """Of the picture, against D's."""
+    psnr_offset_db: list[float]
+    """Of the picture against D's, at each quality."""
     sampled: int
     bpp: float
     """Expected of all pictures, as is `psnr_db`."""
@@ -65,6 +69,11 @@ class Rate:
     @property
     def choice(self) -> Choice:
         return Choice(self.slope, self.start)
+
+    def point(self, preview: Preview, quality: int, pixels: int, cells: int) -> Point:
+        """What is expected of the file and the picture."""
+        point = Point.of(preview.bytes + self.bytes_a_cell * cells, pixels, preview.mse)
+        return point._replace(psnr_db=point.psnr_db + self.psnr_offset_db[quality])
 
 
 class Sampled(NamedTuple):
@@ -76,9 +85,9 @@ class Sampled(NamedTuple):
     cells: int
     previews: list[Preview]
     """At every quality."""
-    more_bytes: int = 0
-    """Of the file, and `more_db` of the picture, than its preview said; of pictures that were encoded."""
-    more_db: float = 0.0
+    more_bytes: tuple[int, ...] = ()
+    """Of the file, and `more_db` of the picture, than its preview said, at `FULL_AT`; of pictures that were encoded."""
+    more_db: tuple[float, ...] = ()
 
 
 # --- the rule, picture by picture
@@ -93,7 +102,7 @@ def qualities(codec: CorrDiffCodec, images: Sequence[Picture], settings: Setting
         some = list(wanted)
         previews = codec.preview([images[i] for i in some], [y[some] for y in latents], settings, list(wanted.values()))
         for (i, quality), preview in zip(wanted.items(), previews, strict=True):
-            known[i][quality] = Point.of(preview.bytes + rate.bytes_a_cell * cells, pixels, preview.mse)
+            known[i][quality] = rate.point(preview, quality, pixels, cells)
     return [rate_control.best_quality(k, rate.slope) for k in known]
 
 
@@ -131,51 +140,50 @@ def _read(uri: str) -> Rate:
 
 def _find(directory: str, codec: str, units: int, config: CompressConfig) -> Rate:
     order = random.Random(0).sample(range(units), units)
-    every = 1 if units <= FIRST_UNITS else max(1, config.unit // PICTURES_OF_A_UNIT)
+    every = max(1, min(config.unit // PICTURES_OF_A_UNIT, config.unit * units // MOST_PICTURES))
+    in_full = {unit: -(-IN_FULL // min(units, IN_FULL)) for unit in order[:IN_FULL]}
     sampled: list[Sampled] = []
+    console.print("looking at some pictures in every quality, for the target")
     end, error = 0, math.inf
     while end < units and error > ENOUGH:
         begin, end = end, min(units, 2 * end or FIRST_UNITS)
-        sampled += _look(order[begin:end], every, directory, codec, config)
+        sampled += _look(order[begin:end], every, in_full, directory, codec, config)
         if sampled:
             sampled.sort()
-            rate = _fit(sampled, [], config)
-            error = relative_error(sampled, rate.choice, end / units / every, config)
-            console.print(f"for the target {len(sampled):,} pictures were sampled: means are known to {2 * error:.1%}")
+            rate = fit(sampled, config)
+            error = relative_error(sampled, rate, end / units / every, config)
+            console.print(f"{len(sampled):,} pictures sampled for the target: the mean is known to {2 * error:.1%}")
     if not sampled:
         raise JobError(f"not one picture of {units} units could be opened")
-    some = order[:IN_FULL]
-    for _ in range(2):  # the second time at the qualities that matter
-        full = _look(some, max(1, config.unit * len(some) // IN_FULL), directory, codec, config, rate)
-        rate = _fit(sampled, sorted(full), config)
     _check_in_reach(sampled, rate, config)
     console.print(f"expected: {rate.bpp:.4f} bpp, {rate.psnr_db:.2f} dB")
     return rate
 
 
-def _fit(sampled: Sequence[Sampled], full: Sequence[Sampled], config: CompressConfig) -> Rate:
-    a_cell = sum(s.more_bytes for s in full) / max(1, sum(s.cells for s in full))
-    offset = statistics.fmean(s.more_db for s in full) if full else 0.0
-    curves = [_curve(s, a_cell) for s in sampled]
-    choice = rate_control.fit(curves, lambda m: operator.sub(*_aim(m, offset, config)))
-    bpp, psnr_db = rate_control.means(curves, choice)
-    return Rate(*choice, a_cell, offset, len(sampled), bpp, psnr_db + offset)
+def fit(sampled: Sequence[Sampled], config: CompressConfig) -> Rate:
+    """The rule that meets the target on these pictures, of which some were encoded."""
+    full = [s for s in sampled if s.more_bytes]
+    a_cell = statistics.fmean(statistics.fmean(s.more_bytes) / s.cells for s in full) if full else 0.0
+    offsets = np.mean([s.more_db for s in full], axis=0) if full else np.zeros(len(FULL_AT))
+    rate = Rate(0.0, 0, a_cell, np.interp(range(QUALITIES), FULL_AT, offsets).tolist(), len(sampled), 0.0, 0.0)
+    curves = [_curve(s, rate) for s in sampled]
+    choice = rate_control.fit(curves, lambda m: operator.sub(*_aim(m, config)))
+    return dataclasses.replace(rate, **choice._asdict(), **rate_control.means(curves, choice)._asdict())
 
 
-def _aim(m: Means, offset: float, config: CompressConfig) -> tuple[float, float]:
+def _aim(m: Means, config: CompressConfig) -> tuple[float, float]:
     """What is, and what should be."""
     if config.target_bpp is not None:
         return m.bpp, config.target_bpp
     assert config.target_psnr is not None
-    return m.psnr_db + offset, config.target_psnr
+    return m.psnr_db, config.target_psnr
 
 
-def _curve(s: Sampled, bytes_a_cell: float) -> Curve:
-    size = s.cells * bytes_a_cell
-    return Curve(s.pixels, [Point.of(p.bytes + size, s.pixels, p.mse) for p in s.previews])
+def _curve(s: Sampled, rate: Rate) -> Curve:
+    return Curve(s.pixels, [rate.point(p, quality, s.pixels, s.cells) for quality, p in enumerate(s.previews)])
 
 
-def relative_error(sampled: Sequence[Sampled], choice: Choice, share: float, config: CompressConfig) -> float:
+def relative_error(sampled: Sequence[Sampled], rate: Rate, share: float, config: CompressConfig) -> float:
     """Standard error of the mean that is aimed at, as a share of it.
 
     Units were drawn, of which `share` of all pictures come; pictures of one unit may be alike (ratio estimate of
@@ -185,8 +193,8 @@ def relative_error(sampled: Sequence[Sampled], choice: Choice, share: float, con
         return 0.0
     sums: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for s in sampled:
-        points = _curve(s, 0.0).points
-        point = points[rate_control.chosen_quality(points, choice)]
+        points = _curve(s, rate).points
+        point = points[rate_control.chosen_quality(points, rate.choice)]
         value, weight = (point.bpp * s.pixels, s.pixels) if config.target_bpp is not None else (point.psnr_db, 1)
         sums[s.unit][0] += value
         sums[s.unit][1] += weight
@@ -200,8 +208,8 @@ def relative_error(sampled: Sequence[Sampled], choice: Choice, share: float, con
 
 
 def _check_in_reach(sampled: Sequence[Sampled], rate: Rate, config: CompressConfig) -> None:
-    curves = [_curve(s, rate.bytes_a_cell) for s in sampled]
-    ends = [_aim(rate_control.means(curves, quality), rate.psnr_offset_db, config) for quality in (0, QUALITIES - 1)]
+    curves = [_curve(s, rate) for s in sampled]
+    ends = [_aim(rate_control.means(curves, quality), config) for quality in (0, QUALITIES - 1)]
     (least, wanted), (most, _) = ends
     if not (1 - TOLERANCE) * least <= wanted <= (1 + TOLERANCE) * most:
         name = "bpp" if config.target_bpp is not None else "psnr"
@@ -215,9 +223,9 @@ def _check_in_reach(sampled: Sequence[Sampled], rate: Rate, config: CompressConf
 
 
 def _look(
-    numbers: Sequence[int], every: int, directory: str, codec: str, config: CompressConfig, rate: Rate | None = None
+    numbers: Sequence[int], every: int, in_full: dict[int, int], directory: str, codec: str, config: CompressConfig
 ) -> list[Sampled]:
-    """Each `every`-th picture of some units; with a rate, encoded by it."""
+    """Each `every`-th picture of some units; so many of a unit as `in_full` says are encoded too."""
     import ray.data
 
     stages = pools(config.device, config.workers)
@@ -227,7 +235,7 @@ def _look(
             opening.read_chunks, batch_size=1, **stages.tasks,
             fn_kwargs={"directory": directory, "config": config, "every": every},
         )
-        .map(Sampler, fn_constructor_args=(codec, config, stages.device, rate), **stages.networks)
+        .map(Sampler, fn_constructor_args=(codec, config, stages.device, in_full), **stages.networks)
     )  # fmt: skip
     with own_errors():
         return [sampled for row in dataset.iter_rows() for sampled in row["sampled"]]
@@ -236,12 +244,12 @@ def _look(
 class Sampler:
     """A Ray Data actor: a codec that looks at pictures."""
 
-    def __init__(self, codec: str, config: CompressConfig, device: str, rate: Rate | None) -> None:
+    def __init__(self, codec: str, config: CompressConfig, device: str, in_full: dict[int, int]) -> None:
         if device == "cpu":
             torch.set_num_threads(1)  # an actor for each core
         self.codec = load_codec(codec, device, config.precision)
         self.settings = config.settings()
-        self.rate = rate
+        self.in_full = in_full
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk: Chunk = row["chunk"]
@@ -256,13 +264,13 @@ class Sampler:
         latents = self.codec.latents([image], self.settings)
         previews = [self.codec.preview([image], latents, self.settings, [q])[0] for q in range(QUALITIES)]
         sampled = Sampled(unit, place, *_measure(image, self.codec), previews)
-        if self.rate is None:
+        if place >= self.in_full.get(unit, 0):
             return sampled
-        (quality,) = qualities(self.codec, [image], self.settings, self.rate)
-        encoded = self.codec.compress_batch([image], dataclasses.replace(self.settings, quality=quality))[0]
-        decoded = Point.of(0, 1, float(np.mean((image.astype(np.float64) - encoded.reconstruction) ** 2)))
-        preview = previews[quality]
-        return sampled._replace(
-            more_bytes=len(encoded.data) - preview.bytes,
-            more_db=decoded.psnr_db - Point.of(0, 1, preview.mse).psnr_db,
-        )
+        more_bytes, more_db = [], []
+        for quality in FULL_AT:
+            encoded = self.codec.compress_batch([image], dataclasses.replace(self.settings, quality=quality))[0]
+            mse = float(np.mean((image.astype(np.float64) - encoded.reconstruction) ** 2))
+            preview = previews[quality]
+            more_bytes.append(len(encoded.data) - preview.bytes)
+            more_db.append(Point.of(0, 1, mse).psnr_db - Point.of(0, 1, preview.mse).psnr_db)
+        return sampled._replace(more_bytes=tuple(more_bytes), more_db=tuple(more_db))

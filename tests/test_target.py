@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from pipelines.target import Rate, Sampled
 
 Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]
-RATE = Rate(slope=10.0, start=4, bytes_a_cell=2.0, psnr_offset_db=0.0, sampled=1, bpp=0.1, psnr_db=30.0)
+NO_OFFSET = [0.0] * 8
+RATE = Rate(slope=10.0, start=4, bytes_a_cell=2.0, psnr_offset_db=NO_OFFSET, sampled=1, bpp=0.1, psnr_db=30.0)
 AT_BPP = CompressConfig(target_bpp=0.5)
 
 
@@ -39,9 +41,8 @@ def test_pictures_take_the_quality_that_all_their_previews_together_would_say(co
     for slope in (1e-6, 0.3, 3.0, 1e6):
         choice = Choice(slope, 4)
         expected = [rate_control.chosen_quality(curve.points, choice) for curve in curves]
-        found = target.qualities(codec, images, settings, Rate(slope, 4, 2.0, 0.0, 1, 0.1, 30.0))
-        assert found == expected
-    assert target.qualities(codec, images, settings, Rate(1e9, 4, 2.0, 0.0, 1, 0.1, 30.0)) == [0, 0, 0]
+        assert target.qualities(codec, images, settings, dataclasses.replace(RATE, slope=slope)) == expected
+    assert target.qualities(codec, images, settings, dataclasses.replace(RATE, slope=1e9)) == [0, 0, 0]
 
 
 def test_the_standard_error_is_that_of_drawing_units_again_and_again() -> None:
@@ -56,14 +57,14 @@ def test_the_standard_error_is_that_of_drawing_units_again_and_again() -> None:
         drawn = [s for unit in rng.choice(1000, 50, replace=False) for s in population[unit]]
         bits = 8 * sum(s.previews[0].bytes for s in drawn)
         estimates.append(bits / sum(s.pixels for s in drawn))
-        errors.append(target.relative_error(drawn, Choice(1.0, 4), 0.05, AT_BPP))
+        errors.append(target.relative_error(drawn, RATE, 0.05, AT_BPP))
     assert np.mean(errors) == pytest.approx(np.std(estimates) / np.mean(estimates), rel=0.1)
 
 
 def test_what_is_known_in_full_has_no_error_and_one_unit_says_nothing_of_the_others() -> None:
     some = [_sampled(0, place, 50 + place) for place in range(5)]
-    assert target.relative_error(some, Choice(1.0, 4), 1.0, AT_BPP) == 0
-    assert target.relative_error(some, Choice(1.0, 4), 0.1, AT_BPP) == math.inf
+    assert target.relative_error(some, RATE, 1.0, AT_BPP) == 0
+    assert target.relative_error(some, RATE, 0.1, AT_BPP) == math.inf
 
 
 def test_a_target_that_no_quality_reaches_is_refused_with_what_can_be_reached() -> None:
@@ -80,21 +81,23 @@ def test_a_target_that_no_quality_reaches_is_refused_with_what_can_be_reached() 
 
 def test_what_factors_and_diffusion_add_is_part_of_the_aim() -> None:
     some = [Sampled(u, 0, 1000, 2, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(40)]
-    full = [some[0]._replace(more_bytes=10, more_db=-1.0), some[1]._replace(more_bytes=20, more_db=-2.0)]
-    rate = target._fit(some, full, CompressConfig(target_psnr=34.0))
-    assert (rate.bytes_a_cell, rate.psnr_offset_db, rate.sampled) == (7.5, -1.5, 40)
-    levels = [10 * math.log10(255**2 / (90.0 / 2**q)) - 1.5 for q in range(8)]
-    assert min(abs(level - 34.0) for level in levels) == pytest.approx(abs(rate.psnr_db - 34.0))
+    some[0] = some[0]._replace(more_bytes=(10, 10, 10), more_db=(-0.5, -1.0, -2.5))
+    some[1] = some[1]._replace(more_bytes=(20, 20, 20), more_db=(-0.5, -2.0, -3.5))
+    rate = target.fit(some, CompressConfig(target_psnr=34.0))
+    assert (rate.bytes_a_cell, rate.sampled) == (7.5, 40)
+    assert rate.psnr_offset_db == pytest.approx([-0.5, -0.75, -1.0, -1.25, -1.5, -2.0, -2.5, -3.0])
+    levels = [10 * math.log10(255**2 / (90.0 / 2**q)) + rate.psnr_offset_db[q] for q in range(8)]
     quality = int(np.argmin(np.abs(np.array(levels) - 34.0)))
+    assert rate.psnr_db == pytest.approx(levels[quality])
     assert rate.bpp == pytest.approx(8 * (20 * 2**quality + 15) / 1000)
 
 
 def test_the_rule_that_is_written_down_counts(tmp_path: Path) -> None:
     plan, uri = Plan({}, "_plan/x", 1, 1), str(tmp_path / "rate.json")
-    storage.write_json(uri, {"slope": 3.0, "start": 2, "bytes_a_cell": 1.0, "psnr_offset_db": -0.5, "sampled": 7,
+    storage.write_json(uri, {"slope": 3.0, "start": 2, "bytes_a_cell": 1.0, "psnr_offset_db": NO_OFFSET, "sampled": 7,
                              "bpp": 0.3, "psnr_db": 31.0})  # fmt: skip
     rate = target.find_rate(str(tmp_path), "no codec is needed", plan, AT_BPP)
-    assert rate == Rate(3.0, 2, 1.0, -0.5, 7, 0.3, 31.0)
+    assert rate == Rate(3.0, 2, 1.0, NO_OFFSET, 7, 0.3, 31.0)
     storage.write_json(uri, {"slope": 3.0})
     with pytest.raises(UsageError, match=r"rate.json is damaged"):
         target.find_rate(str(tmp_path), "no codec is needed", plan, AT_BPP)

@@ -317,34 +317,57 @@ def trained_codec(tmp_path_factory: pytest.TempPathFactory) -> str:
     return directory
 
 
-def test_a_target_is_met_by_a_quality_for_each_picture_and_kept_when_the_job_goes_on(
-    ray_cluster: None, trained_codec: str, tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "in").mkdir()
+@pytest.fixture(scope="module")
+def seventy_two(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("pictures")
     for i in range(72):
-        Image.fromarray(make_picture(*SIZES[i % 4], seed=100 + i)).save(tmp_path / "in" / f"{i:02d}.png")
-    common = ["compress", str(tmp_path / "in")]
-    options = ["--codec", trained_codec, "--steps", "1", "--unit", "9", "--fidelity", "1"]
-    means = {}
-    for quality in ("1", "6"):
-        assert main([*common, f"{tmp_path}/q{quality}", *options, "--quality", quality]) == 0
-        summary = storage.read_json(f"{tmp_path}/q{quality}/summary.json")
-        means[quality] = summary["bpp"], summary["percentiles"]["psnr_db"]["mean"]
-    bpp, psnr_db = (sum(ends) / 2 for ends in zip(*means.values(), strict=True))
-    for name, wanted in (("bpp", bpp), ("psnr", psnr_db)):
-        out = f"{tmp_path}/{name}"
-        assert main([*common, out, *options, f"--target-{name}", str(wanted)]) == 0
-        summary = storage.read_json(f"{out}/summary.json")
-        found = {"bpp": summary["bpp"], "psnr": summary["percentiles"]["psnr_db"]["mean"]}[name]
-        assert found == pytest.approx(wanted, rel=0.02)
-        assert len(summary["qualities"]) > 1
+        Image.fromarray(make_picture(*SIZES[i % 4], seed=100 + i)).save(root / f"{i:02d}.png")
+    return str(root)
+
+
+def test_a_target_is_met_by_a_quality_for_each_picture_and_kept_when_the_job_goes_on(
+    ray_cluster: None, seventy_two: str, trained_codec: str, tmp_path: Path, tracking: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = f"{tmp_path}/out"
+    command = ["compress", seventy_two, out, "--codec", trained_codec, "--steps", "1", "--unit", "9"]
+    assert main([*command, "--target-psnr", "18.5"]) == 0
+    summary = storage.read_json(f"{out}/summary.json")
+    assert summary["percentiles"]["psnr_db"]["mean"] == pytest.approx(18.5, rel=0.02)
+    assert len(summary["qualities"]) > 2
     before, rate = read_files(out), storage.read_bytes(f"{out}/rate.json")
-    (tmp_path / "psnr" / "summary.json").unlink()
-    (tmp_path / "psnr" / "_units" / "00003.json").unlink()
-    assert main([*common, out, *options, "--target-psnr", str(wanted)]) == 0
-    assert (read_files(out), storage.read_bytes(f"{out}/rate.json")) == (before, rate)
+    (tmp_path / "out" / "summary.json").unlink()
+    (tmp_path / "out" / "_units" / "00003.json").unlink()
     capsys.readouterr()
-    assert main([*common, f"{tmp_path}/no", *options, "--target-psnr", "55"]) == 2
+    assert main([*command, "--target-psnr", "18.5"]) == 0
+    assert "sampled" not in capsys.readouterr().out
+    assert (read_files(out), storage.read_bytes(f"{out}/rate.json")) == (before, rate)
+    assert main([*command, "--target-psnr", "18.6"]) == 2
+    assert "target_psnr: 18.5 there, 18.6 now" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fidelity", ["0", "1"])
+def test_a_target_is_met_with_more_psnr_or_fewer_bits_than_at_one_quality(
+    ray_cluster: None, seventy_two: str, trained_codec: str, fidelity: str, tmp_path: Path, tracking: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    options = ["--codec", trained_codec, "--steps", "1", "--unit", "9", "--fidelity", fidelity]
+
+    def means(name: str, *choice: str) -> tuple[float, float]:
+        assert main(["compress", seventy_two, f"{tmp_path}/{name}", *options, *choice]) == 0
+        summary = storage.read_json(f"{tmp_path}/{name}/summary.json")
+        return summary["bpp"], summary["percentiles"]["psnr_db"]["mean"]
+
+    bpp, psnr_db = means("constant", "--quality", "4")
+    found_bpp, found_psnr_db = means("bpp", "--target-bpp", str(bpp))
+    assert found_bpp == pytest.approx(bpp, rel=0.02)
+    assert found_psnr_db > psnr_db
+    found_bpp, found_psnr_db = means("psnr", "--target-psnr", str(psnr_db))
+    assert found_psnr_db == pytest.approx(psnr_db, rel=0.02)
+    assert found_bpp < bpp
+    capsys.readouterr()
+    assert main(["compress", seventy_two, f"{tmp_path}/no", *options, "--target-psnr", "55"]) == 2
     assert "--target-psnr 55.0 is out of reach" in capsys.readouterr().err
 
 
