@@ -1,6 +1,6 @@
 """Connections to object storage broken in the middle of a shard: what each reader makes of it, crops of how many.
 
-A real S3 server behind a proxy that resets some answers half-way, one after the other, from the first or a later one on.
+A real S3 server behind a proxy that resets some answers half-way, one after the other, from the first or a later on.
 Ray Data's `read_webdataset` with pyarrow's driver, which it takes for s3://, webdataset with curl, and ours.
 """
 

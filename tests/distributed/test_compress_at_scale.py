@@ -77,7 +77,7 @@ WAYS: dict[str, tuple[Callable[[Image.Image], bytes], str]] = {
     "short.jpg": (halved("jpeg"), "truncated or damaged"),
     "short.webp": (halved("webp"), "the picture is broken"),
     "short.bmp": (halved("bmp"), "is truncated"),
-    "flipped.png": (lambda picture: flipped(saved(picture, "png")), "broken data stream"),
+    "flipped.png": (lambda picture: flipped(saved(picture, "png")), "data stream"),
     "huge.png": (lambda picture: said_to_be(saved(picture, "png"), 60_000, 60_000), "more than the limit of"),
     "head.jpg": (lambda picture: saved(picture, "jpeg")[:20], "not a picture in JPEG"),
 }
