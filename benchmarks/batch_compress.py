@@ -102,10 +102,8 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
             if isinstance(step, Progress):
                 points.append((time.perf_counter(), step.megapixels))
     records = list(compressed.read_records(out, compressed.finished_units(out)))
-    first = next(point for point in points if point[1] > 0)
-    worked = {stage: sum(r.seconds[stage] for r in records) for stage in STAGES}
-    seconds = points[-1][0] - first[0]
-    return {"rate": rate(points), **{stage: value / seconds for stage, value in worked.items()}}
+    a_megapixel = {stage: sum(r.seconds[stage] for r in records) / points[-1][1] for stage in STAGES}
+    return {"rate": rate(points), **{stage: seconds * rate(points) for stage, seconds in a_megapixel.items()}}
 
 
 def bare(arguments: argparse.Namespace) -> dict[str, float]:

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import EXTENSIONS, ImageError, open_image
-from pipelines import compress_report, compress_stages, compressed, opening, pictures, storage, target, units
+from pipelines import compress_report, compressed, opening, parts, pictures, storage, target, units
 from pipelines.compress_report import Summary
-from pipelines.compress_stages import STAGES, Done, Encoder
+from pipelines.compress_stages import STAGES, Coder, Encoder
 from pipelines.compressed import Plan, Record
 from pipelines.config import CompressConfig, differences
 from pipelines.opening import Chunk
+from pipelines.parts import Done
 from pipelines.progress import console
 from pipelines.ray_session import own_errors, pools, ray_session
 from pipelines.target import Rate
@@ -283,13 +284,10 @@ def _run(
             fn_kwargs={"directory": storage.join(out, plan.directory), "config": config},
         )
         .map(Encoder, fn_constructor_args=(codec, config, stages.device, rate), **stages.networks)
-        .map(
-            compress_stages.code_chunk, **stages.tasks,
-            fn_kwargs={"codec": codec, "lpips_weights": config.lpips_weights},
-        )
+        .map(Coder, fn_constructor_args=(codec, config.lpips_weights), **stages.coders)
     )  # fmt: skip
     dataset.context.target_max_block_size = 1  # a chunk is a block, and goes on as soon as it is there
-    write = ray.remote(compress_stages.write_unit).options(num_cpus=0)
+    write = ray.remote(parts.write_unit).options(num_cpus=0)
     assembly = Assembly()
     writes: list[Any] = []
     with own_errors(), _all_written(writes):

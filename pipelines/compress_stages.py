@@ -3,7 +3,7 @@
     read    CPU          a unit's pictures, opened, in chunks of like size (opening.py)
     encode  GPU or CPU   the networks and the factors, a few pictures at a time; symbols and factors come out
     code    CPU          symbols to a file, the file read back to the same latents, quality
-    write   I/O          a unit whose pictures have all come: its part, and then its record
+    write   I/O          a unit whose pictures have all come: its part, and then its record (parts.py)
 
 Chunks pass from stage to stage through Ray's object store, which holds them back where a later stage is slower: memory
 does not grow with the dataset, and a GPU has its next pictures ready before it is done with the last.
@@ -11,19 +11,12 @@ does not grow with the dataset, and a GPU has its next pictures ready before it 
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import io
 import itertools
-import json
 import math
-import tarfile
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from corrdiff import codec as codecs
@@ -32,11 +25,11 @@ from corrdiff.bitstream import BitstreamError
 from corrdiff.checkpoint import load_codec, load_networks
 from corrdiff.codec import Pending, Picture
 from corrdiff.entropy_tables import EntropyTables
-from pipelines import compressed, storage, target
-from pipelines.compressed import COLUMNS, File, Record
+from pipelines import target
+from pipelines.compressed import COLUMNS
 from pipelines.config import CompressConfig
 from pipelines.opening import Chunk, Opened
-from pipelines.tar import add_member
+from pipelines.parts import Done
 from pipelines.target import Rate
 
 STAGES = ("read", "encode", "code", "write")
@@ -51,15 +44,6 @@ class Encoded(NamedTuple):
     """What the decoder will show."""
     quality_source: str
     error: str = ""
-
-
-class Done(NamedTuple):
-    """A row of the table, and the file where there is one."""
-
-    place: int
-    row: dict[str, Any]
-    data: bytes | None
-    changes: tuple[str, ...] = ()
 
 
 # --- encode
@@ -121,21 +105,20 @@ def _spent(chunk: Chunk, stage: str, started: float) -> dict[str, float]:
 # --- code
 
 
-def code_chunk(row: dict[str, Any], codec: str, lpips_weights: str | None) -> dict[str, Any]:
-    """A Ray task: symbols -> files, each read back before it counts; the table's rows."""
-    torch.set_num_threads(1)
-    tables = _tables(codec)
-    weights = metrics.lpips_weights(lpips_weights)
-    lpips = metrics.load_lpips(weights) if weights else None
-    chunk: Chunk = row["chunk"]
-    started = time.perf_counter()
-    done = [_code(encoded, tables, lpips) for encoded in chunk.pictures]
-    return {"chunk": chunk._replace(pictures=done, seconds=_spent(chunk, "code", started))}
+class Coder:
+    """A Ray Data actor: symbols -> files, each read back before it counts; the table's rows."""
 
+    def __init__(self, codec: str, lpips_weights: str | None) -> None:
+        torch.set_num_threads(1)
+        self.tables = load_networks(codec, for_training=False)[1]
+        weights = metrics.lpips_weights(lpips_weights)
+        self.lpips = metrics.load_lpips(weights) if weights else None
 
-@functools.cache
-def _tables(codec: str) -> EntropyTables:
-    return load_networks(codec, for_training=False)[1]
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        chunk: Chunk = row["chunk"]
+        started = time.perf_counter()
+        done = [_code(encoded, self.tables, self.lpips) for encoded in chunk.pictures]
+        return {"chunk": chunk._replace(pictures=done, seconds=_spent(chunk, "code", started))}
 
 
 def _code(encoded: Encoded, tables: EntropyTables, lpips: Any) -> Done:
@@ -167,45 +150,3 @@ def _failed(opened: Opened, reason: str) -> Done:
     return Done(
         opened.place, {**row, "key": opened.key, "source": opened.source, "status": "failed", "error": reason}, None
     )
-
-
-# --- write
-
-
-def write_unit(out: str, unit: int, done: list[Done], seconds: dict[str, float]) -> Record:
-    """Write a unit's part and then its record; returns the record that counts."""
-    started = time.perf_counter()
-    done = sorted(done, key=lambda d: d.place)
-    tar, offsets = _tar(done)
-    tar_file = _write_part(out, unit, "tar", tar)
-    rows = [{**d.row, "part": tar_file.name, "offset": offsets[d.place]} if d.data is not None else d.row for d in done]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, COLUMNS), buffer)
-    good = [d.row for d in done if d.data is not None]
-    record = Record(
-        unit=unit, tar=tar_file, parquet=_write_part(out, unit, "parquet", buffer.getvalue()), pictures=len(done),
-        failures=len(done) - len(good), bytes=sum(r["bytes"] for r in good),
-        pixels=sum(r["width"] * r["height"] for r in good), seconds=seconds,
-    )  # fmt: skip
-    record.seconds["write"] = time.perf_counter() - started
-    return compressed.create_record(out, record)
-
-
-def _write_part(out: str, unit: int, extension: str, data: bytes) -> File:
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"part-{unit:05d}-{digest[:12]}.{extension}"
-    storage.write_bytes(storage.join(out, name), data, storage.PATIENT_ATTEMPTS)
-    return File(name, len(data), digest)
-
-
-def _tar(done: list[Done]) -> tuple[bytes, dict[int, int]]:
-    """The tar, and where in it each picture's file begins."""
-    buffer, offsets = io.BytesIO(), {}
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for d in done:
-            if d.data is not None:
-                row = d.row
-                described = {k: row[k] for k in ("key", "source", "width", "height")} | {"changes": list(d.changes)}
-                offsets[d.place] = add_member(tar, f"{row['key']}.crdf", d.data)
-                add_member(tar, f"{row['key']}.json", json.dumps(described).encode())
-    return buffer.getvalue(), offsets

@@ -12,9 +12,9 @@ from typing import Any, Literal, NamedTuple
 
 from corrdiff.errors import JobError, UsageError
 
-ACTOR_CPUS, TASK_CPUS = 0.75, 0.25
-"""What networks on a core and a task of the other stages reserve: where networks are on all cores there is still room
-for the tasks that feed and empty them. On GPUs networks reserve no core, and such a task a whole one."""
+NETWORK_CPUS, CODER_CPUS, TASK_CPUS = 0.8, 0.05, 0.15
+"""What networks on a core, a coder and a task of the other stages reserve: where networks are on all cores there is
+still room for what feeds and empties them. On GPUs networks reserve no core, and the others a whole one."""
 
 CORES_A_TASK = 4
 """Where networks are on the cores, a stage that feeds or empties them has a task at a time for so many."""
@@ -102,8 +102,11 @@ class Pools(NamedTuple):
     device: Literal["cpu", "cuda"]
     networks: dict[str, Any]
     """A pool of actors: one for each GPU, or without any for each core; it grows and shrinks with the cluster."""
+    coders: dict[str, Any]
+    """A pool of actors for work that needs torch but no networks: a task's process may be gone after a second without
+    work, and torch takes seconds to import."""
     tasks: dict[str, Any]
-    """Of each stage that feeds or empties them."""
+    """Of each stage that feeds or empties them and starts quickly."""
 
 
 def pools(device: str, workers: int | None) -> Pools:
@@ -116,6 +119,9 @@ def pools(device: str, workers: int | None) -> Pools:
     most = workers or MOST_ACTORS
     compute = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, gpus or cpus))
     if gpus:
-        return Pools("cuda", {"compute": compute, "num_gpus": 1, "num_cpus": 0}, {"num_cpus": 1})
-    tasks = {"num_cpus": TASK_CPUS, "concurrency": max(1, cpus // CORES_A_TASK)}
-    return Pools("cpu", {"compute": compute, "num_cpus": ACTOR_CPUS}, tasks)
+        coders = {"compute": ActorPoolStrategy(min_size=1, max_size=MOST_ACTORS), "num_cpus": 1}
+        return Pools("cuda", {"compute": compute, "num_gpus": 1, "num_cpus": 0}, coders, {"num_cpus": 1})
+    number = max(1, cpus // CORES_A_TASK)
+    coders = {"compute": ActorPoolStrategy(size=number), "num_cpus": CODER_CPUS}
+    tasks = {"num_cpus": TASK_CPUS, "concurrency": number}
+    return Pools("cpu", {"compute": compute, "num_cpus": NETWORK_CPUS}, coders, tasks)

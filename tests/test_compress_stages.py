@@ -23,13 +23,14 @@ from corrdiff.bitstream import MAX_PIXELS
 from corrdiff.codec import CorrDiffCodec, Pending, Settings
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import save_png
-from pipelines import batch_compress, compress_stages, compressed, decompress_stages, opening, storage
+from pipelines import batch_compress, compressed, decompress_stages, opening, parts, storage
 from pipelines.batch_compress import Assembly, Tally
-from pipelines.compress_stages import Done, Encoder
+from pipelines.compress_stages import Coder, Encoder
 from pipelines.compressed import COLUMNS, Member, Plan, Record
 from pipelines.config import CompressConfig
 from pipelines.decompress_stages import File
 from pipelines.opening import Chunk, Opened
+from pipelines.parts import Done
 from pipelines.units import Found
 
 Picture = npt.NDArray[np.uint8]
@@ -61,7 +62,8 @@ def _encode(pictures: list[Picture], codec: str, config: CompressConfig = QUICK)
 
 
 def _code(chunks: list[Chunk], codec: str) -> list[Done]:
-    coded = [compress_stages.code_chunk({"chunk": chunk}, codec, None)["chunk"] for chunk in chunks]
+    coder = Coder(codec, None)
+    coded = [coder({"chunk": chunk})["chunk"] for chunk in chunks]
     return [done for chunk in coded for done in chunk.pictures]
 
 
@@ -211,7 +213,7 @@ def test_a_batch_too_large_for_the_memory_is_tried_one_by_one(
 def test_failures_pass_through_all_stages(codec_dir: Path) -> None:
     chunk = Chunk(0, [Opened(0, "a", "a.png", None, error="there is no such file")], 1, {})
     chunk = Encoder(str(codec_dir), QUICK, "cpu")({"chunk": chunk})["chunk"]
-    chunk = compress_stages.code_chunk({"chunk": chunk}, str(codec_dir), None)["chunk"]
+    chunk = Coder(str(codec_dir), None)({"chunk": chunk})["chunk"]
     (done,) = chunk.pictures
     assert (chunk.total, done.data, done.row["key"], done.row["source"]) == (1, None, "a", "a.png")
     assert (done.row["status"], done.row["error"]) == ("failed", "there is no such file")
@@ -220,7 +222,7 @@ def test_failures_pass_through_all_stages(codec_dir: Path) -> None:
 
 def test_each_stage_says_what_it_took(codec_dir: Path, draw: Draw) -> None:
     (chunk, last) = _encode([draw(16, 16)], str(codec_dir))
-    chunk = compress_stages.code_chunk({"chunk": chunk}, str(codec_dir), None)["chunk"]
+    chunk = Coder(str(codec_dir), None)({"chunk": chunk})["chunk"]
     assert set(chunk.seconds) == {"read", "encode", "code"}
     assert all(s > 0 for s in chunk.seconds.values())
     assert set(last.seconds) == {"read", "encode"}
@@ -300,7 +302,7 @@ def out(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_unit_becomes_a_part_and_a_record_of_it(out: str) -> None:
     done = [_done(2, b"c" * 700), _done(0, b"a" * 10), _done(3, None), _done(1, b"b" * 513, "deep/" + "n" * 150)]
-    record = compress_stages.write_unit(out, 4, done, {"read": 1.0})
+    record = parts.write_unit(out, 4, done, {"read": 1.0})
     assert record == compressed.read_record(out, 4)
     assert (record.unit, record.pictures, record.failures) == (4, 4, 1)
     assert (record.bytes, record.pixels) == (1223, 20 * (10 + 11 + 12))
@@ -320,7 +322,7 @@ def test_a_unit_becomes_a_part_and_a_record_of_it(out: str) -> None:
 
 
 def test_a_part_is_a_webdataset_in_the_order_of_the_unit(out: str) -> None:
-    record = compress_stages.write_unit(out, 0, [_done(1, b"bb"), _done(0, b"a")], {})
+    record = parts.write_unit(out, 0, [_done(1, b"bb"), _done(0, b"a")], {})
     with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(storage.join(out, record.tar.name)))) as tar:
         files = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
     assert list(files) == ["k0.crdf", "k0.json", "k1.crdf", "k1.json"]
@@ -332,21 +334,21 @@ def test_a_part_is_a_webdataset_in_the_order_of_the_unit(out: str) -> None:
 
 def test_the_same_pictures_give_the_same_files_whatever_order_they_come_in(out: str) -> None:
     done = [_done(i, bytes([i]) * 100) for i in range(4)]
-    first = compress_stages.write_unit(storage.join(out, "1"), 0, done, {})
-    second = compress_stages.write_unit(storage.join(out, "2"), 0, done[::-1], {})
+    first = parts.write_unit(storage.join(out, "1"), 0, done, {})
+    second = parts.write_unit(storage.join(out, "2"), 0, done[::-1], {})
     assert (first.tar, first.parquet) == (second.tar, second.parquet)
 
 
 def test_a_unit_that_is_done_twice_keeps_its_first_record_and_both_parts(out: str) -> None:
-    first = compress_stages.write_unit(out, 0, [_done(0, b"first")], {})
-    second = compress_stages.write_unit(out, 0, [_done(0, b"second")], {})
+    first = parts.write_unit(out, 0, [_done(0, b"first")], {})
+    second = parts.write_unit(out, 0, [_done(0, b"second")], {})
     assert second == first == compressed.read_record(out, 0)
     assert decompress_stages.read_part(out, second) == [File("k0", b"first")]
     assert len([n for n in storage.list_names(out) if n.startswith("part-")]) == 4
 
 
 def test_a_unit_of_failures_alone_is_written(out: str) -> None:
-    record = compress_stages.write_unit(out, 0, [_done(0, None), _done(1, None)], {})
+    record = parts.write_unit(out, 0, [_done(0, None), _done(1, None)], {})
     assert (record.pictures, record.failures, record.bytes, record.pixels) == (2, 2, 0, 0)
     assert decompress_stages.read_part(out, record) == []
 
@@ -361,7 +363,7 @@ def test_there_is_no_record_before_all_files_of_the_unit(out: str, monkeypatch: 
 
     monkeypatch.setattr(storage, "write_bytes", no_tables)
     with pytest.raises(JobError, match="full"):
-        compress_stages.write_unit(out, 0, [_done(0, b"a")], {})
+        parts.write_unit(out, 0, [_done(0, b"a")], {})
     assert compressed.finished_units(out) == []
 
 
@@ -374,7 +376,7 @@ def test_what_is_compressed_is_decoded_from_its_part(
     pictures = [draw(16, 24, 0), draw(24, 16, 1), draw(16, 24, 2)]
     chunks = _encode(pictures, str(codec_dir))
     shown = {e.opened.key: e.shown for c in chunks for e in c.pictures}
-    record = compress_stages.write_unit(str(tmp_path), 0, _code(chunks, str(codec_dir)), {})
+    record = parts.write_unit(str(tmp_path), 0, _code(chunks, str(codec_dir)), {})
     files = decompress_stages.read_part(str(tmp_path), record)
     decoded = list(decompress_stages.decode(codec, files, "corrected", MAX_PIXELS))
     assert [d.key for d in decoded] == ["k/0", "k/1", "k/2"]
@@ -383,7 +385,7 @@ def test_what_is_compressed_is_decoded_from_its_part(
 
 def test_a_part_that_is_damaged_or_gone_is_named(tmp_path: Path) -> None:
     out = str(tmp_path)
-    record = compress_stages.write_unit(out, 0, [_done(0, b"abc")], {})
+    record = parts.write_unit(out, 0, [_done(0, b"abc")], {})
     part = tmp_path / record.tar.name
     part.write_bytes(part.read_bytes().replace(b"abc", b"abd"))
     with pytest.raises(JobError, match=r"part .*\.tar is damaged: its SHA-256 is not the record's"):
