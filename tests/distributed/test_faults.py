@@ -143,6 +143,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_ends_the_run_with_the_one_before_wh
     assert_same_weights(str(undisturbed / "codec"), str(root / "run" / "phase1" / "codec"))
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_serves(
     shards: str, tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

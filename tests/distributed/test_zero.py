@@ -119,6 +119,7 @@ def test_the_plain_loop_learns(plain_losses: dict[str, list[float]]) -> None:
         assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_bf16_follows_fp32_and_keeps_weights_in_fp32(
     shards: str, start_codec: str, plain_losses: dict[str, list[float]], tmp_path: Path, tracking: str
 ) -> None:
