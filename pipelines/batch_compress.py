@@ -274,15 +274,10 @@ def _run(
 ) -> Iterator[Progress]:
     """Take units through the stages; yields after each chunk and each unit."""
     import ray
-    import ray.data
 
     stages = pools(config.device, config.workers)
     dataset = (
-        ray.data.from_items([{"unit": n} for n in numbers], override_num_blocks=len(numbers))
-        .map_batches(
-            opening.read_chunks, batch_size=1, **stages.tasks,
-            fn_kwargs={"directory": storage.join(out, plan.directory), "config": config},
-        )
+        opening.open_units(numbers, storage.join(out, plan.directory), config, stages)
         .map(Encoder, fn_constructor_args=(codec, config, stages.device, rate), **stages.networks)
         .map(Coder, fn_constructor_args=(codec, config.lpips_weights), **stages.coders)
     )  # fmt: skip

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from corrdiff.images import ImageError, open_image
 from pipelines import units
 from pipelines.config import CompressConfig
+from pipelines.ray_session import Pools
 
 if TYPE_CHECKING:  # it brings torch along
     from corrdiff.codec import Picture
@@ -56,9 +57,17 @@ class Opened(NamedTuple):
         return self.pixels.shape[0] * self.pixels.shape[1] if self.pixels is not None else 0
 
 
-def read_chunks(
-    batch: dict[str, Any], directory: str, config: CompressConfig, every: int = 1
-) -> Iterator[dict[str, Any]]:
+def open_units(numbers: Sequence[int], directory: str, config: CompressConfig, stages: Pools, every: int = 1) -> Any:
+    """A Ray dataset of the chunks of some units, or of each `every`-th of their pictures: this stage."""
+    import ray.data
+
+    return ray.data.from_items([{"unit": n} for n in numbers], override_num_blocks=len(numbers)).map_batches(
+        read_chunks, batch_size=1, **stages.tasks,
+        fn_kwargs={"directory": directory, "config": config, "every": every},
+    )  # fmt: skip
+
+
+def read_chunks(batch: dict[str, Any], directory: str, config: CompressConfig, every: int) -> Iterator[dict[str, Any]]:
     """A Ray task: numbers of units -> their pictures, or each `every`-th of them, opened."""
     for number in batch["unit"].tolist():
         pictures = units.read_pictures(units.read_unit(directory, number), every)

@@ -226,17 +226,10 @@ def _look(
     numbers: Sequence[int], every: int, in_full: dict[int, int], directory: str, codec: str, config: CompressConfig
 ) -> list[Sampled]:
     """Each `every`-th picture of some units; so many of a unit as `in_full` says are encoded too."""
-    import ray.data
-
     stages = pools(config.device, config.workers)
-    dataset = (
-        ray.data.from_items([{"unit": n} for n in numbers], override_num_blocks=len(numbers))
-        .map_batches(
-            opening.read_chunks, batch_size=1, **stages.tasks,
-            fn_kwargs={"directory": directory, "config": config, "every": every},
-        )
-        .map(Sampler, fn_constructor_args=(codec, config, stages.device, in_full), **stages.networks)
-    )  # fmt: skip
+    dataset = opening.open_units(numbers, directory, config, stages, every).map(
+        Sampler, fn_constructor_args=(codec, config, stages.device, in_full), **stages.networks
+    )
     with own_errors():
         return [sampled for row in dataset.iter_rows() for sampled in row["sampled"]]
 
