@@ -47,8 +47,7 @@ class S3Server:
     """rclone serving a directory as S3, seen through a proxy that can break what passes."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root / BUCKET
-        self.root.mkdir(parents=True)
+        (root / BUCKET).mkdir(parents=True)
         self.uri = f"s3://{BUCKET}"
         self._port = free_port()
         rclone = Path(sys.executable).parent / "rclone"

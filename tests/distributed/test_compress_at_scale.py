@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pytest
+import s3fs
 from mlflow import MlflowClient
 from PIL import Image
 from ray.cluster_utils import Cluster
@@ -129,9 +130,10 @@ def test_with_a_machine_and_the_driver_killed_and_storage_failing_every_picture_
     size: Size, ray_cluster: None, s3_storage: S3Server, codec_dir: Path, tmp_path: Path, tracking: str
 ) -> None:
     place = f"scale-{size.pictures}"
-    reasons = write_pictures(s3_storage.root / place / "in", size)
+    reasons = write_pictures(tmp_path / "in", size)
     assert len(reasons) == size.broken
     images, calm, out = (f"{s3_storage.uri}/{place}/{name}" for name in ("in", "calm", "out"))
+    s3fs.S3FileSystem().put(f"{tmp_path}/in/", images, recursive=True)
     options = ["--codec", str(codec_dir), "--steps", "1", "--quality", "3", "--unit", str(size.unit)]
     assert main(["compress", images, calm, *options]) == 0
 
