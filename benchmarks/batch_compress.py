@@ -91,8 +91,9 @@ def write_pictures(directory: Path, arguments: argparse.Namespace) -> None:
 
 
 def ours(arguments: argparse.Namespace) -> dict[str, float]:
-    from pipelines.batch_compress import Progress, compress_dataset
+    from pipelines.batch_compress import compress_dataset
     from pipelines.ray_session import ray_session
+    from pipelines.tally import Progress
 
     out = tempfile.mkdtemp(dir=arguments.root)
     config = CompressConfig(steps=arguments.steps, batch=arguments.batch, device=arguments.device, unit=16)

@@ -23,18 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corrdiff import bitstream, correction, diffusion, heap
+from corrdiff import bitstream, coding, correction, diffusion, heap
 from corrdiff.bitstream import BitstreamError, Header, Streams
+from corrdiff.coding import Pending
+from corrdiff.coding import Picture as Picture
 from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, HYPER_STRIDE, LATENT_STRIDE, CodecConfig
 from corrdiff.config import Settings as Settings
 from corrdiff.correction import Fit, Grid, Parts, Perceptual
-from corrdiff.entropy_tables import EntropyTables, LatentStreams, Symbols
+from corrdiff.entropy_tables import EntropyTables, Symbols
 from corrdiff.errors import UsageError
 from corrdiff.model import CorrDiffModel
 from corrdiff.tiling import Latents, Layout
-
-Picture = npt.NDArray[np.uint8]
-"""RGB, [H, W, 3]."""
 
 Precision = Literal["fp32", "bf16"]
 Decoding = Literal["corrected", "uncorrected", "privileged"]
@@ -58,16 +57,6 @@ class Encoded(NamedTuple):
         """Bits of the whole file for each pixel."""
         height, width = self.reconstruction.shape[:2]
         return 8 * len(self.data) / (height * width)
-
-
-class Pending(NamedTuple):
-    """A picture that the networks are done with and that is not coded yet; for that the tables are enough."""
-
-    header: Header
-    symbols: list[Symbols]
-    """Of each tile, row by row."""
-    reconstruction: Picture
-    factors: list[npt.NDArray[np.uint8]]
 
 
 class Preview(NamedTuple):
@@ -138,27 +127,28 @@ class CorrDiffCodec:
         """Pictures of one size -> files. Raises `UsageError` for arrays that are no such pictures."""
         headers = self._headers(images, settings, [settings.quality] * len(images))
         return [
-            Encoded(_pack(header, streams, factors), picture, factors)
+            Encoded(coding.pack(header, streams, factors), picture, factors)
             for header, streams, factors, picture in self._encode(images, headers, settings, self.tables.code, on_tile)
         ]
 
     def encode_batch(
-        self, images: Sequence[Picture], settings: Settings, qualities: Sequence[int] | None = None
-    ) -> list[Pending]:
-        """The part of `compress_batch` that needs the networks; `write` does the rest, anywhere.
+        self, images: Sequence[Picture], settings: Settings, qualities: Sequence[int] | None = None,
+        latents: Sequence[Tensor] | None = None,
+    ) -> list[Pending]:  # fmt: skip
+        """The part of `compress_batch` that needs the networks; `coding.write` does the rest, anywhere.
 
-        `qualities` are those of each picture, where they differ.
+        `qualities` are those of each picture, where they differ; `latents` theirs, where they are known already.
         """
         headers = self._headers(images, settings, qualities or [settings.quality] * len(images))
         return [
             Pending(header, symbols, picture, factors)
-            for header, symbols, factors, picture in self._encode(images, headers, settings, list, None)
+            for header, symbols, factors, picture in self._encode(images, headers, settings, list, None, latents)
         ]
 
     @torch.inference_mode()
     def latents(self, images: Sequence[Picture], settings: Settings) -> list[Tensor]:
-        """Of pictures of one size: each tile's y_BMhw before the gain, for `preview`."""
-        layout = _layout(self._headers(images, settings, [settings.quality])[0])
+        """Of pictures of one size: each tile's y_BMhw before the gain, for `preview` and `encode_batch`."""
+        layout = coding.layout_of(self._headers(images, settings, [settings.quality])[0])
         return [self._analyse(images, layout, i, j) for i, j in layout]
 
     @torch.inference_mode()
@@ -167,7 +157,7 @@ class CorrDiffCodec:
     ) -> list[Preview]:
         """What each picture would become at its quality: rANS and one pass of D, a small part of an encode."""
         headers = self._headers(images, settings, qualities)
-        layout = _layout(headers[0])
+        layout = coding.layout_of(headers[0])
         streams, read = self._quantised(layout, headers, lambda i, j: latents[layout.index(i, j)], self.tables.code)
         squared_B = torch.zeros(len(images), dtype=torch.float64, device=self.device)
         for i, j in layout:
@@ -219,12 +209,16 @@ class CorrDiffCodec:
     @torch.inference_mode()
     def _encode(
         self, images: Sequence[Picture], headers: Sequence[Header], settings: Settings,
-        keep: Callable[[list[Symbols]], list[T]], on_tile: OnTile | None,
+        keep: Callable[[list[Symbols]], list[T]], on_tile: OnTile | None, known: Sequence[Tensor] | None = None,
     ) -> Iterator[tuple[Header, list[T], list[npt.NDArray[np.uint8]], Picture]]:  # fmt: skip
         """Of each picture: its header; of each tile what is kept of its symbols, and its factors; the decoded one."""
-        header, layout = headers[0], _layout(headers[0])
+        header, layout = headers[0], coding.layout_of(headers[0])
         height, width, cell, bits = header.height, header.width, header.grid, header.factor_bits
-        kept, latents = self._quantised(layout, headers, lambda i, j: self._analyse(images, layout, i, j), keep)
+
+        def y_of(i: int, j: int) -> Tensor:
+            return self._analyse(images, layout, i, j) if known is None else known[layout.index(i, j)]
+
+        kept, latents = self._quantised(layout, headers, y_of, keep)
         out = [np.zeros((height, width, 3), np.uint8) for _ in images]
         levels: list[list[npt.NDArray[np.uint8]]] = []
         for i, j in layout:
@@ -260,9 +254,9 @@ class CorrDiffCodec:
             raise UsageError("a batch needs at least one file")
         parsed = [bitstream.unpack(data, self.fingerprint, max_pixels) for data in files]
         header = parsed[0].header
-        if any(batch_key(p.header) != batch_key(header) for p in parsed):
+        if any(coding.batch_key(p.header) != coding.batch_key(header) for p in parsed):
             raise UsageError("the files of a batch must agree in width, height, steps, factor grid and tiles")
-        layout = _layout(header)
+        layout = coding.layout_of(header)
         g_BM11 = self._gain([p.header.quality for p in parsed])
         latents = Latents(layout, lambda i, j: self._read_latent(parsed, layout, i, j).to(self.device) / g_BM11)
         out = [np.zeros((header.height, header.width, 3), np.uint8) for _ in files]
@@ -271,7 +265,7 @@ class CorrDiffCodec:
             x_0_BCHW = d_BCHW = self._decode_privileged(y_hat_BMhw)
             if decoding != "privileged":
                 grid = Grid(layout.rows[i].size, layout.columns[j].size, header.grid)
-                g_SBPRC = torch.stack([_read_factors(p, grid, layout.index(i, j)) for p in parsed], dim=1)
+                g_SBPRC = torch.stack([coding.read_factors(p, grid, layout.index(i, j)) for p in parsed], dim=1)
                 g_SBPRC = g_SBPRC.to(self.device)
                 x_0_BCHW = self._trajectory(
                     y_hat_BMhw, d_BCHW, layout, (i, j), header.steps, grid,
@@ -366,40 +360,6 @@ class CorrDiffCodec:
         return x_BHWC.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
 
 
-def write(pending: Pending, tables: EntropyTables) -> bytes:
-    """Code a picture: the bytes of a .crdf file."""
-    return _pack(pending.header, tables.code(pending.symbols), pending.factors)
-
-
-def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
-    """Decode a file to its latents and factors and compare them with what was to be coded.
-
-    Raises `BitstreamError` where the file cannot be read or says something else.
-    """
-    header = pending.header
-    parsed = bitstream.unpack(data, header.fingerprint, header.width * header.height)
-    if parsed.header != header:
-        raise BitstreamError("the file's header is not what was to be written")
-    layout = _layout(header)
-    for (i, j), streams, symbols, levels in zip(layout, parsed.tiles, pending.symbols, pending.factors, strict=True):
-        steps, planes, rows, columns = levels.shape
-        try:
-            y_hat_1Mhw = tables.decode([streams.z], [streams.y], symbols.z_Nuv[0].shape)
-            found = correction.decode_factors(streams.factors, (steps, planes, rows, columns), header.factor_bits)
-        except ValueError as error:
-            raise BitstreamError(f"the file cannot be read back: {error}") from None
-        if not np.array_equal(y_hat_1Mhw[0].cpu().numpy(), symbols.y_hat_Mhw):
-            raise BitstreamError(f"the latents of tile {layout.index(i, j)} decode to something else")
-        if not np.array_equal(found, levels):
-            raise BitstreamError(f"the factors of tile {layout.index(i, j)} decode to something else")
-
-
-def _pack(header: Header, streams: list[LatentStreams], factors: list[npt.NDArray[np.uint8]]) -> bytes:
-    bits = header.factor_bits
-    tiles = [Streams(correction.encode_factors(f, bits), s.z, s.y) for s, f in zip(streams, factors, strict=True)]
-    return bitstream.pack(header, tiles)
-
-
 def _check(images: Sequence[Picture]) -> None:
     if not images:
         raise UsageError("a batch needs at least one picture")
@@ -412,10 +372,6 @@ def _check(images: Sequence[Picture]) -> None:
             raise UsageError("the pictures of a batch must have one size")
 
 
-def _layout(header: Header) -> Layout:
-    return Layout(header.height, header.width, header.tile)
-
-
 def _by_picture(kept: dict[tuple[int, int], list[T]], layout: Layout) -> list[list[T]]:
     """What was kept of each tile's pictures -> of each picture's tiles."""
     return list(map(list, zip(*(kept[tile] for tile in layout), strict=True)))
@@ -426,22 +382,6 @@ def _tile_done(layout: Layout, i: int, j: int, on_tile: OnTile | None) -> None:
         on_tile(layout.index(i, j) + 1, len(layout))
     if len(layout) > 1:
         heap.give_back_freed_memory()
-
-
-def batch_key(header: Header) -> tuple[int, ...]:
-    """Files that agree in this can be decoded together."""
-    return header.width, header.height, header.steps, header.grid, header.factor_bits, header.tile
-
-
-def _read_factors(parsed: bitstream.Bitstream, grid: Grid, tile: int) -> Tensor:
-    """One tile's factors, [S, P, R, C]."""
-    header = parsed.header
-    shape = (header.steps, correction.PLANES, grid.rows, grid.columns)
-    try:
-        levels = correction.decode_factors(parsed.tiles[tile].factors, shape, header.factor_bits)
-    except ValueError as error:
-        raise BitstreamError(f"the correction factors are not valid: {error}") from None
-    return correction.dequantise(torch.from_numpy(levels), header.factor_bits)
 
 
 def _pad(x_BCHW: Tensor) -> Tensor:

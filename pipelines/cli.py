@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,13 @@ from pipelines.config import CompressConfig, DecompressConfig, ShardConfig, Trai
 
 DESCRIPTION = """Train a diffusion-based perceptual image codec on a Ray cluster, and compress whole datasets with it.
 
-First steps: corrdiff demo --out demo-out"""
+First steps: corrdiff demo --out demo-out
+
+On a cluster, each with --help of its own:
+  corrdiff submit -- COMMAND    run one of the commands below as a Ray job, and follow it
+  corrdiff preflight            is every node of the cluster fit for an expensive job?"""
+
+ON_CLUSTERS = "submit", "preflight"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +204,7 @@ class Compress:
         run_compression(self.images, self.out, self.codec, self.config)
 
     def _estimate(self) -> None:
-        from pipelines.batch_compress import estimate
+        from pipelines.estimate import estimate
 
         workers = self.config.workers or os.cpu_count() or 1
         e = estimate(self.images, self.codec, self.config, workers)
@@ -244,7 +252,20 @@ Commands = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(Commands, "corrdiff", DESCRIPTION, argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] and arguments[0] in ON_CLUSTERS:
+        return _run_cluster_command(*arguments)
+    return run_command(Commands, "corrdiff", DESCRIPTION, arguments)
+
+
+def _run_cluster_command(name: str, *arguments: str) -> int:
+    """A command of the cluster package, in a process of its own; Ctrl-C is for that to answer."""
+    process = subprocess.Popen([sys.executable, "-m", f"cluster.{name}", *arguments])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def console() -> None:

@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from corrdiff import codec as codecs
-from corrdiff import metrics
+from corrdiff import coding, metrics
 from corrdiff.bitstream import BitstreamError
 from corrdiff.checkpoint import load_codec, load_networks
-from corrdiff.codec import Pending, Picture
+from corrdiff.coding import Pending, Picture
 from corrdiff.entropy_tables import EntropyTables
 from pipelines import target
 from pipelines.compressed import COLUMNS
@@ -76,8 +75,11 @@ class Encoder:
             return [Encoded(p, None, None, "", p.error) for p in batch]
         settings = self.config.settings()
         try:
-            levels = target.qualities(self.codec, images, settings, self.rate) if self.rate else None
-            pending = self.codec.encode_batch(images, settings, levels)
+            levels = latents = None
+            if self.rate:
+                latents = self.codec.latents(images, settings)
+                levels = target.qualities(self.codec, images, latents, settings, self.rate)
+            pending = self.codec.encode_batch(images, settings, levels, latents)
             checked = [self.config.verifies_pixels(p.key) for p in batch]
             decoded = iter(self._decode([e for e, c in zip(pending, checked, strict=True) if c]))
         except (MemoryError, torch.OutOfMemoryError) as error:
@@ -94,7 +96,7 @@ class Encoder:
     def _decode(self, pending: list[Pending]) -> list[Picture]:
         if not pending:
             return []
-        files = [codecs.write(e, self.codec.tables) for e in pending]
+        files = [coding.write(e, self.codec.tables) for e in pending]
         return self.codec.decompress_batch(files, max_pixels=self.config.max_pixels)
 
 
@@ -125,9 +127,9 @@ def _code(encoded: Encoded, tables: EntropyTables, lpips: Any) -> Done:
     opened = encoded.opened
     if opened.pixels is None or encoded.pending is None or encoded.shown is None:
         return _failed(opened, encoded.error)
-    data = codecs.write(encoded.pending, tables)
+    data = coding.write(encoded.pending, tables)
     try:
-        codecs.verify(data, encoded.pending, tables)
+        coding.verify(data, encoded.pending, tables)
     except BitstreamError as error:
         return _failed(opened, f"verification: {error}")
     height, width = opened.pixels.shape[:2]

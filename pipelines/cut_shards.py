@@ -24,7 +24,7 @@ from corrdiff.images import ImageError, open_image, save_png
 from pipelines import pictures, storage
 from pipelines.config import ShardConfig
 from pipelines.pictures import Source
-from pipelines.ray_session import own_errors
+from pipelines.ray_session import cpu_machines, own_errors
 from pipelines.shards import FORMAT, MANIFEST, VALIDATION, Index, Manifest, Shard, read_manifest, verify_shard
 from pipelines.tar import add_member
 
@@ -99,7 +99,7 @@ def cut_shards(
             for g in missing
         ]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _cut_group, fn_kwargs={"out": out, "config": dataclasses.asdict(config), "plan": plan}
+            _cut_group, fn_kwargs={"out": out, "config": dataclasses.asdict(config), "plan": plan}, **cpu_machines()
         )
         with own_errors():
             for row in dataset.iter_rows():
@@ -122,7 +122,7 @@ def verify_shards(uri: str) -> Iterator[tuple[str, str | None]]:
         if not prefix or storage.exists(storage.join(uri, prefix, MANIFEST)):
             where = storage.join(uri, prefix) if prefix else uri
             rows += [{"uri": where, **dataclasses.asdict(shard)} for shard in read_manifest(where).shards]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_verify)
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_verify, **cpu_machines())
     with own_errors():
         for row in dataset.iter_rows():
             yield f"{row['uri']}/{row['name']}", row["wrong"] or None

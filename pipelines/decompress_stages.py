@@ -106,7 +106,7 @@ def read_chunks(batch: dict[str, Any], dataset: str, max_pixels: int) -> Iterato
 
 def decode(codec: CorrDiffCodec, files: list[File], decoding: Decoding, max_pixels: int) -> Iterator[Decoded]:
     """In the order of the files, those of one size together where they follow each other."""
-    from corrdiff.codec import batch_key
+    from corrdiff.coding import batch_key
 
     headers = [bitstream.unpack(file.data, codec.fingerprint, max_pixels).header for file in files]
     for _, run in itertools.groupby(zip(files, headers, strict=True), lambda pair: batch_key(pair[1])):

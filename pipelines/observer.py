@@ -19,6 +19,7 @@ from pipelines.costs import Costs
 from pipelines.export import codec_config, export_model
 from pipelines.progress import console, display
 from pipelines.report import Panel, side_by_side
+from pipelines.run_log import RunLog
 from pipelines.tracking import RunSpec, Tracker, lineage_tags
 from pipelines.trainer import StepResult, Trainer
 
@@ -26,18 +27,21 @@ from pipelines.trainer import StepResult, Trainer
 class Board:
     """A Ray actor between rank 0 and whoever watches; it outlives the workers and sums what their restarts cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, phase: PhaseName, run: str) -> None:
         self._state: dict[str, Any] = {"images": 0, "note": "", "failed": "", "said": []}
+        self._log = RunLog(phase, run)
 
     def write(self, **values: Any) -> None:
         self._state.update(values)
 
     def say(self, sentence: str) -> None:
         self._state["said"].append(sentence)
+        self._log.event(sentence)
 
     def spend(self, costs: Costs) -> None:
         before = self._state.get("costs")
         self._state["costs"] = costs if before is None else before.joined(costs)
+        self._log.values({"images": float(self._state["images"]), **costs.metrics()}, self._state["images"])
 
     def read(self) -> dict[str, Any]:
         return self._state
@@ -69,8 +73,8 @@ def watch(board: Any, title: str, total: int, stop: threading.Event) -> None:
 class Observer:
     """Lives on rank 0 for the length of a phase."""
 
-    def __init__(self, loop: dict[str, Any], config: TrainConfig, phase: PhaseName, run: str) -> None:
-        self.config, self.phase, self.run, self.board = config, phase, run, loop["board"]
+    def __init__(self, board: Any, tracking: str, config: TrainConfig, phase: PhaseName, run: str) -> None:
+        self.config, self.phase, self.run, self.board = config, phase, run, board
         self.window: list[tuple[StepResult, int]] = []
         self.cost_note = ""
         record_uri = storage.join(run, "mlflow.json")
@@ -82,7 +86,7 @@ class Observer:
             tags |= lineage_tags(provenance)
         params = {**dataclasses.asdict(config), **_flat(codec_config(config).to_dict(), "codec")}
         spec = RunSpec(f"{config.name}-{phase}", tags, params, known)
-        self.tracker = Tracker(loop["tracking"], spec, run, self.say)
+        self.tracker = Tracker(tracking, spec, run, self.say)
         self.record_uri, self.mlflow_run = record_uri, known
 
     def say(self, sentence: str) -> None:

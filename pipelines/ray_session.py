@@ -19,6 +19,11 @@ still room for what feeds and empties them. On GPUs networks reserve no core, an
 CORES_A_TASK = 4
 """Where networks are on the cores, a stage that feeds or empties them has a task at a time for so many."""
 
+STAGE_LABEL = "corrdiff-stage"
+"""Label of a machine in ray_cluster.yaml: "gpu", "cpu", or on the head "driver"."""
+GPUS_LABEL = "corrdiff-gpus"
+"""Label of the head: the most GPUs that the autoscaler may bring."""
+
 MOST_ACTORS = 1 << 14
 """Ray Data makes as many as there is room and work for."""
 
@@ -84,16 +89,35 @@ def quiet() -> None:
 
 
 def cluster_gpus() -> int:
-    """GPUs in the cluster, alive now."""
+    """GPUs that are there, or of an autoscaling cluster those that may come."""
+    return max([gpus_now(), *(int(labels.get(GPUS_LABEL, 0)) for labels in _labels())])
+
+
+def gpus_now() -> int:
     import ray
 
     return int(ray.cluster_resources().get("GPU", 0))
 
 
 def cluster_cpus() -> int:
+    """Processors that are there now, at least one."""
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 1))
+    return max(1, int(ray.cluster_resources().get("CPU", 0)))
+
+
+def cpu_machines() -> dict[str, Any]:
+    """Ray's options for a stage that needs no GPU: in a cluster whose machines say which stages they are for, on those
+    for CPU stages."""
+    labelled = any(STAGE_LABEL in labels for labels in _labels())
+    return {"label_selector": {STAGE_LABEL: "cpu"}} if labelled else {}
+
+
+def _labels() -> list[dict[str, str]]:
+    """Of the machines that are there."""
+    import ray
+
+    return [node.get("Labels") or {} for node in ray.nodes() if node["Alive"]]
 
 
 class Pools(NamedTuple):
@@ -113,15 +137,16 @@ def pools(device: str, workers: int | None) -> Pools:
     """Raises `UsageError` where a GPU is asked for and the cluster has none."""
     from ray.data import ActorPoolStrategy
 
-    gpus, cpus = cluster_gpus() if device != "cpu" else 0, cluster_cpus()
-    if device == "cuda" and not gpus:
+    with_gpus = device != "cpu" and cluster_gpus() > 0
+    if device == "cuda" and not with_gpus:
         raise UsageError("--device cuda, but the cluster has no GPU")
-    most = workers or MOST_ACTORS
-    compute = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, gpus or cpus))
-    if gpus:
-        coders = {"compute": ActorPoolStrategy(min_size=1, max_size=MOST_ACTORS), "num_cpus": 1}
-        return Pools("cuda", {"compute": compute, "num_gpus": 1, "num_cpus": 0}, coders, {"num_cpus": 1})
-    number = max(1, cpus // CORES_A_TASK)
-    coders = {"compute": ActorPoolStrategy(size=number), "num_cpus": CODER_CPUS}
-    tasks = {"num_cpus": TASK_CPUS, "concurrency": number}
-    return Pools("cpu", {"compute": compute, "num_cpus": NETWORK_CPUS}, coders, tasks)
+    most, now, on_cpus = workers or MOST_ACTORS, gpus_now() if with_gpus else cluster_cpus(), cpu_machines()
+    compute = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, max(1, now)))
+    if with_gpus:
+        coders = {"compute": ActorPoolStrategy(min_size=1, max_size=MOST_ACTORS), "num_cpus": 1, **on_cpus}
+        networks = {"compute": compute, "num_gpus": 1, "num_cpus": 0}
+        return Pools("cuda", networks, coders, {"num_cpus": 1, **on_cpus})
+    number = max(1, now // CORES_A_TASK)
+    coders = {"compute": ActorPoolStrategy(size=number), "num_cpus": CODER_CPUS, **on_cpus}
+    tasks = {"num_cpus": TASK_CPUS, "concurrency": number, **on_cpus}
+    return Pools("cpu", {"compute": compute, "num_cpus": NETWORK_CPUS, **on_cpus}, coders, tasks)

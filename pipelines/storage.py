@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -39,10 +40,25 @@ _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFoun
 
 
 def absolute(uri: str) -> str:
-    """A URI as it is, a local path made absolute, so that a worker elsewhere understands it. No trailing slash."""
+    """A URI as it is, a local path made absolute, so that a worker elsewhere understands it. No trailing slash.
+
+    Raises `UsageError` for a relative path in a Ray job, whose working directory goes away with the job, and for a URI
+    with a password, which would be in logs and in MLflow.
+    """
+    if re.match(r"[\w+]+://[^/@]*:[^/@]*@", uri):
+        raise UsageError(
+            f"{uri.split('://')[0]}://...: leave user and password to the environment or a configuration file"
+        )
     if "://" in uri:
         return uri.rstrip("/")
+    if in_job() and not uri.startswith(("/", "~")):
+        raise UsageError(f"'{uri}' would be in the job's temporary directory: give a URI, or a path from the root")
     return os.path.abspath(os.path.expanduser(uri))
+
+
+def in_job() -> bool:
+    """Whether this process was started by Ray's job server."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def join(uri: str, *parts: str) -> str:

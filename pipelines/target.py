@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from corrdiff import correction, rate_control
 from corrdiff.checkpoint import load_codec
@@ -93,9 +94,10 @@ class Sampled(NamedTuple):
 # --- the rule, picture by picture
 
 
-def qualities(codec: CorrDiffCodec, images: Sequence[Picture], settings: Settings, rate: Rate) -> list[int]:
+def qualities(
+    codec: CorrDiffCodec, images: Sequence[Picture], latents: Sequence[Tensor], settings: Settings, rate: Rate
+) -> list[int]:
     """The qualities that pictures of one size take."""
-    latents = codec.latents(images, settings)
     pixels, cells = _measure(images[0], codec)
     known: list[dict[int, Point]] = [{} for _ in images]
     while wanted := {i: q for i, k in enumerate(known) if (q := rate_control.next_quality(k, rate.choice)) is not None}:

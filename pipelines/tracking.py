@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from corrdiff.errors import UsageError
 from pipelines import storage
 
 EXPERIMENT = "corrdiff"
@@ -25,8 +26,17 @@ CLOSE_TIMEOUT_S = 60.0
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a sqlite file in the working directory."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{os.path.abspath('mlflow.db')}"
+    """MLFLOW_TRACKING_URI, else a sqlite file in the working directory.
+
+    Raises `UsageError` where that would be the temporary directory of a Ray job.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given is None and storage.in_job():
+        raise UsageError(
+            "a Ray job needs an MLflow server, for its working directory goes away: set MLFLOW_TRACKING_URI on the "
+            "cluster's machines, or for this job with corrdiff submit --env MLFLOW_TRACKING_URI=http://HOST:5000"
+        )
+    return given or f"sqlite:///{os.path.abspath('mlflow.db')}"
 
 
 def redacted(uri: str) -> str:

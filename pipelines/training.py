@@ -74,12 +74,13 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
     cpus = 1.0 if use_gpu else _cpus_per_worker(config.max_workers, cluster_cpus(), elastic is not None)
     # On the driver's own machine: it must not go away with one that comes and goes.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(phase, config.name)
+    # Not in the loop's configuration, which Ray shows: it may hold a password.
+    ray.get(board.write.remote(tracking=tracking_uri()))
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "config": dataclasses.asdict(config), "phase": phase, "run": run, "board": board,
-            "tracking": tracking_uri(),
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -173,7 +174,8 @@ def _worker(loop: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    if ray.get(loop["board"].read.remote())["failed"]:
+    state = ray.get(loop["board"].read.remote())
+    if state["failed"]:
         return
     config, phase, run = TrainConfig(**loop["config"]), loop["phase"], loop["run"]
     context = ray.train.get_context()
@@ -183,7 +185,7 @@ def _worker(loop: dict[str, Any]) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
         device = torch.device("cpu")
-    observer = Observer(loop, config, phase, run) if context.get_world_rank() == 0 else None
+    observer = Observer(loop["board"], state["tracking"], config, phase, run) if context.get_world_rank() == 0 else None
     try:
         _train_loop(config, phase, run, device, observer)
     except (JobError, UsageError) as error:

@@ -233,3 +233,11 @@ def _members(unit: Unit) -> Iterator[Found]:
         yield Found(key, source, None, "there is no such file")
     except (UsageError, tarfile.TarError) as error:
         yield Found(key, source, None, f"the shard is broken: {error}")
+
+
+def nothing_at(images: str) -> str:
+    """What to say where there are no units."""
+    return (
+        f"no pictures at {images} (looked for {', '.join(EXTENSIONS)} and .tar; for Parquet tables give --column with "
+        "the column of paths or bytes)"
+    )

@@ -15,8 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrdiff import bitstream, load_codec
-from corrdiff import codec as codecs
+from corrdiff import bitstream, coding, load_codec
 from corrdiff.bitstream import BitstreamError, Streams
 from corrdiff.checkpoint import load_networks
 from corrdiff.codec import CorrDiffCodec, Encoded, Pending, Settings
@@ -329,11 +328,11 @@ def test_networks_and_coding_apart_give_the_files_that_they_give_together(
     asked = Settings(quality=6, steps=1, tile=tile)
     together = codec.compress_batch(pictures, asked)
     for apart, encoded in zip(codec.encode_batch(pictures, asked), together, strict=True):
-        data = codecs.write(apart, codec.tables)
+        data = coding.write(apart, codec.tables)
         assert data == encoded.data
         assert np.array_equal(apart.reconstruction, encoded.reconstruction)
         assert all(np.array_equal(a, b) for a, b in zip(apart.factors, encoded.factors, strict=True))
-        codecs.verify(data, apart, codec.tables)
+        coding.verify(data, apart, codec.tables)
 
 
 def test_coding_needs_no_more_than_the_tables_of_an_exported_codec(
@@ -341,8 +340,8 @@ def test_coding_needs_no_more_than_the_tables_of_an_exported_codec(
 ) -> None:
     (here,) = codec.encode_batch([draw(20, 30)], Settings(steps=1))
     tables = load_networks(str(codec_dir))[1]
-    data = codecs.write(pickle.loads(pickle.dumps(here)), tables)  # noqa: S301 (what was pickled here)
-    codecs.verify(data, here, tables)
+    data = coding.write(pickle.loads(pickle.dumps(here)), tables)  # noqa: S301 (what was pickled here)
+    coding.verify(data, here, tables)
     assert data == codec.compress(draw(20, 30), steps=1)
 
 
@@ -354,13 +353,13 @@ def pending(codec: CorrDiffCodec, draw: Draw) -> Pending:
 
 @pytest.mark.parametrize("tile", [0, 1])
 def test_latents_that_decode_to_something_else_are_found(codec: CorrDiffCodec, pending: Pending, tile: int) -> None:
-    data = codecs.write(pending, codec.tables)
+    data = coding.write(pending, codec.tables)
     symbols = [*pending.symbols]
     y_hat = symbols[tile].y_hat_Mhw.copy()
     y_hat[-1, -1, -1] += 1 / 64
     symbols[tile] = symbols[tile]._replace(y_hat_Mhw=y_hat)
     with pytest.raises(BitstreamError, match=f"the latents of tile {tile} decode to something else"):
-        codecs.verify(data, pending._replace(symbols=symbols), codec.tables)
+        coding.verify(data, pending._replace(symbols=symbols), codec.tables)
 
 
 @pytest.mark.parametrize("part", ["z_Nuv", "y_Mhw"])
@@ -369,33 +368,33 @@ def test_a_file_of_other_symbols_is_found(codec: CorrDiffCodec, pending: Pending
     changed = getattr(symbols[1], part).copy()
     changed[0, 0, 0] += 1
     symbols[1] = symbols[1]._replace(**{part: changed})
-    data = codecs.write(pending._replace(symbols=symbols), codec.tables)
+    data = coding.write(pending._replace(symbols=symbols), codec.tables)
     with pytest.raises(BitstreamError, match=r"latents of tile 1 decode to something else|cannot be read back"):
-        codecs.verify(data, pending, codec.tables)
+        coding.verify(data, pending, codec.tables)
 
 
 @pytest.mark.parametrize("tile", [0, 1])
 def test_factors_that_decode_to_something_else_are_found(codec: CorrDiffCodec, pending: Pending, tile: int) -> None:
-    data = codecs.write(pending, codec.tables)
+    data = coding.write(pending, codec.tables)
     factors = [f.copy() for f in pending.factors]
     factors[tile].flat[-1] ^= 1
     with pytest.raises(BitstreamError, match=f"the factors of tile {tile} decode to something else"):
-        codecs.verify(data, pending._replace(factors=factors), codec.tables)
+        coding.verify(data, pending._replace(factors=factors), codec.tables)
 
 
 @pytest.mark.parametrize("field", ["width", "height", "quality", "steps", "grid", "factor_bits", "tile"])
 def test_a_header_that_says_something_else_is_found(codec: CorrDiffCodec, pending: Pending, field: str) -> None:
-    data = codecs.write(pending, codec.tables)
+    data = coding.write(pending, codec.tables)
     header = bitstream.Header(**{**vars(pending.header), field: 1 + vars(pending.header)[field]})
     with pytest.raises(BitstreamError, match="header is not what was to be written"):
-        codecs.verify(data, pending._replace(header=header), codec.tables)
+        coding.verify(data, pending._replace(header=header), codec.tables)
 
 
 def test_a_file_of_another_codec_is_not_verified(codec: CorrDiffCodec, pending: Pending) -> None:
-    data = codecs.write(pending, codec.tables)
+    data = coding.write(pending, codec.tables)
     header = bitstream.Header(**{**vars(pending.header), "fingerprint": bytes(8)})
     with pytest.raises(BitstreamError, match=f"written by codec {codec.fingerprint.hex()}"):
-        codecs.verify(data, pending._replace(header=header), codec.tables)
+        coding.verify(data, pending._replace(header=header), codec.tables)
 
 
 @settings(max_examples=60)
@@ -403,9 +402,9 @@ def test_a_file_of_another_codec_is_not_verified(codec: CorrDiffCodec, pending: 
 def test_a_changed_byte_is_never_verified(
     codec: CorrDiffCodec, pending: Pending, position: float, change: int, fresh: bool
 ) -> None:
-    data = bytearray(codecs.write(pending, codec.tables))
+    data = bytearray(coding.write(pending, codec.tables))
     data[int(position * (len(data) - 4))] ^= change
     if fresh:
         data[-4:] = struct.pack("<I", zlib.crc32(data[:-4]))
     with pytest.raises(BitstreamError):
-        codecs.verify(bytes(data), pending, codec.tables)
+        coding.verify(bytes(data), pending, codec.tables)

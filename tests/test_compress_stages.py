@@ -17,20 +17,19 @@ import pytest
 import torch
 from PIL import Image
 
-from corrdiff import bitstream, metrics
-from corrdiff import codec as codecs
+from corrdiff import bitstream, coding, metrics
 from corrdiff.bitstream import MAX_PIXELS
 from corrdiff.codec import CorrDiffCodec, Pending, Settings
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import save_png
 from pipelines import batch_compress, compressed, decompress_stages, opening, parts, storage
-from pipelines.batch_compress import Assembly, Tally
 from pipelines.compress_stages import Coder, Encoder
 from pipelines.compressed import COLUMNS, Member, Plan, Record
 from pipelines.config import CompressConfig
 from pipelines.decompress_stages import File
 from pipelines.opening import Chunk, Opened
 from pipelines.parts import Done
+from pipelines.tally import Assembly, Progress, Tally
 from pipelines.units import Found
 
 Picture = npt.NDArray[np.uint8]
@@ -161,7 +160,7 @@ def test_pictures_are_encoded_with_the_settings_and_in_their_order(
     assert [e.opened.place for e in encoded] == [0, 1, 2]
     assert {e.quality_source for e in encoded} == {"encoder replay"}
     for one, other in zip(encoded, expected, strict=True):
-        assert codecs.write(one.pending, codec.tables) == other.data
+        assert coding.write(one.pending, codec.tables) == other.data
         assert np.array_equal(one.shown, other.reconstruction)
 
 
@@ -190,7 +189,7 @@ def test_verified_pixels_are_those_of_the_decoded_file(codec_dir: Path, codec: C
     for e in encoded:
         assert (sources[e.opened.key] == "decoded file") == config.verifies_pixels(e.opened.key)
     checked = [e for e in encoded if e.quality_source == "decoded file"]
-    decoded = codec.decompress_batch([codecs.write(e.pending, codec.tables) for e in checked])
+    decoded = codec.decompress_batch([coding.write(e.pending, codec.tables) for e in checked])
     assert all(np.array_equal(e.shown, picture) for e, picture in zip(checked, decoded, strict=True))
 
 
@@ -257,14 +256,14 @@ def test_a_file_that_says_something_else_is_a_failure(
     codec_dir: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks = _encode([draw(16, 16, 0), draw(16, 16, 1)], str(codec_dir))
-    original, written = codecs.write, []
+    original, written = coding.write, []
 
     def damaged_once(pending: Pending, tables: Any) -> bytes:
         data = original(pending, tables)
         written.append(data)
         return data[:20] + bytes([data[20] ^ 1]) + data[21:] if len(written) == 1 else data
 
-    monkeypatch.setattr(codecs, "write", damaged_once)
+    monkeypatch.setattr(coding, "write", damaged_once)
     bad, good = _code(chunks, str(codec_dir))
     assert (bad.data, bad.row["status"]) == (None, "failed")
     assert bad.row["error"].startswith("verification: ")
@@ -511,7 +510,7 @@ def test_what_is_done_is_counted_over_all_runs_and_the_pace_in_this_one() -> Non
     file = compressed.File("part", 1, "")
     before = Record(2, file, file, pictures=10, failures=1, bytes=500, pixels=2_000_000, seconds={"write": 9.0})
     tally = Tally(Plan({}, "", units=4, pictures=30), [before])
-    assert tally.progress() == batch_compress.Progress(1, 4, 10, 30, 2.0, 500, 1)
+    assert tally.progress() == Progress(1, 4, 10, 30, 2.0, 500, 1)
     tally.add(_chunk(0, [_done(0, b"abc"), _done(1, None), _done(2, b"de")], read=1.0, encode=2.0))
     tally.add(_chunk(0, [_done(3, None)], total=4, read=0.5))
     assert (tally.pictures, tally.failures, tally.bytes) == (14, 3, 505)

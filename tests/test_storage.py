@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from corrdiff.errors import JobError, UsageError
 from pipelines import listing, storage
+from pipelines.tracking import tracking_uri
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,3 +264,28 @@ def test_a_refused_permission_is_final_at_once() -> None:
     with pytest.raises(UsageError, match=r"reading x is not permitted .*check the path and the credentials"):
         storage.with_retries("reading x", refused)
     assert len(calls) == 1
+
+
+def test_a_path_that_a_ray_job_would_lose_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for lasting in ("s3://bucket/runs", "/data/runs", "memory://a"):
+        assert storage.absolute(lasting) == lasting
+    with pytest.raises(UsageError, match="'runs' would be in the job's temporary directory"):
+        storage.absolute("runs")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UsageError, match="a Ray job needs an MLflow server"):
+        tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://10.0.0.5:5000")
+    assert tracking_uri() == "http://10.0.0.5:5000"
+
+
+@pytest.mark.parametrize("uri", ["s3://key:planted@bucket/a", "sftp://me:planted@host/a", "ftp://:planted@host"])
+def test_a_password_in_a_uri_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(UsageError, match="leave user and password") as raised:
+        storage.absolute(uri)
+    assert "planted" not in str(raised.value)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/a@2x:b.png", "sftp://me@host:22/a", "gs://b/x@y"])
+def test_a_uri_without_a_password_is_none(uri: str) -> None:
+    assert storage.absolute(uri) == uri

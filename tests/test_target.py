@@ -33,16 +33,15 @@ def _sampled(unit: int, place: int, size: int, mse: float = 50.0) -> Sampled:
 def test_pictures_take_the_quality_that_all_their_previews_together_would_say(codec: CorrDiffCodec, draw: Draw) -> None:
     images = [draw(70, 90, seed=s) for s in range(3)]
     settings = Settings(steps=1)
-    curves = []
-    for image in images:
-        latents = codec.latents([image], settings)
-        previews = [codec.preview([image], latents, settings, [q])[0] for q in range(8)]
+    curves, latents = [], codec.latents(images, settings)
+    for i, image in enumerate(images):
+        previews = [codec.preview([image], [y[i : i + 1] for y in latents], settings, [q])[0] for q in range(8)]
         curves.append(Curve(70 * 90, [Point.of(p.bytes + 2.0, 70 * 90, p.mse) for p in previews]))
     for slope in (1e-6, 0.3, 3.0, 1e6):
         choice = Choice(slope, 4)
         expected = [rate_control.chosen_quality(curve.points, choice) for curve in curves]
-        assert target.qualities(codec, images, settings, dataclasses.replace(RATE, slope=slope)) == expected
-    assert target.qualities(codec, images, settings, dataclasses.replace(RATE, slope=1e9)) == [0, 0, 0]
+        assert target.qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=slope)) == expected
+    assert target.qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=1e9)) == [0, 0, 0]
 
 
 def test_the_standard_error_is_that_of_drawing_units_again_and_again() -> None:

@@ -1,4 +1,5 @@
-"""The whole road on object storage: shards, both phases, codec, compression and back, with a real MLflow server."""
+"""The whole road on object storage: shards, both phases, codec, compression and back, with a real MLflow server; as
+jobs of a cluster that has no machine until a job needs one."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,43 +23,21 @@ from pipelines import storage
 from pipelines.cli import main
 from pipelines.tracking import EXPERIMENT
 
-from ..servers import MlflowServer
-from .conftest import read_files, read_table, train_args
+from ..fake_cloud import FakeCloud
+from ..servers import MlflowServer, wait_for
+from .conftest import Road, read_files, read_table, train_args
 
 
-class Road(NamedTuple):
-    root: str
-    mlflow: str
-
-    @property
-    def phase1(self) -> str:
-        return f"{self.root}/runs/run/phase1/codec"
-
-    @property
-    def phase2(self) -> str:
-        return f"{self.root}/runs/run/phase2/codec"
+@pytest.fixture(autouse=True)
+def _tracking(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
 
 
-@pytest.fixture(scope="module")
-def road(ray_cluster: None, s3: str, mlflow_server: MlflowServer, photographs: Path) -> Road:
-    """Everything on S3, by the commands that a person types."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
-    root = f"{s3}/road"
-    for i in range(6):
-        storage.write_bytes(f"{root}/photographs/sub/picture_{i}.png", (photographs / f"picture_{i}.png").read_bytes())
-    storage.write_bytes(f"{root}/photographs/broken.jpg", b"\xff\xd8\xff\xe0 this is no picture")
-    storage.write_bytes(f"{root}/photographs/truncated.png", (photographs / "picture_0.png").read_bytes()[:2000])
-    cut = ["--crop", "64", "--images-per-shard", "3", "--val-fraction", "0.3"]
-    assert main(["shard", f"{root}/photographs", f"{root}/shards", *cut]) == 0
-    options = train_args(f"{root}/shards", f"{root}/runs", workers=2, zero_stage=2)
-    assert main(["train", "all", *options, "--phase2-images-total", "24"]) == 0
-    codec = f"{root}/runs/run/phase2/codec"
-    flags = ["--codec", codec, "--unit", "3", "--steps", "2", "--quality", "5"]
-    assert main(["compress", f"{root}/photographs", f"{root}/compressed", *flags]) == 0
-    assert main(["decompress", f"{root}/compressed", f"{root}/back", "--codec", codec]) == 0
-    yield Road(root, mlflow_server.uri)
-    patch.undo()
+def test_machines_come_because_jobs_need_them_and_go_when_idle(road: Road, cloud: FakeCloud) -> None:
+    assert road.machines["shard"] >= 1
+    assert road.machines["train"] == 2  # a worker on each
+    assert road.machines["compress"] >= 1
+    wait_for("the machines to go", lambda: cloud.machines() == [], timeout_s=120)
 
 
 def test_phase_2_leaves_every_weight_but_those_of_d_bit_for_bit(road: Road) -> None:

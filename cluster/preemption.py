@@ -1,0 +1,187 @@
+"""On a spot machine: wait for the cloud's notice that the machine will be taken away, and drain it in Ray before that.
+
+AWS puts the notice into the instance metadata two minutes ahead (IMDSv2: a token first, then 404 until there is one).
+Ray is told the reason and the deadline; it starts nothing new here, and running jobs hear of it: training makes a
+checkpoint and goes on with the machines that are left, compression does its units elsewhere.
+
+    http://169.254.169.254/latest/meta-data/spot/instance-action
+    {"action": "terminate", "time": "2026-01-31T08:22:00Z"}
+
+(https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cluster.errors import EXIT_OK, JobError, run_command
+
+METADATA = "http://169.254.169.254"
+TOKEN_PATH, NOTICE_PATH = "/latest/api/token", "/latest/meta-data/spot/instance-action"
+TOKEN_TTL_S = 21600
+"""Six hours, the most that AWS gives; the token is renewed before."""
+TIMEOUT_S = 2.0
+GRACE_S = 120.0
+"""From notice to end, where the notice does not say."""
+
+
+class Notice(NamedTuple):
+    """The machine is going away."""
+
+    action: str
+    at: float
+    """When, in seconds since the epoch."""
+
+
+class Metadata:
+    """The instance metadata service, as a session of IMDSv2."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._token, self._renew_at = "", 0.0
+
+    def notice(self) -> Notice | None:
+        """None while there is none. Raises `OSError` where the service cannot be reached or refuses."""
+        try:
+            said = self._get(NOTICE_PATH)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            if error.code == 401:  # the token has run out, or the service was restarted
+                self._renew_at = 0.0
+            raise
+        return read_notice(said, time.time())
+
+    def _get(self, path: str) -> bytes:
+        if time.monotonic() >= self._renew_at:
+            headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
+            self._token = self._ask("PUT", TOKEN_PATH, headers).decode("ascii", "replace")
+            self._renew_at = time.monotonic() + TOKEN_TTL_S / 2
+        return self._ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
+
+    def _ask(self, method: str, path: str, headers: dict[str, str]) -> bytes:
+        request = urllib.request.Request(self.url + path, method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            data: bytes = answer.read(1 << 16)
+        return data
+
+
+def read_notice(said: bytes, now: float) -> Notice:
+    """The service's answer. One that cannot be read is a notice all the same: the machine will go."""
+    try:
+        value = json.loads(said)
+        at = datetime.datetime.fromisoformat(value["time"]).timestamp()
+        return Notice(str(value["action"]), at)
+    except (ValueError, KeyError, TypeError):
+        return Notice("unknown", now + GRACE_S)
+
+
+def drain(address: str, node_id: str, notice: Notice) -> None:
+    """Tell Ray. Raises `JobError` where it cannot be told or does not accept."""
+    left = max(0, int(notice.at - time.time()))
+    command = [
+        sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node_id,
+        "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", f"spot notice: {notice.action}",
+        "--deadline-remaining-seconds", str(left),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise JobError(f"Ray at {address} did not accept the drain: {said[-1] if said else 'no reason given'}")
+
+
+def own_node(address: str) -> str:
+    """The id of this machine's Ray node. Raises `ConnectionError` while it is not up."""
+    import ray
+
+    ray.init(address=address, namespace="corrdiff-preemption", log_to_driver=False, logging_level="ERROR")
+    try:
+        return str(ray.get_runtime_context().get_node_id())
+    finally:
+        ray.shutdown()
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Wait for a spot notice on this machine, and then drain it in Ray; ends when Ray has accepted.
+
+    The cluster file starts this on spot machines.
+
+    Example: python -m cluster.preemption --address 10.0.0.5:6379
+    """
+
+    address: str = "auto"
+    """HOST:PORT of the head's GCS; auto is the cluster that this machine belongs to."""
+    node_id: str | None = None
+    """The Ray node to drain; this machine's where it is not given."""
+    metadata: str = METADATA
+    """The instance metadata service."""
+    every: float = 2.0
+    """Seconds between looks."""
+
+
+def watch(options: Watch) -> int:
+    """Returns when the node drains. Raises `JobError` where Ray had not accepted when the time was up."""
+    node_id = options.node_id or _own_node(options)
+    _say(f"watching {options.metadata} for Ray node {node_id}")
+    notice = _wait(options)
+    _say(f"notice: {notice.action} in {notice.at - time.time():.0f} s; draining")
+    while True:
+        try:
+            drain(options.address, node_id, notice)
+            break
+        except (JobError, subprocess.TimeoutExpired) as error:
+            if time.time() >= notice.at:
+                raise JobError(str(error)) from None
+            _say(f"{error}; trying again")
+            time.sleep(options.every)
+    end = datetime.datetime.fromtimestamp(notice.at, datetime.UTC)
+    _say(f"Ray node {node_id} drains until {end:%H:%M:%S} UTC")
+    return EXIT_OK
+
+
+def _own_node(options: Watch) -> str:
+    while True:
+        try:
+            return own_node(options.address)
+        except ConnectionError:
+            time.sleep(options.every)
+
+
+def _wait(options: Watch) -> Notice:
+    metadata, reachable = Metadata(options.metadata), True
+    while True:
+        try:
+            notice = metadata.notice()
+            if not reachable:
+                _say(f"{options.metadata} answers again")
+            reachable = True
+            if notice is not None:
+                return notice
+        except OSError as error:
+            if reachable:
+                _say(f"{options.metadata} does not answer ({error}); trying on")
+            reachable = False
+        time.sleep(options.every)
+
+
+def _say(sentence: str) -> None:
+    stamp = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    print(f"{stamp} corrdiff preemption: {sentence}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(Watch, "python -m cluster.preemption", sys.argv[1:] if argv is None else argv, watch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

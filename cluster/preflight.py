@@ -1,0 +1,302 @@
+"""Is a cluster fit for an expensive job? One table, one verdict.
+
+On every node an actor looks: versions, GPUs, memory, disk, clock, object storage, MLflow; then all of them reduce a
+tensor together, as training will. What was found is judged by pure functions, a check each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from cluster.errors import EXIT_FAILED, EXIT_OK, UsageError, run_command
+from cluster.probe import PACKAGES, REDUCED_BYTES, STORAGE_BYTES, TIMEOUT_S, Facts, Probe, Reduced, Transfer, first_line
+
+GIB = 1 << 30
+MIN_SHARED_MEMORY = GIB // 2
+"""Chunks of pictures pass from stage to stage in it."""
+MIN_SPILL_DISK = 5 * GIB
+"""Where Ray puts what its memory has no room for."""
+MAX_SKEW_S = 5.0
+"""Object storage refuses requests that are minutes off; records of a run are out of order before that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """Look at every node of a Ray cluster before an expensive job; 0 where all is well, 1 where something is not.
+
+    Run it where the job will run: corrdiff submit -- preflight --storage s3://bucket/runs
+
+    Example: corrdiff preflight --storage s3://bucket/runs --nodes 4
+    """
+
+    storage: str | None = None
+    """Where the job will write: each node writes, reads and deletes an object there."""
+    mlflow: str | None = None
+    """The MLflow server; each node's MLFLOW_TRACKING_URI where it is not given."""
+    nodes: int | None = None
+    """So many nodes must be there."""
+    gpus: int | None = None
+    """So many GPUs must be there."""
+
+
+class Check(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    found: str
+    ok: bool | None
+    """None: it was not asked for."""
+
+
+# --- judging
+
+
+def judge(options: Preflight, nodes: Sequence[Facts], reduced: Reduced) -> list[Check]:
+    """All checks of what was found."""
+    return [
+        _nodes(options, nodes), *(_version(name, nodes) for name in ("python", *PACKAGES, "cuda")),
+        _gpus(options, nodes), _all_reduce(reduced), _storage(options, nodes), _mlflow(nodes), _clock(nodes),
+        _shared_memory(nodes), _spill_disk(nodes),
+    ]  # fmt: skip
+
+
+def _nodes(options: Preflight, nodes: Sequence[Facts]) -> Check:
+    cpus, memory = sum(n.cpus for n in nodes), sum(n.memory for n in nodes)
+    found = f"{len(nodes)}: {cpus:g} CPUs, {memory / GIB:.0f} GiB"
+    if options.nodes is not None and len(nodes) < options.nodes:
+        return Check("nodes", f"{found}; {options.nodes} are wanted", False)
+    return Check("nodes", found, True)
+
+
+def _version(name: str, nodes: Sequence[Facts]) -> Check:
+    by_version: dict[str, list[str]] = defaultdict(list)
+    for n in nodes:
+        by_version[n.versions.get(name, "missing")].append(n.node)
+    if len(by_version) == 1:
+        version = next(iter(by_version))
+        return Check(name, version, version != "missing")
+    least = sorted(by_version.items(), key=lambda item: -len(item[1]))
+    return Check(name, "; ".join(f"{version} on {_some(where)}" for version, where in least), False)
+
+
+def _gpus(options: Preflight, nodes: Sequence[Facts]) -> Check:
+    unseen = [
+        f"{n.node}: Ray counts {n.gpus_of_ray}, torch sees {len(n.gpus)}" for n in nodes if n.gpus_of_ray > len(n.gpus)
+    ]
+    if unseen:
+        return Check("GPUs", "; ".join(unseen), False)
+    count = sum(n.gpus_of_ray for n in nodes)
+    kinds = sorted({f"{name}, {memory / GIB:.0f} GiB" for n in nodes for name, memory in n.gpus if n.gpus_of_ray})
+    found = f"{count}: {'; '.join(kinds)}" if count else "none"
+    if options.gpus is not None and count < options.gpus:
+        return Check("GPUs", f"{found}; {options.gpus} are wanted", False)
+    return Check("GPUs", found, True if count or options.gpus is not None else None)
+
+
+def _all_reduce(reduced: Reduced) -> Check:
+    if reduced.error:
+        return Check("all-reduce", f"{reduced.backend}, {reduced.ranks} ranks: {reduced.error}", False)
+    if reduced.ranks < 2:
+        return Check("all-reduce", "one rank: nothing to reduce", None)
+    # Each rank sends and receives 2 (n - 1) / n of the tensor (ring; the "bus bandwidth" of nccl-tests).
+    moved = 2 * (reduced.ranks - 1) / reduced.ranks * REDUCED_BYTES
+    speed = moved / reduced.seconds / 1e9
+    return Check("all-reduce", f"{reduced.backend}, {reduced.ranks} ranks: {speed:.2f} GB/s", True)
+
+
+def _storage(options: Preflight, nodes: Sequence[Facts]) -> Check:
+    if options.storage is None:
+        return Check("storage", "not looked at: give --storage", None)
+    wrong = [f"{n.node}: {n.storage.error}" for n in nodes if n.storage and n.storage.error]
+    wrong = wrong or [
+        f"{n.node} does not see what {n.storage.unseen} wrote: this is not one place"
+        for n in nodes
+        if n.storage and n.storage.unseen
+    ]
+    if wrong:
+        return Check("storage", _some(wrong), False)
+    slowest = [
+        max(times) for times in zip(*((n.storage.write_s, n.storage.read_s) for n in nodes if n.storage), strict=True)
+    ]
+    write, read = (STORAGE_BYTES / 1e6 / max(seconds, 1e-9) for seconds in slowest)
+    return Check("storage", f"a node writes {write:,.0f} MB/s and reads {read:,.0f} MB/s at least", True)
+
+
+def _mlflow(nodes: Sequence[Facts]) -> Check:
+    if all(n.mlflow is None for n in nodes):
+        found = "MLFLOW_TRACKING_URI is not set"
+        return Check("MLflow", found, None if len(nodes) == 1 else False)
+    wrong = [
+        f"{n.node}: {'MLFLOW_TRACKING_URI is not set' if n.mlflow is None else n.mlflow}"
+        for n in nodes
+        if n.mlflow != ""
+    ]
+    return Check("MLflow", _some(wrong) if wrong else "answers on every node", not wrong)
+
+
+def _clock(nodes: Sequence[Facts]) -> Check:
+    worst = max(nodes, key=lambda n: abs(n.skew_s))
+    found = f"at most {abs(worst.skew_s):.3f} s apart from the driver's"
+    if abs(worst.skew_s) > MAX_SKEW_S:
+        return Check("clocks", f"{worst.node} is {worst.skew_s:+.1f} s off; is its time synchronised?", False)
+    return Check("clocks", found, True)
+
+
+def _shared_memory(nodes: Sequence[Facts]) -> Check:
+    small = [
+        f"{n.node}: {n.shared_memory / GIB:.2f} GiB, and an object store of {n.object_store / GIB:.2f} GiB"
+        for n in nodes
+        if n.shared_memory < max(MIN_SHARED_MEMORY, n.object_store)
+    ]
+    if small:
+        return Check("shared memory", f"{_some(small)}; in a container, --shm-size", False)
+    return Check("shared memory", f"at least {min(n.shared_memory for n in nodes) / GIB:.1f} GiB", True)
+
+
+def _spill_disk(nodes: Sequence[Facts]) -> Check:
+    small = [f"{n.node}: {n.spill_disk / GIB:.1f} GiB free" for n in nodes if n.spill_disk < MIN_SPILL_DISK]
+    if small:
+        return Check("spill disk", f"{_some(small)}, less than {MIN_SPILL_DISK / GIB:.0f} GiB", False)
+    return Check("spill disk", f"at least {min(n.spill_disk for n in nodes) / GIB:.0f} GiB free", True)
+
+
+def _some(parts: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return ", ".join(parts[:most]) + more
+
+
+# --- looking
+
+
+def look(options: Preflight) -> tuple[list[Facts], Reduced]:
+    """What all nodes of the cluster say, and whether they can work together."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    probes, names = [], []
+    for node in alive:
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        probes.append(ray.remote(Probe).options(num_cpus=0, scheduling_strategy=here).remote())
+        names.append(f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})")
+    ask = _asker(ray)
+    nodes: list[Facts] = ask([p.facts.remote(n, a["Resources"]) for p, n, a in zip(probes, names, alive, strict=True)])
+    nodes = [n._replace(skew_s=_skew(ray, p)) for n, p in zip(nodes, probes, strict=True)]
+    problems = ask([p.mlflow.remote(options.mlflow, len(probes) == 1) for p in probes])
+    nodes = [n._replace(mlflow=problem) for n, problem in zip(nodes, problems, strict=True)]
+    if options.storage is not None:
+        nodes = [
+            n._replace(storage=t) for n, t in zip(nodes, _transfer(ask, options.storage, probes, names), strict=True)
+        ]
+    return nodes, _reduce(ray, probes, sum(n.gpus_of_ray for n in nodes))
+
+
+def _asker(ray: Any) -> Callable[[list[Any]], list[Any]]:
+    def ask(refs: list[Any]) -> list[Any]:
+        try:
+            return list(ray.get(refs, timeout=TIMEOUT_S))
+        except ray.exceptions.GetTimeoutError:
+            raise UsageError(
+                f"not every node answered in {TIMEOUT_S:.0f} s; is the cluster busy? (ray status)"
+            ) from None
+
+    return ask
+
+
+def _skew(ray: Any, probe: Any) -> float:
+    """Of a node's clock against ours; its error is at most half of the quickest answer's time."""
+    best, skew = float("inf"), 0.0
+    for _ in range(5):
+        sent = time.time()
+        said = float(ray.get(probe.now.remote(), timeout=TIMEOUT_S))
+        came = time.time()
+        if came - sent < best:
+            best, skew = came - sent, said - (sent + came) / 2
+    return skew
+
+
+def _transfer(
+    ask: Callable[[list[Any]], list[Any]], storage: str, probes: list[Any], names: list[str]
+) -> list[Transfer]:
+    """Every node writes and reads an object of its own, and looks for its neighbour's."""
+    uris = [f"{storage.rstrip('/')}/preflight-{uuid.uuid4().hex[:12]}/object" for _ in probes]
+    transfers: list[Transfer] = ask([p.transfer.remote(uri) for p, uri in zip(probes, uris, strict=True)])
+    neighbours = [(i + 1) % len(probes) for i in range(len(probes))]
+    seen = ask([p.sees.remote(uris[j]) for p, j in zip(probes, neighbours, strict=True)])
+    ask([p.delete.remote(uri) for p, uri in zip(probes, uris, strict=True)])
+    return [
+        t if ok or t.error or transfers[j].error else t._replace(unseen=names[j])
+        for t, ok, j in zip(transfers, seen, neighbours, strict=True)
+    ]
+
+
+def _reduce(ray: Any, probes: list[Any], gpus: int) -> Reduced:
+    """One rank for each GPU, or for each node where there are none."""
+    backend = "nccl" if gpus else "gloo"
+    if gpus:
+        probes = [ray.remote(Probe).options(num_cpus=0, num_gpus=1).remote() for _ in range(gpus)]
+    if len(probes) < 2:
+        return Reduced(backend, len(probes))
+    try:
+        at = ray.get(probes[0].open_port.remote(), timeout=TIMEOUT_S)
+        refs = [p.reduce.remote(backend, at, rank, len(probes)) for rank, p in enumerate(probes)]
+        every: list[Reduced] = ray.get(refs, timeout=TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        return Reduced(
+            backend, len(probes), error=f"no answer in {TIMEOUT_S:.0f} s: busy GPUs, or a closed port between nodes"
+        )
+    except ray.exceptions.RayError as error:
+        return Reduced(backend, len(probes), error=first_line(error))
+    wrong = next((r for r in every if r.error), None)
+    return wrong or max(every, key=lambda r: r.seconds)
+
+
+@contextlib.contextmanager
+def _session() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names, else this machine alone."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, ignore_reinit_error=True)
+    except ConnectionError as error:
+        raise UsageError(f"no Ray cluster at {os.environ.get('RAY_ADDRESS')}: {str(error).splitlines()[0]}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def preflight(options: Preflight) -> int:
+    """Look, print the table, and give the exit code."""
+    from rich.console import Console
+    from rich.table import Table
+
+    with _session():
+        checks = judge(options, *look(options))
+    table = Table("check", "found", "")
+    marks = {True: "[green]ok", False: "[red]FAILED", None: "-"}
+    for check in checks:
+        table.add_row(check.name, check.found, marks[check.ok])
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    failed = [check.name for check in checks if check.ok is False]
+    console.print(f"not fit: {', '.join(failed)}" if failed else "fit for the job")
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(Preflight, "corrdiff preflight", sys.argv[1:] if argv is None else argv, preflight)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

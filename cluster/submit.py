@@ -1,0 +1,193 @@
+"""Run a corrdiff command as a job on a Ray cluster: its packages go along, its log comes back, its exit code is ours.
+
+    these packages' code  -->  job server (HTTP)  -->  python -m pipelines COMMAND, on the cluster
+
+Only the code of the three packages is sent, whatever lies beside it: no data, no caches, no credentials. A job's
+credentials are those of the machines that it runs on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, JobError, UsageError, run_command
+
+PACKAGES = "corrdiff", "pipelines", "cluster"
+SENT = ".py", ".json", ".safetensors"
+"""Kinds of files that belong to the packages."""
+DASHBOARD = "http://127.0.0.1:8265"
+RECONNECT_S = 2.0
+LOST_S = 120.0
+"""A job server that does not answer for so long is given up; the job may go on."""
+
+_SECRET = re.compile(r"secret|token|password|passwd|credential|api_?key|access_?key", re.IGNORECASE)
+_IN_URI = re.compile(r"\w+://[^/\s@:]*:[^/\s@]+@")
+
+
+@dataclasses.dataclass(frozen=True)
+class Submit:
+    """Run a corrdiff command as a job on a Ray cluster and follow its log; ends with the job's exit code.
+
+    The command comes after --. Ctrl-C leaves the job alone and says how to come back to it or stop it.
+
+    Example: corrdiff submit -- train all --shards s3://bucket/shards --storage s3://bucket/runs --name base-1
+    Example: corrdiff submit --address http://head:8265 --no-wait -- compress s3://bucket/in s3://bucket/out --codec ...
+    """
+
+    address: str | None = None
+    """The cluster's job server; RAY_API_SERVER_ADDRESS or http://127.0.0.1:8265 where it is not given (where
+    'ray dashboard ray_cluster.yaml' opens it)."""
+    wait: bool = True
+    """--no-wait only submits, and prints the job's id."""
+    env: tuple[str, ...] = ()
+    """NAME=VALUE for the job's environment, say MLFLOW_TRACKING_URI=http://10.0.0.5:5000; never a secret."""
+    job_id: str | None = None
+    """A name for the job, which no other may have; Ray finds one where it is not given."""
+
+
+def submit(options: Submit, command: Sequence[str]) -> int:
+    """Submit and, unless told not to, follow; returns the exit code.
+
+    Raises:
+        UsageError: there is no cluster, the command is missing or would show a secret.
+        JobError: the connection was lost for long.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    if not command:
+        raise UsageError("what is to be run? corrdiff submit -- train all --shards ...")
+    environment = _environment(options.env)
+    if any(_IN_URI.search(part) for part in [*command, *environment.values()]):
+        raise UsageError("a URI with a password would be seen by everyone; let the cluster's machines have it")
+    address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
+    with _clear_errors(address), packaged() as directory:
+        client = JobSubmissionClient(address)
+        job = client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "pipelines", *command]), submission_id=options.job_id,
+            runtime_env={"working_dir": str(directory), "env_vars": environment},
+            metadata={"corrdiff": " ".join(command[:2])},
+        )  # fmt: skip
+    print(f"job {job} at {address}")
+    ways = f"  ray job logs --address {address} --follow {job}\n  ray job stop --address {address} {job}"
+    if not options.wait:
+        print(ways)
+        return EXIT_OK
+    try:
+        follow(client, job)
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on; to come back to it, or to stop it:\n{ways}")
+        return EXIT_INTERRUPTED
+    with _clear_errors(address):
+        return exit_code(client.get_job_info(job))
+
+
+def exit_code(info: Any) -> int:
+    """Of a job that has ended."""
+    status = str(info.status)
+    if status == "SUCCEEDED":
+        return EXIT_OK
+    if status == "STOPPED":
+        print("the job was stopped")
+        return EXIT_FAILED
+    if info.driver_exit_code is None and info.message:  # it did not come to run
+        print(f"failed: {str(info.message).strip().splitlines()[-1]}", file=sys.stderr)
+    return int(info.driver_exit_code or EXIT_FAILED)
+
+
+def follow(client: Any, job: str) -> None:
+    """Print the job's log as it grows, until the job has ended; a connection that breaks is made again."""
+    shown, lost_at = 0, None
+    while True:
+        try:
+            shown = asyncio.run(_print_log(client, job, shown))
+            if client.get_job_status(job).is_terminal():
+                asyncio.run(_print_log(client, job, shown))
+                return
+            lost_at = None
+        except (OSError, RuntimeError) as error:
+            lost_at = lost_at or time.monotonic()
+            if time.monotonic() - lost_at > LOST_S:
+                raise JobError(f"the job server was not there for {LOST_S:.0f} s; job {job} may go on") from error
+        time.sleep(RECONNECT_S)
+
+
+async def _print_log(client: Any, job: str, shown: int) -> int:
+    """What comes after the first `shown` characters; returns how many have been shown then."""
+    passed = 0
+    async for text in client.tail_job_logs(job):
+        print(text[max(0, shown - passed) :], end="", flush=True)
+        passed += len(text)
+        shown = max(shown, passed)
+    return shown
+
+
+@contextlib.contextmanager
+def packaged() -> Iterator[Path]:
+    """A directory that holds the code of the packages and nothing else."""
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as directory:
+        for package in PACKAGES:
+            for file in sorted((root / package).rglob("*")):
+                relative = file.relative_to(root)
+                if file.suffix in SENT and not any(p.startswith((".", "__pycache__")) for p in relative.parts):
+                    (Path(directory) / relative).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, Path(directory) / relative)
+        yield Path(directory)
+
+
+def _environment(given: Sequence[str]) -> dict[str, str]:
+    found = {"PYTHONUNBUFFERED": "1"}
+    for setting in given:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.isidentifier():
+            raise UsageError(f"--env wants NAME=VALUE, not '{name}'")
+        if _SECRET.search(name):
+            raise UsageError(
+                f"--env {name}: a job's environment is seen by everyone who sees the dashboard; give secrets to the "
+                "machines (an instance profile, or the environment that 'ray start' has)"
+            )
+        found[name] = value
+    return found
+
+
+@contextlib.contextmanager
+def _clear_errors(address: str) -> Iterator[None]:
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError:
+        raise UsageError(
+            f"the cluster at {address} wants its token: put it into ~/.ray/auth_token ('ray get-auth-token' on the "
+            "head prints it) and set RAY_AUTH_MODE=token"
+        ) from None
+    except ConnectionError as error:
+        raise UsageError(
+            f"no Ray job server at {address} ({str(error).splitlines()[0][:160]}); 'ray dashboard ray_cluster.yaml' "
+            "opens the way to a cluster's"
+        ) from None
+    except RuntimeError as error:  # what the job server refused
+        raise UsageError(str(error).strip().splitlines()[-1]) from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    own, command = arguments[:split], arguments[split + 1 :]
+    return run_command(Submit, "corrdiff submit", own, lambda options: submit(options, command))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""A run as a cluster's operators see it: numbers in Ray's metrics, events as JSON lines among Ray's logs.
+
+Ray's dashboard and Prometheus carry the numbers as `ray_corrdiff_NAME{kind="phase1", run="first"}`. The events are in
+`corrdiff-KIND-RUN.log` in the log directory of the driver's node, which Ray's dashboard shows and log collectors read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Of one run; in a process that is connected to Ray, on the driver's node."""
+
+    def __init__(self, kind: str, run: str) -> None:
+        import ray
+
+        self._tags = {"kind": kind, "run": run}
+        self._job = ray.get_runtime_context().get_job_id()
+        self._gauges: dict[str, Any] = {}
+        logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+        self._path = logs / f"corrdiff-{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run)[-80:]}.log"
+
+    def values(self, values: dict[str, float], step: int) -> None:
+        """Numbers at this time, `step` pictures or crops into the run."""
+        from ray.util.metrics import Gauge
+
+        for name, value in values.items():
+            plain = re.sub(r"\W", "_", name)
+            gauge = self._gauges.get(plain) or Gauge(f"corrdiff_{plain}", name, tag_keys=tuple(self._tags))
+            self._gauges[plain] = gauge
+            gauge.set(value, tags=self._tags)
+        self._write({"step": step, **values})
+
+    def event(self, sentence: str) -> None:
+        self._write({"event": sentence})
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = json.dumps({"time": stamp, "job": self._job, **self._tags, **fields})
+        with self._path.open("a") as file:
+            file.write(line + "\n")

@@ -1,0 +1,114 @@
+"""A Ray cluster that grows and shrinks, without a cloud: real raylets of Ray's fake multi-node provider, and the real
+autoscaler and job server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+from .servers import free_port, listening, wait_for
+
+HEAD_ID = "f" * 51 + "00000"
+PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+class FakeCloud:
+    """A head without processors, and kinds of machines that come when something needs them."""
+
+    def __init__(self, root: Path, machines: dict[str, dict[str, Any]], environment: dict[str, str]) -> None:
+        """
+        Args:
+            root: for Ray's session and the configuration; a short path (sockets have names of at most 107 bytes).
+            machines: kinds, as in a cluster file: resources, labels, max_workers.
+            environment: what all machines have.
+        """
+        self.root = root
+        self.port, dashboard = free_port(), free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.jobs = f"http://127.0.0.1:{dashboard}"
+        config = {
+            "cluster_name": "fake", "max_workers": 8, "idle_timeout_minutes": 0.2, "upscaling_speed": 10.0,
+            "provider": {
+                "type": "fake_multinode", "gcs_address": self.address, "head_node_id": HEAD_ID,
+                "launch_multiple": True,
+            },
+            "available_node_types": {
+                "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                **{kind: {"node_config": {}, "min_workers": 0, **what} for kind, what in machines.items()},
+            },
+            "head_node_type": "head", "head_setup_commands": [], "worker_setup_commands": [], "setup_commands": [],
+            "head_start_ray_commands": [], "worker_start_ray_commands": [], "initialization_commands": [],
+            "file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False,
+            "rsync_exclude": [], "rsync_filter": [], "auth": {},
+        }  # fmt: skip
+        (root / "cluster.yaml").write_text(json.dumps(config))
+        self.log = root / "head.log"
+        command = [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0",
+            "--node-ip-address=127.0.0.1", f"--port={self.port}", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}", f"--autoscaling-config={root / 'cluster.yaml'}",
+            f"--temp-dir={root}", f"--object-store-memory={200 << 20}", "--disable-usage-stats",
+        ]  # fmt: skip
+        fake = {
+            "RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+            "RAY_enable_autoscaler_v2": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "PATH": PATH,
+        }  # fmt: skip
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        with self.log.open("w") as said:
+            self._head = subprocess.Popen(
+                command, env={**inherited, **environment, **fake}, stdout=said, stderr=subprocess.STDOUT,
+                start_new_session=True, cwd=root,
+            )  # fmt: skip
+        try:
+            wait_for("the job server", lambda: self._head.poll() is None and listening(dashboard), timeout_s=120)
+            wait_for("an answer of the job server", self._answers, timeout_s=60)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(requests.RequestException):
+            return requests.get(f"{self.jobs}/api/version", timeout=5).status_code == 200
+        return False
+
+    def stop(self) -> None:
+        """All processes of this cluster, and none of another's."""
+        ours = [p for p in psutil.process_iter() if self._is_ours(p)]
+        for process in ours:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(ours, timeout=30)
+        self._head.kill()
+        self._head.wait()
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            return str(self.root) in " ".join(process.cmdline()) or self.address in process.environ().get(
+                "RAY_ADDRESS", ""
+            )
+        return False
+
+    def machines(self) -> list[dict[str, Any]]:
+        """Those alive, but for the head."""
+        answer = requests.get(f"{self.jobs}/nodes?view=summary", timeout=30).json()
+        nodes = [node["raylet"] for node in answer["data"]["summary"]]
+        return [n for n in nodes if n.get("state") == "ALIVE" and not n.get("isHeadNode")]
+
+
+@contextlib.contextmanager
+def fake_cloud(root: Path, machines: dict[str, dict[str, Any]], environment: dict[str, str]) -> Iterator[FakeCloud]:
+    cloud = FakeCloud(root, machines, environment)
+    try:
+        yield cloud
+    finally:
+        cloud.stop()
