@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -63,13 +64,11 @@ class Shard:
 
     def run(self) -> None:
         from pipelines.commands import run_sharding, run_verification
-        from pipelines.ray_session import ray_session
 
-        with ray_session():
-            if self.images == "verify":
-                run_verification(self.out)
-            else:
-                run_sharding(self.images, self.out, self.config, self.only)
+        if self.images == "verify":
+            run_verification(self.out)
+        else:
+            run_sharding(self.images, self.out, self.config, self.only)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +81,9 @@ class TrainPhase1:
     config: TrainConfig
 
     def run(self) -> None:
-        from pipelines.ray_session import ray_session
-        from pipelines.training import train
+        with _training_session(self.config):
+            from pipelines.training import train
 
-        with ray_session():
             train(self.config, "phase1")
 
 
@@ -102,8 +100,6 @@ class TrainPhase2:
 
     def run(self) -> None:
         from pipelines import storage
-        from pipelines.ray_session import ray_session
-        from pipelines.training import train
 
         config = self.config
         if config.init_from is None:
@@ -113,7 +109,9 @@ class TrainPhase2:
                     f"phase 2 needs a finished phase 1: there is no codec at {codec}; give --init-from CODEC"
                 )
             config = dataclasses.replace(config, init_from=codec)
-        with ray_session():
+        with _training_session(config):
+            from pipelines.training import train
+
             train(config, "phase2")
 
 
@@ -130,11 +128,10 @@ class TrainAll:
     """Length of phase 2 in crops; a quarter of phase 1 where it is not given."""
 
     def run(self) -> None:
-        from pipelines.ray_session import ray_session
-        from pipelines.training import train
-
         config = self.config
-        with ray_session():
+        with _training_session(config):
+            from pipelines.training import train
+
             codec = train(config, "phase1")
             length = self.phase2_images_total or max(1, config.images_total // 4)
             train(dataclasses.replace(config, init_from=codec, images_total=length), "phase2")
@@ -249,6 +246,18 @@ Commands = (
     | Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Decompress, tyro.conf.subcommand("decompress")]
 )
+
+
+@contextlib.contextmanager
+def _training_session(config: TrainConfig) -> Iterator[None]:
+    """Ray, once it is known that there are shards: what a user gets wrong is said at once."""
+    from pipelines import storage
+    from pipelines.ray_session import ray_session
+    from pipelines.shards import read_manifest
+
+    read_manifest(storage.absolute(config.shards))
+    with ray_session():
+        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:

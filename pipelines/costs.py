@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
-import torch
-import torch.distributed as dist
+
+if TYPE_CHECKING:
+    import torch
 
 PEAK_FLOPS = {
     "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12,
@@ -78,6 +79,9 @@ class Meter:
 
     def collect(self) -> Costs:
         """Join all workers' counts and begin anew; collective."""
+        import torch
+        import torch.distributed as dist
+
         seconds = time.monotonic() - self._since
         mine = torch.tensor([self._waited_s, self._read_bytes, _peak_memory(self.device)], dtype=torch.float64)
         every = [torch.zeros_like(mine, device=self.device) for _ in range(dist.get_world_size())]
@@ -99,6 +103,8 @@ class Meter:
 
 def peak_flops(device: torch.device) -> float | None:
     """Of a GPU that is known; None for others, whose utilisation is then absent."""
+    import torch
+
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -108,6 +114,8 @@ def peak_flops(device: torch.device) -> float | None:
 
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.max_memory_allocated(device))
     memory = psutil.Process().memory_info()
     return int(memory.rss)

@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from corrdiff.images import ImageError, open_image, save_png
 from pipelines import pictures, storage
 from pipelines.config import ShardConfig
 from pipelines.pictures import Source
-from pipelines.ray_session import cpu_machines, own_errors
+from pipelines.ray_session import cpu_machines, own_errors, ray_session
 from pipelines.shards import FORMAT, MANIFEST, VALIDATION, Index, Manifest, Shard, read_manifest, verify_shard
 from pipelines.tar import add_member
 
@@ -69,8 +69,6 @@ def cut_shards(
         UsageError: no pictures, no such shard, or `out` holds shards of something else.
         JobError: not one crop could be cut.
     """
-    import ray.data
-
     sources = pictures.list_pictures(images)
     groups = {group.name: group for group in plan_groups(sources, config)}
     plan = _plan_hash(groups, config)
@@ -98,11 +96,9 @@ def cut_shards(
             }
             for g in missing
         ]
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            _cut_group, fn_kwargs={"out": out, "config": dataclasses.asdict(config), "plan": plan}, **cpu_machines()
-        )
-        with own_errors():
-            for row in dataset.iter_rows():
+        arguments = {"out": out, "config": dataclasses.asdict(config), "plan": plan}
+        with ray_session(), own_errors():
+            for row in _in_parallel(rows, _cut_group, fn_kwargs=arguments):
                 record = json.loads(row["record"])
                 records[record["group"]] = record
                 done += len(groups[record["group"]].sources)
@@ -115,17 +111,22 @@ def verify_shards(uri: str) -> Iterator[tuple[str, str | None]]:
 
     Raises `UsageError` where `uri` holds no shards.
     """
-    import ray.data
-
     rows = []
     for prefix in ("", VALIDATION):
         if not prefix or storage.exists(storage.join(uri, prefix, MANIFEST)):
             where = storage.join(uri, prefix) if prefix else uri
             rows += [{"uri": where, **dataclasses.asdict(shard)} for shard in read_manifest(where).shards]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_verify, **cpu_machines())
-    with own_errors():
-        for row in dataset.iter_rows():
+    with ray_session(), own_errors():
+        for row in _in_parallel(rows, _verify):
             yield f"{row['uri']}/{row['name']}", row["wrong"] or None
+
+
+def _in_parallel(rows: list[dict[str, Any]], task: Callable[..., dict[str, Any]], **options: Any) -> Iterator[Any]:
+    """A Ray task for each row; what comes of it, in any order."""
+    import ray.data
+
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(task, **options, **cpu_machines())
+    yield from dataset.iter_rows()
 
 
 def _verify(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
-"""What the first worker does beside training: progress for whoever watches, MLflow, pictures, the export."""
+"""What the first worker does beside training: MLflow, pictures, the export, and what the board is to show."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
-import threading
 from typing import Any
 
 import numpy as np
@@ -17,57 +16,9 @@ from pipelines import storage
 from pipelines.config import PhaseName, TrainConfig
 from pipelines.costs import Costs
 from pipelines.export import codec_config, export_model
-from pipelines.progress import console, display
 from pipelines.report import Panel, side_by_side
-from pipelines.run_log import RunLog
 from pipelines.tracking import RunSpec, Tracker, lineage_tags
 from pipelines.trainer import StepResult, Trainer
-
-
-class Board:
-    """A Ray actor between rank 0 and whoever watches; it outlives the workers and sums what their restarts cost."""
-
-    def __init__(self, phase: PhaseName, run: str) -> None:
-        self._state: dict[str, Any] = {"images": 0, "note": "", "failed": "", "said": []}
-        self._log = RunLog(phase, run)
-
-    def write(self, **values: Any) -> None:
-        self._state.update(values)
-
-    def say(self, sentence: str) -> None:
-        self._state["said"].append(sentence)
-        self._log.event(sentence)
-
-    def spend(self, costs: Costs) -> None:
-        before = self._state.get("costs")
-        self._state["costs"] = costs if before is None else before.joined(costs)
-        self._log.values({"images": float(self._state["images"]), **costs.metrics()}, self._state["images"])
-
-    def read(self) -> dict[str, Any]:
-        return self._state
-
-
-def watch(board: Any, title: str, total: int, stop: threading.Event) -> None:
-    """Show what rank 0 writes on the board, until told to stop."""
-    import ray
-
-    said = 0
-    with display(title, total, "crops") as shown:
-        while True:
-            ended = stop.wait(0.5)
-            try:
-                state = ray.get(board.read.remote(), timeout=10)
-            except ray.exceptions.RayError:  # busy, or going away: the main thread reports that
-                if ended:
-                    return
-                continue
-            for sentence in state["said"][said:]:
-                console.print(sentence)
-            said = len(state["said"])
-            if state["images"]:
-                shown.update(min(state["images"], total), state["note"])
-            if ended:
-                return
 
 
 class Observer:

@@ -25,9 +25,10 @@ from corrdiff.checkpoint import CONFIG_FILE, load_networks, read_config, save_co
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.errors import JobError, UsageError
 from pipelines import ingest, storage, train_state, validation
+from pipelines.board import Board, watch
 from pipelines.config import PhaseName, TrainConfig, differences
 from pipelines.costs import Costs, Meter
-from pipelines.observer import Board, Observer, watch
+from pipelines.observer import Observer
 from pipelines.plan import Cursor
 from pipelines.progress import console
 from pipelines.ray_session import cluster_cpus, cluster_gpus
@@ -71,7 +72,11 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
         raise UsageError(f"--device cuda with --workers {config.workers}, but the cluster has {gpus} GPUs")
     use_gpu = config.device != "cpu" and gpus > 0
     elastic = (config.min_workers, config.max_workers) if config.min_workers < config.max_workers else None
-    cpus = 1.0 if use_gpu else _cpus_per_worker(config.max_workers, cluster_cpus(), elastic is not None)
+    cpus = (
+        1.0
+        if use_gpu
+        else _cpus_per_worker(config.max_workers, cluster_cpus(), elastic is not None or storage.in_job())
+    )
     # On the driver's own machine: it must not go away with one that comes and goes.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(phase, config.name)
@@ -119,9 +124,9 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
     return codec_uri
 
 
-def _cpus_per_worker(workers: int, cluster: int, elastic: bool) -> float:
-    """What a worker on CPUs reserves of the cluster; where machines come and go, a whole one."""
-    return 1.0 if elastic else min(1.0, max(0.1, cluster / workers))
+def _cpus_per_worker(workers: int, cluster: int, changing: bool) -> float:
+    """What a worker on CPUs reserves of the cluster; where machines may come and go, a whole one."""
+    return 1.0 if changing else min(1.0, max(0.1, cluster / workers))
 
 
 def _spent(phase: str, state: dict[str, Any]) -> str:

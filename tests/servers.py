@@ -302,10 +302,11 @@ class MetadataServer:
         self._server.shutdown()
         self._server.server_close()
 
-    def give_notice(self, seconds: float) -> None:
-        """The machine goes away in so many seconds; AWS says whole ones."""
+    def give_notice(self, seconds: float) -> float:
+        """The machine goes away in so many seconds; when that is (AWS says whole seconds)."""
         at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
         self.notice = json.dumps({"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")}).encode()
+        return at.timestamp()
 
     def forget_tokens(self) -> None:
         self._tokens.clear()

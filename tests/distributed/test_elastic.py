@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -12,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipelines import storage, train_state
+from pipelines import compressed, storage, train_state
 
-from ..servers import wait_for
-from .conftest import recorded_losses, train_apart, train_args
+from ..servers import MetadataServer, wait_for
+from .conftest import make_picture, read_files, read_table, recorded_losses, train_apart, train_args
 
 # A low learning rate, so that the order of sums on another number of workers does not grow over 60 steps.
 LENGTH = {"images_total": 480, "batch": 8, "checkpoint_every": 48, "log_every": 1, "lr": 1e-4}
@@ -79,11 +81,10 @@ def test_a_run_grows_when_a_machine_comes_and_shrinks_when_it_is_drained(
     spot = cluster.add_node(**NODE)
     command.wait_to_say(r"goes on from \d+ crops")
     wait_for("two workers", lambda: bool(parts_of(checkpoints, "part-1-of-2")), timeout_s=240)
-    ray_command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", cluster.address]
-    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot notice"]
-    drain = [*ray_command, "--node-id", spot.node_id, *reason, "--deadline-remaining-seconds", "60"]
-    subprocess.run(drain, check=True, capture_output=True)
-    command.wait_to_say("a machine is about to go away; checkpoint at")
+    with watched(cluster, spot.node_id) as service:
+        at = service.give_notice(60)
+        command.wait_to_say("a machine is about to go away; checkpoint at")
+        assert draining(cluster) == {spot.node_id: pytest.approx(at, abs=2)}
     time.sleep(1)
     cluster.remove_node(spot, allow_graceful=False)
     command.wait()
@@ -112,6 +113,66 @@ def test_a_machine_that_vanishes_costs_the_steps_since_the_last_checkpoint(
     assert found.keys() == undisturbed.keys()
     for seen, loss in undisturbed.items():
         assert found[seen] == pytest.approx(loss, rel=1e-3), seen
+
+
+@pytest.mark.slow
+def test_a_compression_ends_complete_when_a_machine_is_taken_away_at_short_notice(
+    cluster: Cluster, codec_dir: Path, tmp_path: Path, tracking: str
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(120):
+        Image.fromarray(make_picture(192, 256, seed=i)).save(pictures / f"{i:03d}.png")
+    spot = cluster.add_node(**NODE)
+    out = str(tmp_path / "compressed")
+    options = ["--codec", str(codec_dir), "--unit", "4", "--steps", "8"]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    log = tmp_path / "log"
+    with log.open("w") as said, watched(cluster, spot.node_id) as service:
+        job = subprocess.Popen(
+            [sys.executable, "-m", "pipelines", "compress", str(pictures), out, *options], env=environment, stdout=said,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        wait_for("some units", lambda: len(compressed.finished_units(out)) >= 3, timeout_s=240)
+        service.give_notice(8)
+        wait_for("the end of the machine", lambda: not alive(cluster, spot.node_id), timeout_s=60)
+        assert job.poll() is None, log.read_text()
+        assert job.wait(400) == 0, log.read_text()
+    rows = read_table(out)
+    assert sorted(rows.key) == [f"{i:03d}" for i in range(120)]
+    assert set(rows.status) == {"ok"}
+    assert read_files(out).keys() == set(rows.key)
+
+
+@contextlib.contextmanager
+def watched(cluster: Cluster, node_id: str) -> Iterator[MetadataServer]:
+    """The watcher, as the cluster file starts it on a machine, and that machine's metadata service."""
+    with MetadataServer() as service:
+        command = ["-m", "cluster.preemption", "--address", cluster.address, "--node-id", node_id, "--every", "0.2"]
+        watcher = subprocess.Popen(
+            [sys.executable, *command, "--metadata", service.url],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield service
+            said, _ = watcher.communicate(timeout=60)
+            assert watcher.returncode == 0, said
+            assert f"Ray node {node_id} drains until" in said
+        finally:
+            watcher.kill()
+            watcher.wait()
+
+
+def draining(cluster: Cluster) -> dict[str, float]:
+    """Nodes that are drained, and until when, in seconds since the epoch."""
+    found = cluster.global_state.get_draining_nodes()
+    return {node_id: deadline_ms / 1000 for node_id, deadline_ms in found.items()}
+
+
+def alive(cluster: Cluster, node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in cluster.global_state.node_table())
 
 
 def parts_of(checkpoints: str, prefix: str) -> list[str]:

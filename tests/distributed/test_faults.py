@@ -86,6 +86,7 @@ def test_a_lasting_fault_names_the_shard(truncated: bool, said: str, remote: str
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_upload_broken_in_the_middle_is_repeated_and_the_run_ends_as_if_nothing_had_happened(
     remote: str, s3_storage: S3Server, shards: str, tmp_path: Path, tracking: str
 ) -> None:
