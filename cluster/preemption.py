@@ -1,8 +1,9 @@
-"""On a spot machine: wait for the cloud's notice that the machine will be taken away, and drain it in Ray before that.
+"""Wait for the cloud's notice that the machine will be taken away, and drain it in Ray before that.
 
 AWS puts the notice into the instance metadata two minutes ahead (IMDSv2: a token first, then 404 until there is one).
-Ray is told the reason and the deadline; it starts nothing new here, and running jobs hear of it: training makes a
-checkpoint and goes on with the machines that are left, compression does its units elsewhere.
+On machines that are not spot there never is one. Ray is told the reason and the deadline; it starts nothing new here,
+and running jobs hear of it: training makes a checkpoint and goes on with the machines that are left, compression does
+its units elsewhere.
 
     http://169.254.169.254/latest/meta-data/spot/instance-action
     {"action": "terminate", "time": "2026-01-31T08:22:00Z"}
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import http.client
 import json
 import subprocess
 import sys
@@ -114,7 +116,7 @@ def own_node(address: str) -> str:
 class Watch:
     """Wait for a spot notice on this machine, and then drain it in Ray; ends when Ray has accepted.
 
-    The cluster file starts this on spot machines.
+    The cluster file starts this on every worker.
 
     Example: python -m cluster.preemption --address 10.0.0.5:6379
     """
@@ -167,7 +169,7 @@ def _wait(options: Watch) -> Notice:
             reachable = True
             if notice is not None:
                 return notice
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             if reachable:
                 _say(f"{options.metadata} does not answer ({error}); trying on")
             reachable = False

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from cluster.errors import EXIT_FAILED, EXIT_OK, UsageError, run_command
+from cluster.errors import EXIT_FAILED, EXIT_OK, JobError, UsageError, run_command
 from cluster.probe import PACKAGES, REDUCED_BYTES, STORAGE_BYTES, TIMEOUT_S, Facts, Probe, Reduced, Transfer, first_line
 
 GIB = 1 << 30
@@ -32,19 +32,22 @@ MAX_SKEW_S = 5.0
 class Preflight:
     """Look at every node of a Ray cluster before an expensive job; 0 where all is well, 1 where something is not.
 
-    Run it where the job will run: corrdiff submit -- preflight --storage s3://bucket/runs
+    Run it where the job will run. Of a cluster that grows by itself it sees the machines that are there: --cpus and
+    --gpus ask for more, as a job would, and wait for them.
 
-    Example: corrdiff preflight --storage s3://bucket/runs --nodes 4
+    Example: corrdiff submit -- preflight --storage s3://bucket/runs --gpus 4
     """
 
     storage: str | None = None
     """Where the job will write: each node writes, reads and deletes an object there."""
     mlflow: str | None = None
     """The MLflow server; each node's MLFLOW_TRACKING_URI where it is not given."""
-    nodes: int | None = None
-    """So many nodes must be there."""
+    cpus: int | None = None
+    """So many processors must be there."""
     gpus: int | None = None
     """So many GPUs must be there."""
+    wait: float = 900.0
+    """Seconds to wait for them."""
 
 
 class Check(NamedTuple):
@@ -71,8 +74,8 @@ def judge(options: Preflight, nodes: Sequence[Facts], reduced: Reduced) -> list[
 def _nodes(options: Preflight, nodes: Sequence[Facts]) -> Check:
     cpus, memory = sum(n.cpus for n in nodes), sum(n.memory for n in nodes)
     found = f"{len(nodes)}: {cpus:g} CPUs, {memory / GIB:.0f} GiB"
-    if options.nodes is not None and len(nodes) < options.nodes:
-        return Check("nodes", f"{found}; {options.nodes} are wanted", False)
+    if options.cpus is not None and cpus < options.cpus:
+        return Check("nodes", f"{found}; {options.cpus} CPUs are wanted", False)
     return Check("nodes", found, True)
 
 
@@ -179,6 +182,12 @@ def _some(parts: Sequence[str], most: int = 4) -> str:
 def look(options: Preflight) -> tuple[list[Facts], Reduced]:
     """What all nodes of the cluster say, and whether they can work together."""
     import ray
+
+    with _asked_for(ray, options):
+        return _look(ray, options)
+
+
+def _look(ray: Any, options: Preflight) -> tuple[list[Facts], Reduced]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -186,10 +195,10 @@ def look(options: Preflight) -> tuple[list[Facts], Reduced]:
     for node in alive:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         probes.append(ray.remote(Probe).options(num_cpus=0, scheduling_strategy=here).remote())
-        names.append(f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})")
+        names.append(f"{node['NodeManagerAddress']} ({node['NodeID'][-6:]})")
     ask = _asker(ray)
     nodes: list[Facts] = ask([p.facts.remote(n, a["Resources"]) for p, n, a in zip(probes, names, alive, strict=True)])
-    nodes = [n._replace(skew_s=_skew(ray, p)) for n, p in zip(nodes, probes, strict=True)]
+    nodes = [n._replace(skew_s=_skew(ask, p)) for n, p in zip(nodes, probes, strict=True)]
     problems = ask([p.mlflow.remote(options.mlflow, len(probes) == 1) for p in probes])
     nodes = [n._replace(mlflow=problem) for n, problem in zip(nodes, problems, strict=True)]
     if options.storage is not None:
@@ -199,24 +208,50 @@ def look(options: Preflight) -> tuple[list[Facts], Reduced]:
     return nodes, _reduce(ray, probes, sum(n.gpus_of_ray for n in nodes))
 
 
+@contextlib.contextmanager
+def _asked_for(ray: Any, options: Preflight) -> Iterator[None]:
+    """Have the machines that are wanted, or as many of them as came in time."""
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = {"CPU": options.cpus or 0, "GPU": options.gpus or 0}
+    bundles = [{kind: 1} for kind, number in wanted.items() for _ in range(number)]
+    if not bundles:
+        yield
+        return
+    request_resources(bundles=bundles)
+    try:
+        deadline, said = time.monotonic() + options.wait, ""
+        while missing := {k: n for k, n in wanted.items() if ray.cluster_resources().get(k, 0) < n}:
+            if time.monotonic() > deadline:
+                break
+            there = ", ".join(f"{ray.cluster_resources().get(k, 0):g} of {n} {k}s" for k, n in missing.items())
+            if there != said:
+                print(f"waiting for machines: {there}", flush=True)
+            said = there
+            time.sleep(2)
+        yield
+    finally:
+        request_resources(bundles=[])
+
+
 def _asker(ray: Any) -> Callable[[list[Any]], list[Any]]:
     def ask(refs: list[Any]) -> list[Any]:
         try:
             return list(ray.get(refs, timeout=TIMEOUT_S))
         except ray.exceptions.GetTimeoutError:
-            raise UsageError(
-                f"not every node answered in {TIMEOUT_S:.0f} s; is the cluster busy? (ray status)"
-            ) from None
+            raise JobError(f"not every node answered in {TIMEOUT_S:.0f} s; is the cluster busy? (ray status)") from None
+        except ray.exceptions.RayError as error:
+            raise JobError(f"a node could not be asked: {first_line(error)}") from None
 
     return ask
 
 
-def _skew(ray: Any, probe: Any) -> float:
+def _skew(ask: Callable[[list[Any]], list[Any]], probe: Any) -> float:
     """Of a node's clock against ours; its error is at most half of the quickest answer's time."""
     best, skew = float("inf"), 0.0
     for _ in range(5):
         sent = time.time()
-        said = float(ray.get(probe.now.remote(), timeout=TIMEOUT_S))
+        said = float(ask([probe.now.remote()])[0])
         came = time.time()
         if came - sent < best:
             best, skew = came - sent, said - (sent + came) / 2
@@ -231,10 +266,10 @@ def _transfer(
     transfers: list[Transfer] = ask([p.transfer.remote(uri) for p, uri in zip(probes, uris, strict=True)])
     neighbours = [(i + 1) % len(probes) for i in range(len(probes))]
     seen = ask([p.sees.remote(uris[j]) for p, j in zip(probes, neighbours, strict=True)])
-    ask([p.delete.remote(uri) for p, uri in zip(probes, uris, strict=True)])
+    errors = ask([p.delete.remote(uri) for p, uri in zip(probes, uris, strict=True)])
     return [
-        t if ok or t.error or transfers[j].error else t._replace(unseen=names[j])
-        for t, ok, j in zip(transfers, seen, neighbours, strict=True)
+        t._replace(error=t.error or error, unseen="" if ok or transfers[j].error else names[j])
+        for t, ok, j, error in zip(transfers, seen, neighbours, errors, strict=True)
     ]
 
 

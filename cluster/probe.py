@@ -65,18 +65,22 @@ class Probe:
     def facts(self, node: str, resources: dict[str, float]) -> Facts:
         import psutil
         import ray
-        import torch
 
-        versions = {"python": platform.python_version(), "cuda": str(torch.version.cuda or "none")}
+        versions = {"python": platform.python_version()}
         for name in PACKAGES:
             with contextlib.suppress(metadata.PackageNotFoundError):
                 versions[name] = metadata.version(name)
-        session = ray._private.worker._global_node.get_session_dir_path()
+        with contextlib.suppress(Exception):  # where torch is missing or broken, that row says so
+            import torch
+
+            versions["cuda"] = str(torch.version.cuda or "none")
+        node_of_ray = ray._private.worker._global_node
+        spills_to = getattr(node_of_ray, "_fallback_directory", None) or node_of_ray.get_session_dir_path()
         return Facts(
             node=node, versions=versions, cpus=resources.get("CPU", 0), gpus_of_ray=int(resources.get("GPU", 0)),
             gpus=_visible_gpus(), memory=int(psutil.virtual_memory().total),
             object_store=int(resources.get("object_store_memory", 0)),
-            shared_memory=shutil.disk_usage("/dev/shm").total, spill_disk=shutil.disk_usage(session).free,
+            shared_memory=shutil.disk_usage("/dev/shm").total, spill_disk=shutil.disk_usage(spills_to).free,
         )  # fmt: skip
 
     def now(self) -> float:
@@ -90,7 +94,8 @@ class Probe:
         try:
             fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
             started = time.perf_counter()
-            fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            if "://" not in uri:  # elsewhere it might make a bucket
+                fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             fs.pipe_file(path, data)
             written = time.perf_counter()
             back = fs.cat_file(path)
@@ -109,14 +114,19 @@ class Probe:
             return int(fs.info(path)["size"]) == STORAGE_BYTES
         return False
 
-    def delete(self, uri: str) -> None:
+    def delete(self, uri: str) -> str:
+        """What went wrong, if anything; of an object that was never written, nothing does."""
         import fsspec
 
-        with contextlib.suppress(Exception):
+        try:
             fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-            fs.rm_file(path)
-            if "://" not in uri:
-                fs.rmdir(path.rsplit("/", 1)[0])
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(path)
+                if "://" not in uri:
+                    fs.rmdir(path.rsplit("/", 1)[0])
+        except Exception as error:
+            return f"deleting: {first_line(error)}"
+        return ""
 
     def mlflow(self, uri: str | None, alone: bool) -> str | None:
         """What is wrong with the tracking server, seen from here."""

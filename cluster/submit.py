@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ LOST_S = 120.0
 """A job server that does not answer for so long is given up; the job may go on."""
 
 _SECRET = re.compile(r"secret|token|password|passwd|credential|api_?key|access_?key", re.IGNORECASE)
-_IN_URI = re.compile(r"\w+://[^/\s@:]*:[^/\s@]+@")
+_IN_URI = re.compile(r"://[^/\s@:]*:[^\s@]*@")
+"""A password; that of an AWS key may have slashes in it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,33 +66,40 @@ def submit(options: Submit, command: Sequence[str]) -> int:
         UsageError: there is no cluster, the command is missing or would show a secret.
         JobError: the connection was lost for long.
     """
-    from ray.job_submission import JobSubmissionClient
-
     if not command:
         raise UsageError("what is to be run? corrdiff submit -- train all --shards ...")
     environment = _environment(options.env)
     if any(_IN_URI.search(part) for part in [*command, *environment.values()]):
         raise UsageError("a URI with a password would be seen by everyone; let the cluster's machines have it")
     address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
+    address = address if "://" in address else f"http://{address}"
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray's client would take another one from here
+    job = options.job_id or f"corrdiff-{command[0]}-{uuid.uuid4().hex[:8]}"
+    ways = f"  ray job logs --address {address} --follow {job}\n  ray job stop --address {address} {job}"
+    try:
+        client = _send(address, job, command, environment)
+        print(f"job {job} at {address}", flush=True)
+        if not options.wait:
+            print(ways)
+            return EXIT_OK
+        return follow(client, job)
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on; to come back to it, or to stop it:\n{ways}", flush=True)
+        return EXIT_INTERRUPTED
+
+
+def _send(address: str, job: str, command: Sequence[str], environment: dict[str, str]) -> Any:
+    """The job is accepted when this returns its server's client."""
+    from ray.job_submission import JobSubmissionClient
+
     with _clear_errors(address), packaged() as directory:
         client = JobSubmissionClient(address)
-        job = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "pipelines", *command]), submission_id=options.job_id,
+        client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "pipelines", *command]), submission_id=job,
             runtime_env={"working_dir": str(directory), "env_vars": environment},
             metadata={"corrdiff": " ".join(command[:2])},
         )  # fmt: skip
-    print(f"job {job} at {address}")
-    ways = f"  ray job logs --address {address} --follow {job}\n  ray job stop --address {address} {job}"
-    if not options.wait:
-        print(ways)
-        return EXIT_OK
-    try:
-        follow(client, job)
-    except KeyboardInterrupt:
-        print(f"\nthe job goes on; to come back to it, or to stop it:\n{ways}")
-        return EXIT_INTERRUPTED
-    with _clear_errors(address):
-        return exit_code(client.get_job_info(job))
+    return client
 
 
 def exit_code(info: Any) -> int:
@@ -106,31 +115,45 @@ def exit_code(info: Any) -> int:
     return int(info.driver_exit_code or EXIT_FAILED)
 
 
-def follow(client: Any, job: str) -> None:
-    """Print the job's log as it grows, until the job has ended; a connection that breaks is made again."""
-    shown, lost_at = 0, None
+def follow(client: Any, job: str) -> int:
+    """Print the job's log as it grows, until the job has ended; a connection that breaks is made again.
+
+    Returns the job's exit code. Raises `JobError` where the job server was away for long.
+    """
+    import aiohttp
+
+    log = Log()
     while True:
         try:
-            shown = asyncio.run(_print_log(client, job, shown))
-            if client.get_job_status(job).is_terminal():
-                asyncio.run(_print_log(client, job, shown))
-                return
-            lost_at = None
-        except (OSError, RuntimeError) as error:
-            lost_at = lost_at or time.monotonic()
-            if time.monotonic() - lost_at > LOST_S:
+            asyncio.run(log.follow(client, job))
+            info = client.get_job_info(job)
+            if info.status.is_terminal():
+                asyncio.run(log.follow(client, job))
+                return exit_code(info)
+            log.heard()
+        except (OSError, RuntimeError, aiohttp.ClientError) as error:
+            if time.monotonic() - log.heard_at > LOST_S:
                 raise JobError(f"the job server was not there for {LOST_S:.0f} s; job {job} may go on") from error
         time.sleep(RECONNECT_S)
 
 
-async def _print_log(client: Any, job: str, shown: int) -> int:
-    """What comes after the first `shown` characters; returns how many have been shown then."""
-    passed = 0
-    async for text in client.tail_job_logs(job):
-        print(text[max(0, shown - passed) :], end="", flush=True)
-        passed += len(text)
-        shown = max(shown, passed)
-    return shown
+class Log:
+    """What has been shown of a job's log, which its server sends from the start whenever it is asked."""
+
+    def __init__(self) -> None:
+        self.shown = 0
+        self.heard()
+
+    def heard(self) -> None:
+        self.heard_at = time.monotonic()
+
+    async def follow(self, client: Any, job: str) -> None:
+        passed = 0
+        async for text in client.tail_job_logs(job):
+            self.heard()
+            print(text[max(0, self.shown - passed) :], end="", flush=True)
+            passed += len(text)
+            self.shown = max(self.shown, passed)
 
 
 @contextlib.contextmanager
@@ -178,8 +201,9 @@ def _clear_errors(address: str) -> Iterator[None]:
             f"no Ray job server at {address} ({str(error).splitlines()[0][:160]}); 'ray dashboard ray_cluster.yaml' "
             "opens the way to a cluster's"
         ) from None
-    except RuntimeError as error:  # what the job server refused
-        raise UsageError(str(error).strip().splitlines()[-1]) from None
+    except (RuntimeError, OSError, ValueError) as error:  # what the job server or the way to it refused
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"the job was not accepted at {address}: {said[-1][:300]}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

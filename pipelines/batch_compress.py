@@ -25,7 +25,7 @@ from pipelines.ray_session import own_errors, pools, ray_session
 from pipelines.run_log import RunLog
 from pipelines.tally import Assembly, Progress, Tally
 from pipelines.target import Rate
-from pipelines.tracking import Tracker
+from pipelines.tracking import Tracker, tracking_uri
 
 SEGMENT_UNITS = 4096
 """Units of one Ray Data execution; a large dataset is a chain of them."""
@@ -43,6 +43,7 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
         JobError: storage failed for long, more pictures failed than `max_failures`, or all did.
     """
     out, codec = storage.absolute(out), storage.absolute(codec)
+    tracking_uri()  # refused before anything is written
     fingerprint = read_config(codec)[1]
     plan = _claim(images, out, fingerprint, config)
     summary = compress_report.read_summary(out)

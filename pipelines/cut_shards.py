@@ -24,7 +24,7 @@ from corrdiff.images import ImageError, open_image, save_png
 from pipelines import pictures, storage
 from pipelines.config import ShardConfig
 from pipelines.pictures import Source
-from pipelines.ray_session import cpu_machines, own_errors, ray_session
+from pipelines.ray_session import own_errors, ray_session
 from pipelines.shards import FORMAT, MANIFEST, VALIDATION, Index, Manifest, Shard, read_manifest, verify_shard
 from pipelines.tar import add_member
 
@@ -125,7 +125,7 @@ def _in_parallel(rows: list[dict[str, Any]], task: Callable[..., dict[str, Any]]
     """A Ray task for each row; what comes of it, in any order."""
     import ray.data
 
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(task, **options, **cpu_machines())
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(task, **options)
     yield from dataset.iter_rows()
 
 

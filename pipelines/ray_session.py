@@ -19,10 +19,8 @@ still room for what feeds and empties them. On GPUs networks reserve no core, an
 CORES_A_TASK = 4
 """Where networks are on the cores, a stage that feeds or empties them has a task at a time for so many."""
 
-STAGE_LABEL = "corrdiff-stage"
-"""Label of a machine in ray_cluster.yaml: "gpu", "cpu", or on the head "driver"."""
 GPUS_LABEL = "corrdiff-gpus"
-"""Label of the head: the most GPUs that the autoscaler may bring."""
+"""Label of the head of a cluster that grows by itself: how many GPUs it may come to have. Ray does not say."""
 
 MOST_ACTORS = 1 << 14
 """Ray Data makes as many as there is room and work for."""
@@ -106,11 +104,9 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
-def cpu_machines() -> dict[str, Any]:
-    """Ray's options for a stage that needs no GPU: in a cluster whose machines say which stages they are for, on those
-    for CPU stages."""
-    labelled = any(STAGE_LABEL in labels for labels in _labels())
-    return {"label_selector": {STAGE_LABEL: "cpu"}} if labelled else {}
+def may_grow() -> bool:
+    """Whether the cluster says that machines come when they are needed."""
+    return any(GPUS_LABEL in labels for labels in _labels())
 
 
 def _labels() -> list[dict[str, str]]:
@@ -140,13 +136,14 @@ def pools(device: str, workers: int | None) -> Pools:
     with_gpus = device != "cpu" and cluster_gpus() > 0
     if device == "cuda" and not with_gpus:
         raise UsageError("--device cuda, but the cluster has no GPU")
-    most, now, on_cpus = workers or MOST_ACTORS, gpus_now() if with_gpus else cluster_cpus(), cpu_machines()
+    most, now = workers or MOST_ACTORS, gpus_now() if with_gpus else cluster_cpus()
     compute = ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, max(1, now)))
     if with_gpus:
-        coders = {"compute": ActorPoolStrategy(min_size=1, max_size=MOST_ACTORS), "num_cpus": 1, **on_cpus}
+        coders = {"compute": ActorPoolStrategy(min_size=1, max_size=MOST_ACTORS), "num_cpus": 1}
         networks = {"compute": compute, "num_gpus": 1, "num_cpus": 0}
-        return Pools("cuda", networks, coders, {"num_cpus": 1, **on_cpus})
+        return Pools("cuda", networks, coders, {"num_cpus": 1})
     number = max(1, now // CORES_A_TASK)
-    coders = {"compute": ActorPoolStrategy(size=number), "num_cpus": CODER_CPUS, **on_cpus}
-    tasks = {"num_cpus": TASK_CPUS, "concurrency": number, **on_cpus}
-    return Pools("cpu", {"compute": compute, "num_cpus": NETWORK_CPUS, **on_cpus}, coders, tasks)
+    size = {"min_size": number, "max_size": MOST_ACTORS} if may_grow() else {"size": number}
+    coders = {"compute": ActorPoolStrategy(**size), "num_cpus": CODER_CPUS}
+    tasks = {"num_cpus": TASK_CPUS, "concurrency": MOST_ACTORS if may_grow() else number}
+    return Pools("cpu", {"compute": compute, "num_cpus": NETWORK_CPUS}, coders, tasks)

@@ -45,7 +45,7 @@ def absolute(uri: str) -> str:
     Raises `UsageError` for a relative path in a Ray job, whose working directory goes away with the job, and for a URI
     with a password, which would be in logs and in MLflow.
     """
-    if re.match(r"[\w+]+://[^/@]*:[^/@]*@", uri):
+    if re.search(r"://[^/\s@:]*:[^\s@]*@", uri):
         raise UsageError(
             f"{uri.split('://')[0]}://...: leave user and password to the environment or a configuration file"
         )

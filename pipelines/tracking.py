@@ -31,7 +31,8 @@ def tracking_uri() -> str:
     Raises `UsageError` where that would be the temporary directory of a Ray job.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
-    if given is None and storage.in_job():
+    lost = not given or (given.startswith("sqlite:") and not given.startswith("sqlite:////"))
+    if lost and storage.in_job():
         raise UsageError(
             "a Ray job needs an MLflow server, for its working directory goes away: set MLFLOW_TRACKING_URI on the "
             "cluster's machines, or for this job with corrdiff submit --env MLFLOW_TRACKING_URI=http://HOST:5000"

@@ -31,7 +31,7 @@ from pipelines.costs import Costs, Meter
 from pipelines.observer import Observer
 from pipelines.plan import Cursor
 from pipelines.progress import console
-from pipelines.ray_session import cluster_cpus, cluster_gpus
+from pipelines.ray_session import cluster_cpus, cluster_gpus, may_grow
 from pipelines.shards import Manifest, read_manifest
 from pipelines.tracking import tracking_uri
 from pipelines.trainer import Trainer, steps_left
@@ -55,6 +55,7 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
         config, shards=storage.absolute(config.shards), storage=storage.absolute(config.storage),
         init_from=storage.absolute(config.init_from) if config.init_from else None,
     )  # fmt: skip
+    tracking = tracking_uri()
     manifest = read_manifest(config.shards)
     if manifest.crop < config.crop:
         raise UsageError(f"--crop {config.crop} is larger than the shards' crops of {manifest.crop} pixels")
@@ -72,16 +73,14 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
         raise UsageError(f"--device cuda with --workers {config.workers}, but the cluster has {gpus} GPUs")
     use_gpu = config.device != "cpu" and gpus > 0
     elastic = (config.min_workers, config.max_workers) if config.min_workers < config.max_workers else None
-    cpus = (
-        1.0
-        if use_gpu
-        else _cpus_per_worker(config.max_workers, cluster_cpus(), elastic is not None or storage.in_job())
-    )
+    # Where no other machine can come, workers share the processors that are there.
+    alone = elastic is None and not may_grow()
+    cpus = min(1.0, max(0.1, cluster_cpus() / config.max_workers)) if alone else 1.0
     # On the driver's own machine: it must not go away with one that comes and goes.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(phase, config.name)
     # Not in the loop's configuration, which Ray shows: it may hold a password.
-    ray.get(board.write.remote(tracking=tracking_uri()))
+    ray.get(board.write.remote(tracking=tracking))
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -90,7 +89,7 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.max_workers if elastic is None else elastic, use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker={"GPU": 1, "CPU": 0} if use_gpu else {"CPU": cpus},
             elastic_resize_monitor_interval_s=config.resize_every,
         ),
         # The plan needs no dataset of Ray's: each worker's reader makes its own, a segment at a time.
@@ -122,11 +121,6 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
     console.print(_spent(phase, state))
     console.print(f"{phase}: codec {codec_uri}")
     return codec_uri
-
-
-def _cpus_per_worker(workers: int, cluster: int, changing: bool) -> float:
-    """What a worker on CPUs reserves of the cluster; where machines may come and go, a whole one."""
-    return 1.0 if changing else min(1.0, max(0.1, cluster / workers))
 
 
 def _spent(phase: str, state: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.ray_session import GPUS_LABEL, STAGE_LABEL
+from pipelines.ray_session import GPUS_LABEL
+
+from .servers import wait_for
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "ray_cluster.yaml").read_text()
@@ -50,12 +53,61 @@ def test_a_typo_is_found(right: str, wrong: str) -> None:
         prepared(TEXT.replace(right, wrong, 1))
 
 
-def test_nothing_is_open_but_ssh_to_the_owner() -> None:
-    rules = yaml.safe_load(TEXT)["provider"]["security_group"]["IpPermissions"]
-    assert [(rule["FromPort"], rule["ToPort"]) for rule in rules] == [(22, 22)]
-    (owner,) = [r["CidrIp"] for rule in rules for r in rule["IpRanges"]]
-    assert owner.endswith("/32")
+def test_the_security_group_is_the_owners_and_not_one_that_ray_opens_to_the_world() -> None:
+    kinds = prepared(TEXT)["available_node_types"].values()
+    assert all(kind["node_config"]["SecurityGroupIds"] for kind in kinds)  # Ray leaves these alone
+    assert "security_group" not in yaml.safe_load(TEXT)["provider"]  # it would let ssh in from everywhere
     assert "--dashboard-host=127.0.0.1" in TEXT
+
+
+def test_only_the_head_may_start_machines() -> None:
+    kinds = prepared(TEXT)["available_node_types"]
+    profiles = {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in kinds.items()}
+    assert profiles.pop("head") == "corrdiff-head"
+    assert set(profiles.values()) == {"corrdiff-worker"}
+
+
+def test_what_is_sent_to_the_machines_is_code_alone() -> None:
+    mounts = yaml.safe_load(TEXT)["file_mounts"]
+    sent = {local for remote, local in mounts.items() if remote.startswith("~/corrdiff/")}
+    assert sent == {"corrdiff", "pipelines", "cluster", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert all((ROOT / local).exists() for local in sent)
+
+
+@pytest.mark.parametrize("commands", ["setup_commands", "head_start_ray_commands", "worker_start_ray_commands"])
+def test_the_shell_commands_run(commands: str, tmp_path: Path) -> None:
+    """In bash, as Ray calls it, with stand-ins for the programs, which write down what they were told."""
+    programs, home, told = tmp_path / "bin", tmp_path / "home", tmp_path / "told"
+    for program in (programs / n for n in ("ray", "mlflow", "python", "curl", "ulimit")):
+        write_program(program, told)
+    write_program(home / ".local" / "bin" / "uv", told)
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("token")
+    (home / "corrdiff").mkdir()
+    (home / ".bashrc").write_text("")
+    environment = {"HOME": str(home), "PATH": f"{programs}:/usr/bin:/bin:/usr/sbin:/sbin", "RAY_HEAD_IP": "10.0.0.5"}
+    for command in yaml.safe_load(TEXT)[commands]:
+        done = subprocess.run(
+            ["bash", "-c", f"source ~/.bashrc; true && export OMP_NUM_THREADS=1 && ({command})"], env=environment,
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, (command, done.stderr)
+    said = told.read_text() if told.exists() else ""
+    if commands == "setup_commands":
+        assert f"-c {home}/corrdiff/constraints.txt {home}/corrdiff[aws,cluster]" in said
+        assert "RAY_AUTH_MODE=token" in (home / ".bashrc").read_text()
+    else:
+        assert re.search(r"ray start --(head|address=10\.0\.0\.5:6379)", said)
+    if commands == "head_start_ray_commands":
+        wait_for("the server", lambda: "mlflow server --host" in told.read_text())
+    if commands == "worker_start_ray_commands":
+        wait_for("the watcher", lambda: "python -m cluster.preemption --address 10.0.0.5:6379" in told.read_text())
+
+
+def write_program(path: Path, told: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\necho "$(basename $0) $*" >> {told}\n')
+    path.chmod(0o755)
 
 
 def test_there_is_no_secret_in_it_and_tokens_are_wanted() -> None:
@@ -63,13 +115,12 @@ def test_there_is_no_secret_in_it_and_tokens_are_wanted() -> None:
     assert "RAY_AUTH_MODE=token" in TEXT
 
 
-def test_the_labels_are_those_that_the_pipelines_use() -> None:
+def test_gpu_stages_are_on_gpu_machines_and_cpu_stages_on_the_others() -> None:
     kinds = yaml.safe_load(TEXT)["available_node_types"]
-    assert {name: kind["labels"][STAGE_LABEL] for name, kind in kinds.items()} == {
-        "head": "driver", "cpu": "cpu", "gpu": "gpu", "gpu_spot": "gpu",
-    }  # fmt: skip
+    with_both = [n for n, kind in kinds.items() if kind["resources"].get("GPU", 0) and kind["resources"]["CPU"]]
+    assert with_both == []
     gpus = sum(kind["resources"].get("GPU", 0) * kind["max_workers"] for kind in kinds.values())
-    assert int(kinds["head"]["labels"][GPUS_LABEL]) == gpus
+    assert int(kinds["head"]["labels"][GPUS_LABEL]) == gpus == 16
 
 
 def test_the_documentation_says_the_same_numbers() -> None:

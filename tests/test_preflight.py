@@ -24,7 +24,7 @@ def node(name: str, **changes: Any) -> Facts:
     return facts._replace(**changes)
 
 
-ALL = Preflight(storage="s3://bucket/runs", nodes=3, gpus=3)
+ALL = Preflight(storage="s3://bucket/runs", cpus=24, gpus=3)
 GOOD = Reduced("nccl", 3, 0.01)
 
 
@@ -46,6 +46,7 @@ def test_a_good_cluster_is_good() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
+        ("torch", {"versions": {k: v for k, v in VERSIONS.items() if k != "torch"}}, "2.14.1 on a, b; missing on c"),
         ("deepspeed", {"versions": VERSIONS | {"deepspeed": "0.18.0"}}, "0.19.8 on a, b; 0.18.0 on c"),
         ("mlflow", {"versions": {k: v for k, v in VERSIONS.items() if k != "mlflow"}}, "3.17.0 on a, b; missing on c"),
         ("cuda", {"versions": VERSIONS | {"cuda": "none"}}, "12.8 on a, b; none on c"),
@@ -73,9 +74,9 @@ def test_a_reduction_that_fails_is_said() -> None:
     assert failed(checks) == {"all-reduce": "nccl, 3 ranks: rank 2: RuntimeError: timed out"}
 
 
-def test_too_few_nodes_are_said() -> None:
+def test_too_few_processors_are_said() -> None:
     checks = judge(ALL, [node("a"), node("b", gpus_of_ray=2, gpus=[("L40S", 48 * GIB)] * 2)], GOOD)
-    assert failed(checks) == {"nodes": "2: 16 CPUs, 128 GiB; 3 are wanted"}
+    assert failed(checks) == {"nodes": "2: 16 CPUs, 128 GiB; 24 CPUs are wanted"}
 
 
 def test_of_one_machine_nothing_is_asked_that_one_machine_does_not_need() -> None:

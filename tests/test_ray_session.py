@@ -1,4 +1,4 @@
-"""Which machines a pipeline's stages are for, on clusters that differ in what they have and in what they say."""
+"""How a pipeline's stages are dealt to clusters that differ in what they have and in what they say."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ray
 
 from corrdiff.errors import UsageError
 from pipelines import ray_session
-from pipelines.ray_session import GPUS_LABEL, STAGE_LABEL
+from pipelines.ray_session import GPUS_LABEL
 
 
 @pytest.fixture
@@ -25,36 +25,38 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     return is_of
 
 
-HEAD = {"memory": 8e9}, {STAGE_LABEL: "driver", GPUS_LABEL: "16"}
-ON_CPU_MACHINES = {STAGE_LABEL: "cpu"}
+HEAD = {"memory": 8e9}, {GPUS_LABEL: "16"}
 
 
-def test_a_cluster_without_labels_uses_what_is_there(cluster: Any) -> None:
+def test_a_cluster_that_says_nothing_has_what_is_there(cluster: Any) -> None:
     cluster(({"CPU": 8}, {}), ({"CPU": 8, "GPU": 2}, {}))
+    assert not ray_session.may_grow()
     stages = ray_session.pools("auto", None)
     assert stages.device == "cuda"
     assert stages.networks["num_gpus"] == 1
     assert stages.networks["compute"].initial_size == 2
-    assert not any("label_selector" in options for options in (stages.networks, stages.coders, stages.tasks))
 
 
-def test_a_cluster_that_may_get_gpus_counts_on_them_and_keeps_other_stages_off_their_machines(cluster: Any) -> None:
+def test_a_cluster_that_may_get_gpus_counts_on_them(cluster: Any) -> None:
     cluster(HEAD)
     assert ray_session.cluster_gpus() == 16
     for device in ("auto", "cuda"):
         stages = ray_session.pools(device, None)
         assert stages.device == "cuda"
         assert stages.networks["compute"].initial_size == 1
-        assert "label_selector" not in stages.networks
-        assert stages.coders["label_selector"] == stages.tasks["label_selector"] == ON_CPU_MACHINES
+        assert stages.networks["num_cpus"] == 0
+        assert stages.coders["num_cpus"] == stages.tasks["num_cpus"] == 1
 
 
-def test_networks_without_gpus_are_on_cpu_machines_too(cluster: Any) -> None:
-    cluster(HEAD, ({"CPU": 16}, {STAGE_LABEL: "cpu"}))
-    stages = ray_session.pools("cpu", None)
-    assert stages.device == "cpu"
-    assert {str(options["label_selector"]) for options in stages[1:]} == {str(ON_CPU_MACHINES)}
-    assert stages.networks["compute"].initial_size == 16
+def test_where_machines_may_come_the_other_stages_may_grow_too(cluster: Any) -> None:
+    cluster(HEAD, ({"CPU": 16}, {}))
+    growing = ray_session.pools("cpu", None)
+    cluster(({"CPU": 16}, {}))
+    fixed = ray_session.pools("cpu", None)
+    assert growing.device == fixed.device == "cpu"
+    assert growing.networks["compute"].initial_size == fixed.networks["compute"].initial_size == 16
+    assert growing.coders["compute"].max_size > fixed.coders["compute"].max_size == 4
+    assert growing.tasks["concurrency"] > fixed.tasks["concurrency"] == 4
 
 
 def test_a_gpu_that_can_never_come_is_refused(cluster: Any) -> None:

@@ -272,14 +272,21 @@ def test_a_path_that_a_ray_job_would_lose_is_refused(monkeypatch: pytest.MonkeyP
         assert storage.absolute(lasting) == lasting
     with pytest.raises(UsageError, match="'runs' would be in the job's temporary directory"):
         storage.absolute("runs")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(UsageError, match="a Ray job needs an MLflow server"):
-        tracking_uri()
+    for lost in ("", "sqlite:///mlflow.db", None):
+        if lost is None:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        else:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", lost)
+        with pytest.raises(UsageError, match="a Ray job needs an MLflow server"):
+            tracking_uri()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://10.0.0.5:5000")
     assert tracking_uri() == "http://10.0.0.5:5000"
 
 
-@pytest.mark.parametrize("uri", ["s3://key:planted@bucket/a", "sftp://me:planted@host/a", "ftp://:planted@host"])
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://key:planted@bucket/a", "sftp://me:planted@host/a", "ftp://:planted@host", "simplecache::s3://k:planted/x@b"],
+)
 def test_a_password_in_a_uri_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(UsageError, match="leave user and password") as raised:
         storage.absolute(uri)

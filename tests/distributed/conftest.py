@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import tarfile
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +15,6 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-import pipelines
 from pipelines import storage
 from pipelines.cli import main
 from pipelines.ray_session import ray_session
@@ -72,11 +68,12 @@ def cloud(s3_storage: S3Server, mlflow_server: MlflowServer) -> Iterator[FakeClo
         "MLFLOW_TRACKING_URI": mlflow_server.uri, "MLFLOW_TRACKING_USERNAME": "tester",
         "MLFLOW_TRACKING_PASSWORD": MLFLOW_PASSWORD,
     }  # fmt: skip
-    machines = {"worker": {"resources": {"CPU": 1}, "max_workers": 2}}
+    machines = {"worker": {"resources": {"CPU": 2}, "max_workers": 2}}
     with (
         tempfile.TemporaryDirectory(prefix="cloud", dir="/tmp", ignore_cleanup_errors=True) as root,
         fake_cloud(Path(root), machines, environment) as cloud,
     ):
+        assert cloud.machines() == []
         yield cloud
 
 
@@ -173,8 +170,6 @@ def read_files(out: str) -> dict[str, bytes]:
 class Road(NamedTuple):
     root: str
     mlflow: str
-    machines: dict[str, int]
-    """The most that were there while each job ran."""
 
     @property
     def phase1(self) -> str:
@@ -185,54 +180,34 @@ class Road(NamedTuple):
         return f"{self.root}/runs/run/phase2/codec"
 
 
-class Crowd(threading.Thread):
-    """Counts the machines of a cluster while a block runs."""
-
-    def __init__(self, cloud: FakeCloud) -> None:
-        super().__init__(daemon=True)
-        self.cloud, self.most = cloud, 0
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        while not self._over.wait(0.5):
-            self.most = max(self.most, len(self.cloud.machines()))
-
-    def __enter__(self) -> Crowd:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
+def road_commands(root: str) -> dict[str, list[str]]:
+    """The whole road, by the commands that a person types."""
+    cut = ["--crop", "64", "--images-per-shard", "3", "--val-fraction", "0.3"]
+    options = train_args(f"{root}/shards", f"{root}/runs", workers=2, zero_stage=2)
+    flags = ["--codec", f"{root}/runs/run/phase2/codec", "--unit", "3", "--steps", "2", "--quality", "5"]
+    return {
+        "shard": ["shard", f"{root}/photographs", f"{root}/shards", *cut],
+        "train": ["train", "all", *options, "--phase2-images-total", "24"],
+        "compress": ["compress", f"{root}/photographs", f"{root}/compressed", *flags],
+    }
 
 
-def ray_job(cloud: FakeCloud, *command: str) -> int:
-    """What people know: the plain command, in the project's directory. Returns the most machines that were there."""
-    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", cloud.jobs]
-    with Crowd(cloud) as crowd:
-        done = subprocess.run(
-            [*submit, "--working-dir", ".", "--", "python", "-m", "pipelines", *command],
-            cwd=Path(pipelines.__file__).parent.parent, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return crowd.most
-
-
-@pytest.fixture(scope="session")
-def road(cloud: FakeCloud, ray_cluster: None, s3: str, mlflow_server: MlflowServer, photographs: Path) -> Road:
-    """Everything on S3, by the commands that a person types."""
-    assert cloud.machines() == []
-    root = f"{s3}/road"
+def upload(photographs: Path, root: str) -> None:
+    """Six good pictures and two broken ones."""
     for i in range(6):
         storage.write_bytes(f"{root}/photographs/sub/picture_{i}.png", (photographs / f"picture_{i}.png").read_bytes())
     storage.write_bytes(f"{root}/photographs/broken.jpg", b"\xff\xd8\xff\xe0 this is no picture")
     storage.write_bytes(f"{root}/photographs/truncated.png", (photographs / "picture_0.png").read_bytes()[:2000])
-    cut = ["--crop", "64", "--images-per-shard", "3", "--val-fraction", "0.3"]
-    machines = {"shard": ray_job(cloud, "shard", f"{root}/photographs", f"{root}/shards", *cut)}
-    options = train_args(f"{root}/shards", f"{root}/runs", workers=2, zero_stage=2)
-    machines["train"] = ray_job(cloud, "train", "all", *options, "--phase2-images-total", "24")
-    codec = f"{root}/runs/run/phase2/codec"
-    flags = ["--codec", codec, "--unit", "3", "--steps", "2", "--quality", "5"]
-    machines["compress"] = ray_job(cloud, "compress", f"{root}/photographs", f"{root}/compressed", *flags)
-    assert main(["decompress", f"{root}/compressed", f"{root}/back", "--codec", codec]) == 0
-    return Road(root, mlflow_server.uri, machines)
+
+
+@pytest.fixture(scope="session")
+def road(ray_cluster: None, s3: str, mlflow_server: MlflowServer, photographs: Path) -> Road:
+    """Everything on S3."""
+    road = Road(f"{s3}/road", mlflow_server.uri)
+    upload(photographs, road.root)
+    back = ["decompress", f"{road.root}/compressed", f"{road.root}/back", "--codec", road.phase2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+        for command in [*road_commands(road.root).values(), back]:
+            assert main(command) == 0
+    return road

@@ -56,6 +56,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened
     assert_same_weights(undisturbed, f"{tmp_path}/run/phase1/codec")
 
 
+@pytest.mark.slow
 def test_after_the_driver_was_killed_the_same_command_goes_on(
     shards: str, undisturbed: str, tmp_path: Path, tracking: str
 ) -> None:

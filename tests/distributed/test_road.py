@@ -1,5 +1,4 @@
-"""The whole road on object storage: shards, both phases, codec, compression and back, with a real MLflow server; as
-jobs of a cluster that has no machine until a job needs one."""
+"""The whole road on object storage: shards, both phases, codec, compression and back, with a real MLflow server."""
 
 from __future__ import annotations
 
@@ -23,21 +22,13 @@ from pipelines import storage
 from pipelines.cli import main
 from pipelines.tracking import EXPERIMENT
 
-from ..fake_cloud import FakeCloud
-from ..servers import MlflowServer, wait_for
+from ..servers import MlflowServer
 from .conftest import Road, read_files, read_table, train_args
 
 
 @pytest.fixture(autouse=True)
 def _tracking(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
-
-
-def test_machines_come_because_jobs_need_them_and_go_when_idle(road: Road, cloud: FakeCloud) -> None:
-    assert road.machines["shard"] >= 1
-    assert road.machines["train"] == 2  # a worker on each
-    assert road.machines["compress"] >= 1
-    wait_for("the machines to go", lambda: cloud.machines() == [], timeout_s=120)
 
 
 def test_phase_2_leaves_every_weight_but_those_of_d_bit_for_bit(road: Road) -> None:
