@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
+from ray.job_submission import JobStatus
 
 from cluster import submit
-from cluster.errors import UsageError
+from cluster.errors import JobError, UsageError
 from cluster.submit import Submit
 from pipelines.cli import main
 
@@ -72,6 +75,42 @@ def test_an_environment_that_is_none_is_refused(setting: str) -> None:
 )
 def test_the_exit_code_is_the_jobs(status: str, driver: int | None, code: int) -> None:
     assert submit.exit_code(SimpleNamespace(status=status, driver_exit_code=driver, message="")) == code
+
+
+class JobServer:
+    """A job's log, whose connection breaks as it is told."""
+
+    def __init__(self, *breaks: Exception, at: int) -> None:
+        self.breaks, self.at = list(breaks), at
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for i, text in enumerate(["one\n", "two\n", "three\n"]):
+            if i == self.at and self.breaks:
+                raise self.breaks.pop(0)
+            yield text
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        return SimpleNamespace(status=JobStatus.FAILED, driver_exit_code=2, message="")
+
+
+def test_a_log_goes_on_where_a_connection_broke(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "RECONNECT_S", 0.0)
+    broken = [
+        RuntimeError("WebSocket connection closed unexpectedly"),
+        aiohttp.ServerDisconnectedError(),
+        OSError("reset"),
+    ]
+    assert submit.follow(JobServer(*broken, at=2), "job") == 2
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+
+def test_a_job_server_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "RECONNECT_S", 0.0)
+    monkeypatch.setattr(submit, "LOST_S", 0.2)
+    with pytest.raises(JobError, match="job long-one may go on"):
+        submit.follow(JobServer(*[OSError("gone")] * 100_000, at=0), "long-one")
 
 
 def test_where_there_is_no_cluster_that_is_said(capfd: pytest.CaptureFixture[str]) -> None:
