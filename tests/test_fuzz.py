@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from corrdiff import bitstream, codec, correction
+from corrdiff import bitstream, coding, correction
 from corrdiff.bitstream import BitstreamError
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.config import CodecConfig, DenoiserConfig, TransformConfig
@@ -131,7 +131,7 @@ def read_everything(data: bytes, small_codec: CorrDiffCodec) -> None:
             y_hat_BMhw = small_codec._read_latent([parsed], layout, i, j)
             assert bool(y_hat_BMhw.isfinite().all())
             grid = Grid(layout.rows[i].size, layout.columns[j].size, header.grid)
-            levels = codec._read_factors(parsed, grid, layout.index(i, j))
+            levels = coding.read_factors(parsed, grid, layout.index(i, j))
             assert levels.shape == (header.steps, correction.PLANES, grid.rows, grid.columns)
     except BitstreamError:
         pass

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corrdiff import bitstream, codec, load_codec
+from corrdiff import bitstream, coding, load_codec
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.correction import Grid
 from corrdiff.diffusion import format_noise
@@ -42,7 +42,7 @@ def _latents_and_factors(golden: CorrDiffCodec, name: str) -> list[tuple[np.ndar
     return [
         (
             golden._read_latent([parsed], layout, i, j)[0].numpy(),
-            codec._read_factors(
+            coding.read_factors(
                 parsed, Grid(layout.rows[i].size, layout.columns[j].size, header.grid), layout.index(i, j)
             ).numpy(),
         )
