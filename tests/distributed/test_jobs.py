@@ -58,6 +58,7 @@ def test_without_the_token_the_job_server_answers_nobody(
     assert "wants its token" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_unwritable_bucket_a_wrong_tracking_server_and_missing_machines_are_found(
     cloud: FakeCloud, capfd: pytest.CaptureFixture[str]
 ) -> None:

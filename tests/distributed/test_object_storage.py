@@ -15,7 +15,11 @@ from ..servers import S3_SECRET, free_port
     ("variables", "code", "said"),
     [
         ({"AWS_SECRET_ACCESS_KEY": "wrongsecret1"}, 2, "error: listing s3://bucket/none/checkpoints is not permitted"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:{port}"}, 1, "failed: listing s3://bucket/none"),
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:{port}", "AWS_MAX_ATTEMPTS": "1"},
+            1,
+            "failed: listing s3://bucket/none",
+        ),
         ({}, 2, "error: no finished checkpoint under s3://bucket/none"),
     ],
     ids=["wrong secret", "server away", "nothing there"],
