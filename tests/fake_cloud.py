@@ -80,7 +80,7 @@ class FakeCloud:
             "--node-ip-address=127.0.0.1", f"--port={self.port}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard}", f"--autoscaling-config={root / 'cluster.yaml'}",
             f"--temp-dir={root}", "--labels=corrdiff-gpus=0", f"--object-store-memory={200 << 20}",
-            "--disable-usage-stats",
+            f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats",
         ]  # fmt: skip
         fake = {
             "RAY_FAKE_CLUSTER": "1", "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID, "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
