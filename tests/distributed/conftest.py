@@ -61,7 +61,7 @@ def ray_cluster(s3: str) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cloud(s3_storage: S3Server, mlflow_server: MlflowServer) -> Iterator[FakeCloud]:
     """A cluster that starts as a head without processors and grows as jobs need it; its machines know the servers."""
     environment = s3_storage.environment | {
