@@ -184,7 +184,7 @@ def assert_no_secret(cloud: FakeCloud, s3_storage: S3Server, mlflow_server: Mlfl
     assert len(seen) > 10
     assert [line for line in seen if any(secret in line for secret in SECRETS)] == []
     jobs = cloud.get("/api/jobs/").text
-    assert "preflight" in jobs
+    assert "submission_id" in jobs
     assert not any(secret in jobs for secret in SECRETS)
 
 
