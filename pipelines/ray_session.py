@@ -143,7 +143,7 @@ def pools(device: str, workers: int | None) -> Pools:
         networks = {"compute": compute, "num_gpus": 1, "num_cpus": 0}
         return Pools("cuda", networks, coders, {"num_cpus": 1})
     number = max(1, now // CORES_A_TASK)
-    size = {"min_size": number, "max_size": MOST_ACTORS} if may_grow() else {"size": number}
-    coders = {"compute": ActorPoolStrategy(**size), "num_cpus": CODER_CPUS}
-    tasks = {"num_cpus": TASK_CPUS, "concurrency": MOST_ACTORS if may_grow() else number}
+    at_most = MOST_ACTORS if may_grow() else number
+    coders = {"compute": ActorPoolStrategy(min_size=number, max_size=at_most), "num_cpus": CODER_CPUS}
+    tasks = {"num_cpus": TASK_CPUS, "concurrency": at_most}
     return Pools("cpu", {"compute": compute, "num_cpus": NETWORK_CPUS}, coders, tasks)

@@ -25,6 +25,9 @@ from ..servers import MlflowServer, S3Server, s3_server
 
 MLFLOW_PASSWORD = "plantedpassword77"
 
+NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
+"""A machine of a cluster of several raylets."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent

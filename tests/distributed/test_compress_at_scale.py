@@ -28,9 +28,8 @@ from pipelines import compressed
 from pipelines.cli import main
 
 from ..servers import Fault, S3Server, wait_for
-from .conftest import read_files, read_table
+from .conftest import NODE, read_files, read_table
 
-NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
 SIDES = 16, 256
 FORMATS = ["png", "jpeg", "webp", "tiff", "bmp"]
 

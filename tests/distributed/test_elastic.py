@@ -19,11 +19,10 @@ from ray.cluster_utils import Cluster
 from pipelines import compressed, storage, train_state
 
 from ..servers import MetadataServer, wait_for
-from .conftest import make_picture, read_files, read_table, recorded_losses, train_apart, train_args
+from .conftest import NODE, make_picture, read_files, read_table, recorded_losses, train_apart, train_args
 
 # A low learning rate, so that the order of sums on another number of workers does not grow over 60 steps.
 LENGTH = {"images_total": 480, "batch": 8, "checkpoint_every": 48, "log_every": 1, "lr": 1e-4}
-NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
 
 
 @pytest.fixture

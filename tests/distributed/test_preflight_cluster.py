@@ -15,8 +15,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from ..servers import S3_SECRET, S3Server, wait_for
+from .conftest import NODE
 
-NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
 SMALL = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
 
 
