@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +27,22 @@ from .servers import free_port, listening, wait_for
 TOKEN = "planted0token" * 4
 HEAD_ID, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
 PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def kill_all(is_ours: Callable[[psutil.Process], bool]) -> None:
+    """A cluster's processes, and none of another's."""
+    ours = [process for process in psutil.process_iter() if is_ours(process)]
+    for process in ours:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(ours, timeout=30)
+
+
+def names(process: psutil.Process, root: Path) -> bool:
+    """Whether its command line has a cluster's directory in it."""
+    with contextlib.suppress(psutil.Error):
+        return str(root) in " ".join(process.cmdline())
+    return False
 
 
 class Provider(FakeMultiNodeProvider):  # type: ignore[misc]
@@ -111,19 +127,13 @@ class FakeCloud:
 
     def stop(self) -> None:
         """All processes of this cluster, and none of another's."""
-        ours = [p for p in psutil.process_iter() if self._is_ours(p)]
-        for process in ours:
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
-        psutil.wait_procs(ours, timeout=30)
+        kill_all(self._is_ours)
         self._head.kill()
         self._head.wait()
 
     def _is_ours(self, process: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
-            return str(self.root) in " ".join(process.cmdline()) or self.address in process.environ().get(
-                "RAY_ADDRESS", ""
-            )
+            return names(process, self.root) or self.address in process.environ().get("RAY_ADDRESS", "")
         return False
 
     def metrics(self) -> list[str]:

@@ -13,24 +13,22 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from PIL import Image
 
 from pipelines import storage, train_state
 
+from ..fake_cloud import PATH, kill_all, names
 from ..servers import free_port, wait_for
 from .conftest import make_picture, train_args
 
 BRIDGE, PREFIX = "cdbr0", "10.77.5"
 HOSTS = ["cdhost1", "cdhost2"]
-PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 class NoNamespacesError(Exception):
@@ -104,10 +102,7 @@ def raylets(root: Path, port: int) -> Iterator[None]:
                 wait_for("the head", lambda: "Ray runtime started" in (root / "ray-0.log").read_text())
         yield
     finally:
-        ours = [p for p in psutil.process_iter(["cmdline"]) if str(root) in " ".join(p.info["cmdline"] or [])]
-        for process in ours:
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL)
+        kill_all(lambda process: names(process, root))
         for starter in started:
             starter.kill()
             starter.wait()
