@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from corrdiff import __version__
+from corrdiff.config import BUILTIN
 from corrdiff.errors import JobError, UsageError
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -23,15 +24,16 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 class Encode:
     """Compress one picture to a .crdf file.
 
-    Example: corrdiff encode photo.jpg photo.crdf --codec runs/demo/codec --quality 4 --fidelity 0.5
+    Example: corrdiff encode photo.jpg
+    Example: corrdiff encode photo.jpg small.crdf --codec runs/demo/codec --quality 1 --fidelity 0.5
     """
 
     image: tyro.conf.Positional[Path]
     """JPEG, PNG, WebP, TIFF, GIF or BMP."""
-    out: tyro.conf.Positional[Path]
-    """The .crdf file to write."""
-    codec: str
-    """Codec directory, as 'corrdiff export' writes it."""
+    out: tyro.conf.Positional[Path | None] = None
+    """The .crdf file to write; beside the picture where it is not given."""
+    codec: str = BUILTIN
+    """Codec directory, as 'corrdiff export' writes it; builtin:tiny comes with this package."""
     quality: int = 4
     """Rate: 0 (smallest file) to 7 (best picture)."""
     fidelity: float = 0.5
@@ -64,27 +66,29 @@ class Encode:
         codec = _load(self.codec, self.device, self.precision, weights)
         with _progress("encoding") as on_tile:
             encoded = codec.compress_batch([opened.pixels], settings, on_tile)[0]
-        _write(self.out, encoded.data)
+        out = self.out or self.image.with_suffix(".crdf")
+        _write(out, encoded.data)
         if self.reconstruction is not None:
             _write(self.reconstruction, save_png(encoded.reconstruction))
         height, width = opened.pixels.shape[:2]
         changes = f" ({', '.join(opened.changes)})" if opened.changes else ""
-        print(f"{self.out}: {width}x{height}{changes}, {len(encoded.data):,} bytes, {encoded.bpp:.4f} bpp")
+        print(f"{out}: {width}x{height}{changes}, {len(encoded.data):,} bytes, {encoded.bpp:.4f} bpp")
 
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
     """Decompress one .crdf file to a PNG.
 
-    Example: corrdiff decode photo.crdf photo.png --codec runs/demo/codec
+    Example: corrdiff decode photo.crdf
+    Example: corrdiff decode small.crdf picture.png --codec runs/demo/codec
     """
 
     file: tyro.conf.Positional[Path]
     """The .crdf file."""
-    out: tyro.conf.Positional[Path]
-    """The PNG to write."""
-    codec: str
-    """The codec directory that the file was written with."""
+    out: tyro.conf.Positional[Path | None] = None
+    """The PNG to write; beside the file where it is not given, unless something of that name is there."""
+    codec: str = BUILTIN
+    """The codec directory that the file was written with; builtin:tiny comes with this package."""
     decoding: Literal["corrected", "uncorrected", "privileged"] = "corrected"
     """corrected is the picture; privileged (D alone) and uncorrected (the score network alone) are for comparison."""
     max_pixels: int = 1 << 28
@@ -99,12 +103,15 @@ class Decode:
         from corrdiff.images import save_png
 
         data = _read(self.file)
+        out = self.out or self.file.with_suffix(".png")
+        if self.out is None and out.exists():
+            raise UsageError(f"{out} exists: say what to write, corrdiff decode {self.file} PICTURE.png")
         bitstream.unpack(data, max_pixels=self.max_pixels)
         codec = _load(self.codec, self.device, self.precision)
         with _progress("decoding") as on_tile:
             picture = codec.decompress_batch([data], self.decoding, self.max_pixels, on_tile)[0]
-        _write(self.out, save_png(picture))
-        print(f"{self.out}: {picture.shape[1]}x{picture.shape[0]}")
+        _write(out, save_png(picture))
+        print(f"{out}: {picture.shape[1]}x{picture.shape[0]}")
 
 
 @dataclasses.dataclass(frozen=True)

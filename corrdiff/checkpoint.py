@@ -1,11 +1,15 @@
 """A codec directory: config.json, weights.safetensors, tables.safetensors. Nothing in it is ever executed.
 
-Directories are local paths or any URI that fsspec knows (`s3://...`).
+Directories are local paths or any URI that fsspec knows (`s3://...`); `builtin:NAME` is one inside this package.
+
+Weights are float32. In a compact codec those of large layers are int8, with a float32 scale for each output channel
+beside them (`NAME.scale`): a quarter of the bytes. The fingerprint is always of the float32 values that they stand for.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import json
 from typing import Any
 
@@ -16,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from corrdiff.codec import CorrDiffCodec, Precision
-from corrdiff.config import CodecConfig
+from corrdiff.config import BUILTIN_SCHEME, CodecConfig
 from corrdiff.correction import Perceptual
 from corrdiff.entropy_tables import EntropyTables
 from corrdiff.errors import UsageError
@@ -24,6 +28,9 @@ from corrdiff.model import CorrDiffModel
 
 CONFIG_FILE, WEIGHTS_FILE, TABLES_FILE = "config.json", "weights.safetensors", "tables.safetensors"
 FORMAT = "corrdiff-codec-1"
+SCALE = ".scale"
+COMPACT_FROM = 1024
+"""Values of a layer whose weights are int8 in a compact codec; its biases and all smaller layers stay as they are."""
 
 
 def fingerprint(config: CodecConfig, weights: dict[str, Tensor], tables: dict[str, Tensor]) -> str:
@@ -37,7 +44,10 @@ def fingerprint(config: CodecConfig, weights: dict[str, Tensor], tables: dict[st
     return digest.hexdigest()
 
 
-def save_codec(model: CorrDiffModel, tables: EntropyTables, uri: str, provenance: dict[str, Any] | None = None) -> str:
+def save_codec(
+    model: CorrDiffModel, tables: EntropyTables, uri: str, provenance: dict[str, Any] | None = None,
+    compact: bool = False,
+) -> str:  # fmt: skip
     """Write a codec directory; config.json goes last, so that a directory without it is not one.
 
     Args:
@@ -45,12 +55,13 @@ def save_codec(model: CorrDiffModel, tables: EntropyTables, uri: str, provenance
         tables: what `model.entropy.freeze()` gave for exactly these weights.
         uri: directory to write, made where it is missing.
         provenance: what to keep beside the configuration (training runs, images seen); not part of the fingerprint.
+        compact: write weights of 8 bits; they are other weights, by at most 1/254 of a channel's largest.
 
     Returns:
         The fingerprint, 64 hexadecimal digits.
     """
-    weights = codec_weights(model)
-    digest = fingerprint(model.config, weights, tables.tensors)
+    stored = compacted(codec_weights(model)) if compact else codec_weights(model)
+    digest = fingerprint(model.config, _expanded(stored), tables.tensors)
     config = {
         "format": FORMAT,
         "fingerprint": digest,
@@ -59,7 +70,7 @@ def save_codec(model: CorrDiffModel, tables: EntropyTables, uri: str, provenance
     }
     fs, root = fsspec.core.url_to_fs(uri)
     fs.makedirs(root, exist_ok=True)
-    fs.pipe_file(f"{root}/{WEIGHTS_FILE}", safetensors.torch.save(weights))
+    fs.pipe_file(f"{root}/{WEIGHTS_FILE}", safetensors.torch.save(stored))
     fs.pipe_file(f"{root}/{TABLES_FILE}", safetensors.torch.save(tables.tensors))
     fs.pipe_file(f"{root}/{CONFIG_FILE}", json.dumps(config, indent=2).encode())
     return digest
@@ -99,7 +110,11 @@ def load_networks(uri: str, for_training: bool = True) -> tuple[CorrDiffModel, E
     """The networks (all, or those that coding needs), the frozen tables and the fingerprint of a codec directory,
     verified."""
     config, digest, _ = read_config(uri)
-    weights, tables = (_read_tensors(uri, name) for name in (WEIGHTS_FILE, TABLES_FILE))
+    try:
+        weights = _expanded(_read_tensors(uri, WEIGHTS_FILE))
+    except (KeyError, RuntimeError):
+        raise UsageError(f"codec {uri}: {WEIGHTS_FILE} has weights without their scales") from None
+    tables = _read_tensors(uri, TABLES_FILE)
     if fingerprint(config, weights, tables) != digest:
         raise UsageError(f"codec {uri}: weights or tables do not match the fingerprint; export it or copy it again")
     with torch.device("meta"):  # shapes alone: a configuration may name networks of any size
@@ -149,7 +164,35 @@ def codec_weights(model: CorrDiffModel) -> dict[str, Tensor]:
     return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
 
 
+def compacted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Float32 weights -> what a compact codec stores."""
+    stored: dict[str, Tensor] = {}
+    for name, w in weights.items():
+        if w.ndim < 2 or w.numel() < COMPACT_FROM:
+            stored[name] = w
+            continue
+        scale = (w.flatten(1).abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        stored[name] = (w / _along_channels(scale, w)).round().to(torch.int8)
+        stored[name + SCALE] = scale
+    return stored
+
+
+def _expanded(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a codec stores -> float32 weights; the same on every machine, for each is one product."""
+    return {
+        name: tensor.float() * _along_channels(stored[name + SCALE], tensor) if tensor.dtype == torch.int8 else tensor
+        for name, tensor in stored.items()
+        if not name.endswith(SCALE)
+    }
+
+
+def _along_channels(scale: Tensor, weight: Tensor) -> Tensor:
+    return scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
 def _read(uri: str, name: str) -> bytes:
+    if uri.startswith(BUILTIN_SCHEME):
+        return _read_builtin(uri.removeprefix(BUILTIN_SCHEME), name)
     try:
         fs, root = fsspec.core.url_to_fs(uri)
         data: bytes = fs.cat_file(f"{root}/{name}")
@@ -158,6 +201,14 @@ def _read(uri: str, name: str) -> bytes:
     except (OSError, ValueError, ImportError) as error:  # ImportError: no driver for this kind of storage
         raise UsageError(f"codec {uri}: {name} cannot be read ({error})") from None
     return data
+
+
+def _read_builtin(codec: str, name: str) -> bytes:
+    there = importlib.resources.files("corrdiff").joinpath("builtin")
+    names = sorted(entry.name for entry in there.iterdir() if entry.is_dir()) if there.is_dir() else []
+    if codec not in names:
+        raise UsageError(f"no codec {BUILTIN_SCHEME}{codec} comes with this package; there are: {', '.join(names)}")
+    return there.joinpath(codec, name).read_bytes()
 
 
 def _read_tensors(uri: str, name: str) -> dict[str, Tensor]:

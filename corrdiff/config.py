@@ -22,6 +22,10 @@ HYPER_STRIDE = 64
 QUALITIES = 8
 """Quality levels of one model; 0 is the lowest rate."""
 
+BUILTIN_SCHEME = "builtin:"
+BUILTIN = "builtin:tiny"
+"""The trained codec inside this package, as it is named where a codec directory could be."""
+
 DEFAULT_QUALITY = 4
 DEFAULT_FIDELITY = 0.5
 

@@ -238,6 +238,11 @@ def texture_error(x_0_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
     return torch.stack(parts).mean(0)
 
 
+def high_frequency_energy(x_BCHW: Tensor) -> Tensor:
+    """Mean square of the finest band, [B]."""
+    return _bands(x_BCHW)[0].square().mean((-2, -1))
+
+
 def _bands(x_BCHW: Tensor) -> list[Tensor]:
     """Laplacian pyramid of the channel mean, finest band first: [B, H, W], then half the size."""
     low = x_BCHW.float().mean(1)

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,9 +51,22 @@ def ms_ssim(original: Picture, picture: Picture) -> float | None:
     return float(pytorch_msssim.ms_ssim(a, b, data_range=255.0))
 
 
+def ms_ssim_db(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """-10 log10(1 - MS-SSIM), as curves show it: it spreads what is near 1."""
+    decibels: npt.NDArray[np.float64] = -10 * np.log10(np.maximum(1 - value, 1e-12))
+    return decibels
+
+
 def texture_error(original: Picture, picture: Picture) -> float:
     """Mean absolute log ratio of local band energies (see correction.py): 0 is the same texture, lower is better."""
     return float(correction.texture_error(_signed(original), _signed(picture)))
+
+
+def high_frequency(original: Picture, picture: Picture) -> float | None:
+    """Energy of the finest band over the original's: 1 is as much fine detail, wherever it lies. None where the
+    original has none."""
+    energy = float(correction.high_frequency_energy(_signed(original)))
+    return float(correction.high_frequency_energy(_signed(picture))) / energy if energy > 0 else None
 
 
 def lpips_weights(given: str | Path | None = None) -> Path | None:

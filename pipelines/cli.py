@@ -15,8 +15,9 @@ from typing import Annotated
 import tyro
 
 from corrdiff.__main__ import Decode, Encode, Inspect, run_command
+from corrdiff.config import BUILTIN
 from corrdiff.errors import UsageError
-from pipelines.config import CompressConfig, DecompressConfig, ShardConfig, TrainConfig
+from pipelines.config import CompressConfig, DecompressConfig, EvaluateConfig, ShardConfig, TrainConfig
 
 DESCRIPTION = """Train a diffusion-based perceptual image codec on a Ray cluster, and compress whole datasets with it.
 
@@ -165,11 +166,13 @@ class Export:
     """STORAGE/NAME of a training run, or one phase of it."""
     out: tyro.conf.Positional[str]
     """Directory or URI for the codec."""
+    compact: bool = False
+    """Weights of 8 bits: a quarter of the bytes, and another codec, whose files are its own."""
 
     def run(self) -> None:
         from pipelines.export import export
 
-        print(f"{self.out}: codec {export(self.run_uri, self.out)}")
+        print(f"{self.out}: codec {export(self.run_uri, self.out, self.compact)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,8 +189,8 @@ class Compress:
     with --column, Parquet tables."""
     out: tyro.conf.Positional[str]
     """Directory or URI for the compressed dataset; running again does what is missing."""
-    codec: str
-    """Codec directory or URI."""
+    codec: str = BUILTIN
+    """Codec directory or URI; builtin:tiny comes with this package."""
     config: CompressConfig = dataclasses.field(default_factory=CompressConfig)
     dry_run: bool = False
     """Only say how many pictures, bytes and hours it would be, from a few pictures."""
@@ -223,7 +226,7 @@ class Decompress:
     """What 'corrdiff compress' wrote."""
     out: tyro.conf.Positional[str]
     """Directory or URI for the pictures; running again does what is missing."""
-    codec: str
+    codec: str = BUILTIN
     """The codec directory that the dataset was compressed with."""
     keys: tuple[str, ...] = ()
     """Only these pictures (keys as in the table): their bytes alone are read."""
@@ -233,6 +236,30 @@ class Decompress:
         from pipelines.commands import run_decompression
 
         run_decompression(self.dataset, self.out, self.codec, self.config, self.keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Rate-distortion curves of codecs beside JPEG, JPEG 2000, WebP, AVIF and JPEG XL on the same pictures: one page.
+
+    Real files, really decoded, in parallel on Ray. Without --codec, of the codec that comes with this package.
+
+    Example: corrdiff evaluate sample: --limit 3 --out report
+    Example: corrdiff evaluate s3://bucket/held-out --codec runs/a/phase2/codec --codec runs/b/phase2/codec --out report
+    """
+
+    images: tyro.conf.Positional[str]
+    """Directory, glob, file, any fsspec URI, or sample:. Tars are WebDataset shards; with --column, Parquet tables."""
+    out: str
+    """Directory or URI for the report, index.html, and its tables; running again goes on where it stopped."""
+    codec: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Codec directory or URI; give it again for each other codec."""
+    config: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+
+    def run(self) -> None:
+        from pipelines.commands import run_evaluation
+
+        run_evaluation(self.images, self.out, self.codec or (BUILTIN,), self.config)
 
 
 Commands = (
@@ -245,6 +272,7 @@ Commands = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Decompress, tyro.conf.subcommand("decompress")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
 )
 
 

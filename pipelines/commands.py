@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from corrdiff.errors import JobError
-from pipelines import batch_compress, batch_decompress, cut_shards, storage
+from pipelines import batch_compress, batch_decompress, cut_shards, evaluate, storage
 from pipelines.compress_report import PERCENTILES, Summary
-from pipelines.config import CompressConfig, DecompressConfig, ShardConfig
+from pipelines.config import CompressConfig, DecompressConfig, EvaluateConfig, ShardConfig
 from pipelines.progress import Pace, console, display
 from pipelines.shards import MANIFEST, VALIDATION, Manifest, has_validation, read_manifest
 
@@ -103,6 +103,33 @@ def run_decompression(dataset: str, out: str, codec: str, config: DecompressConf
         console.print("nothing to do: every picture is there")
     console.print(f"{out}: {done} pictures")
     return done
+
+
+def run_evaluation(images: str, out: str, codecs: Sequence[str], config: EvaluateConfig) -> evaluate.Finished:
+    """Evaluate codecs with a progress display; returns what came of it."""
+    steps = evaluate.evaluate(images, out, codecs, config)
+    first = next(steps)
+    assert isinstance(first, evaluate.Progress)
+    with display("evaluate", first.total, "files of curves") as shown:
+        shown.update(first.done)
+        for step in steps:
+            if not isinstance(step, evaluate.Progress):
+                break
+            shown.update(step.done, f"{step.errors} failed" if step.errors else "")
+    assert not isinstance(step, evaluate.Progress)
+    table = Table(title=f"BD-rate against {config.reference}", title_justify="left")
+    for column in ("curve", "metric", "rates", "BD-rate", "95%", "overlap"):
+        table.add_column(column, justify="left" if column in ("curve", "metric", "rates") else "right")
+    for c in step.comparisons:
+        if c.rate is not None:
+            interval = f"{c.rate.low:+.1f} to {c.rate.high:+.1f}" if c.rate.low is not None else ""
+            rates = "all" if c.bpp_range is None else f"{c.bpp_range[0]:g}-{c.bpp_range[1]:g}"
+            table.add_row(c.curve, c.metric, rates, f"{c.rate.value:+.1f}%", interval, f"{c.overlap:.0%}")
+    console.print(table)
+    for error in step.errors[:WORST_REASONS]:
+        console.print(f"  left out {error}")
+    console.print(f"report: {step.report}")
+    return step
 
 
 def _print_summary(summary: Summary, out: str) -> None:

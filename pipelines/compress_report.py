@@ -20,11 +20,12 @@ from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.codec import Picture
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import ImageError, open_image
-from pipelines import compressed, storage, units
+from pipelines import compressed, curves, storage, units
 from pipelines.compressed import INDEX, INDEX_COLUMNS, INDEX_GROUP_ROWS, READERS, SUMMARY, Member, Plan
 from pipelines.config import CompressConfig
+from pipelines.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.report import Panel, side_by_side
-from pipelines.tracking import RunSpec, Tracker, lineage_tags, tracking_uri
+from pipelines.tracking import RunSpec, Tracker, tracking_uri
 
 METRICS = ("bpp", "psnr_db", "ms_ssim", "lpips", "texture_error")
 PERCENTILES = (5, 25, 50, 75, 95)
@@ -81,7 +82,7 @@ def begin(
 ) -> Tracker:
     """One MLflow run, linked to the codec and its training runs."""
     tags = {
-        "corrdiff.kind": "compress", "corrdiff.fingerprint": fingerprint, "corrdiff.codec": codec,
+        KIND: "compress", FINGERPRINT: fingerprint, CODEC: codec,
         **lineage_tags(read_config(codec)[2]),
     }  # fmt: skip
     params = {"images": images, "out": out, "codec": codec, "fingerprint": fingerprint, **dataclasses.asdict(config)}
@@ -172,11 +173,6 @@ def _drawings(shown: Shown) -> dict[str, bytes]:
 
     drawings: dict[str, bytes] = {}
 
-    def save(name: str, figure: Figure) -> None:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100)
-        drawings[name] = buffer.getvalue()
-
     if shown.values:
         figure = Figure(figsize=(4 * len(shown.values), 3), layout="constrained")
         for axes, (name, values) in zip(
@@ -184,14 +180,14 @@ def _drawings(shown: Shown) -> dict[str, bytes]:
         ):
             axes.hist(values[np.isfinite(values)], bins=40)
             axes.set(xlabel=name, ylabel="pictures")
-        save("histograms.png", figure)
+        drawings["histograms.png"] = curves.png(figure)
     if {"bpp", "psnr_db"} <= shown.values.keys():
         figure = Figure(figsize=(5, 4), layout="constrained")
         axes = figure.subplots()
         axes.plot(shown.values["bpp"], shown.values["psnr_db"], ".", markersize=3)
         axes.set(xlabel="bpp", ylabel="PSNR, dB")
         axes.grid(alpha=0.3)
-        save("rate_quality.png", figure)
+        drawings["rate_quality.png"] = curves.png(figure)
     return drawings
 
 

@@ -17,12 +17,13 @@ from pipelines.config import PhaseName, TrainConfig
 from pipelines.train_state import Progress
 
 
-def export(run: str, out: str) -> str:
+def export(run: str, out: str, compact: bool = False) -> str:
     """Export the newest checkpoint of a run; returns the codec's fingerprint.
 
     Args:
         run: STORAGE/NAME (its phase 2 if that has a checkpoint, else phase 1), or STORAGE/NAME/phase1 or phase2.
         out: the codec directory to write.
+        compact: write weights of 8 bits.
 
     Raises:
         UsageError: there is no checkpoint.
@@ -42,7 +43,7 @@ def export(run: str, out: str) -> str:
         model = model_with(config, phase, restored.tensors["ema"])
         record_uri = storage.join(root, "mlflow.json")
         mlflow_run = storage.read_json(record_uri)["run_id"] if storage.exists(record_uri) else None
-        return export_model(model, config, phase, restored.progress, mlflow_run, storage.absolute(out))
+        return export_model(model, config, phase, restored.progress, mlflow_run, storage.absolute(out), compact)
     raise UsageError(f"no finished checkpoint under {run} (looked in checkpoints/, phase2/ and phase1/)")
 
 
@@ -66,8 +67,9 @@ def codec_config(config: TrainConfig) -> CodecConfig:
 
 
 def export_model(
-    model: CorrDiffModel, config: TrainConfig, phase: PhaseName, progress: Progress, mlflow_run: str | None, out: str
-) -> str:
+    model: CorrDiffModel, config: TrainConfig, phase: PhaseName, progress: Progress, mlflow_run: str | None, out: str,
+    compact: bool = False,
+) -> str:  # fmt: skip
     """Write a codec directory from networks with averaged weights; returns the fingerprint.
 
     Phase 2 changes D alone, so it keeps the tables that it started from.
@@ -85,4 +87,4 @@ def export_model(
         f"{phase}_shards": config.shards,
         **({f"{phase}_mlflow_run": mlflow_run} if mlflow_run else {}),
     }
-    return save_codec(model, tables, out, provenance)
+    return save_codec(model, tables, out, provenance, compact)

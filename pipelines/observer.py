@@ -11,13 +11,14 @@ import numpy as np
 import psutil
 import torch
 
-from corrdiff.checkpoint import read_config
-from pipelines import storage
+from corrdiff.checkpoint import CONFIG_FILE, read_config
+from pipelines import storage, validation
 from pipelines.config import PhaseName, TrainConfig
 from pipelines.costs import Costs
 from pipelines.export import codec_config, export_model
+from pipelines.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.report import Panel, side_by_side
-from pipelines.tracking import RunSpec, Tracker, lineage_tags
+from pipelines.tracking import RunSpec, Tracker
 from pipelines.trainer import StepResult, Trainer
 
 
@@ -30,7 +31,7 @@ class Observer:
         self.cost_note = ""
         record_uri = storage.join(run, "mlflow.json")
         known = storage.read_json(record_uri)["run_id"] if storage.exists(record_uri) else None
-        tags = {"corrdiff.kind": phase, "corrdiff.run": run}
+        tags = {KIND: phase, "corrdiff.run": run}
         if config.init_from:
             _, digest, provenance = read_config(config.init_from)
             tags["corrdiff.init_fingerprint"] = digest
@@ -39,6 +40,10 @@ class Observer:
         spec = RunSpec(f"{config.name}-{phase}", tags, params, known)
         self.tracker = Tracker(tracking, spec, run, self.say)
         self.record_uri, self.mlflow_run = record_uri, known
+        self.measured_uri = storage.join(run, "validation.json")
+        self.measured: list[dict[str, float]] = (
+            storage.read_json(self.measured_uri) if storage.exists(self.measured_uri) else []
+        )
 
     def say(self, sentence: str) -> None:
         self.board.say.remote(sentence)
@@ -90,14 +95,18 @@ class Observer:
         seen = trainer.progress.images_seen
         self.tracker.metrics(values, step=seen)
         self.tracker.artifact(f"previews/images-{seen:012d}.png", side_by_side(rows))
+        self.measured.append(values)
+        storage.write_json(self.measured_uri, self.measured)
+        self.tracker.artifact(f"curves/images-{seen:012d}.png", validation.draw(self.measured))
 
     def export(self, trainer: Trainer) -> None:
         self.remember_mlflow_run(timeout_s=60.0)
+        codec = storage.join(self.run, "codec")
         digest = export_model(
-            trainer.averaged_model(), self.config, self.phase, trainer.progress, self.mlflow_run,
-            storage.join(self.run, "codec"),
-        )  # fmt: skip
-        self.tracker.tags({"corrdiff.fingerprint": digest, "corrdiff.codec": storage.join(self.run, "codec")})
+            trainer.averaged_model(), self.config, self.phase, trainer.progress, self.mlflow_run, codec
+        )
+        self.tracker.artifact(f"codec/{CONFIG_FILE}", storage.read_bytes(storage.join(codec, CONFIG_FILE)))
+        self.tracker.tags({FINGERPRINT: digest, CODEC: codec})
 
     def close(self, status: str) -> None:
         self.tracker.close(status)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from corrdiff.config import BUILTIN_SCHEME
 from corrdiff.errors import JobError, UsageError
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def absolute(uri: str) -> str:
         raise UsageError(
             f"{uri.split('://')[0]}://...: leave user and password to the environment or a configuration file"
         )
-    if "://" in uri:
+    if "://" in uri or uri.startswith(BUILTIN_SCHEME):
         return uri.rstrip("/")
     if in_job() and not uri.startswith(("/", "~")):
         raise UsageError(f"'{uri}' would be in the job's temporary directory: give a URI, or a path from the root")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from corrdiff.errors import UsageError
-from pipelines import storage
+from pipelines import lineage, storage
 
 EXPERIMENT = "corrdiff"
 RETRY_EVERY_S = 30.0
@@ -46,11 +46,6 @@ def redacted(uri: str) -> str:
     return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}" if "@" in rest else uri
 
 
-def lineage_tags(provenance: dict[str, Any]) -> dict[str, str]:
-    """Tags that lead from a run to the training runs of the codec that it uses."""
-    return {f"corrdiff.{k}": str(v) for k, v in provenance.items() if k.endswith("mlflow_run")}
-
-
 class RunSpec(NamedTuple):
     """What identifies a run in MLflow."""
 
@@ -63,7 +58,7 @@ class RunSpec(NamedTuple):
 
 class _Item(NamedTuple):
     what: str
-    """"metrics", "tags" or "artifact"."""
+    """"metrics", "tags", "artifact" or "links"."""
     values: dict[str, Any]
     step: int
     time_ms: int
@@ -88,8 +83,10 @@ class Tracker:
         self._client: Any = None
         self._run_id = spec.run_id
         self._begun = threading.Event()
+        self._experiment_id = ""
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
+        self._link(spec.tags)
 
     def run_id(self, timeout_s: float = 60.0) -> str | None:
         """The MLflow run's id, or None while the server cannot be reached."""
@@ -101,6 +98,7 @@ class Tracker:
 
     def tags(self, values: dict[str, str]) -> None:
         self._put("tags", dict(values), 0)
+        self._link(values)
 
     def artifact(self, path: str, data: bytes) -> None:
         """A file, at `path` among the run's artifacts."""
@@ -118,6 +116,11 @@ class Tracker:
                 if item is not None:
                     waiting.append(item)
             self._keep(waiting)
+
+    def _link(self, tags: dict[str, str]) -> None:
+        """Once it is said which codec this run is of: the links between all runs of it."""
+        if lineage.FINGERPRINT in tags:
+            self._put("links", {lineage.FINGERPRINT: tags[lineage.FINGERPRINT]}, 0)
 
     def _put(self, what: str, values: dict[str, Any], step: int) -> None:
         self._queue.put(_Item(what, values, step, int(time.time() * 1000)))
@@ -181,6 +184,7 @@ class Tracker:
                 experiment_id = experiment.experiment_id
         else:
             experiment_id = experiment.experiment_id
+        self._experiment_id = experiment_id
         if self._run_id is None:
             run = client.create_run(experiment_id, run_name=self._spec.name, tags=self._spec.tags)
             params = [Param(k, str(v)[:6000]) for k, v in self._spec.params.items() if v is not None]
@@ -206,6 +210,8 @@ class Tracker:
                 client.log_batch(run_id, tags=tags)
             if status:
                 client.set_terminated(run_id, status)
+        elif first.what == "links":
+            lineage.renew_notes(client, self._experiment_id, first.values[lineage.FINGERPRINT])
         else:
             path = Path(first.values["path"])
             with tempfile.TemporaryDirectory() as directory:
@@ -220,7 +226,7 @@ class Tracker:
         lines = [
             json.dumps({"time_ms": i.time_ms, "step": i.step, "what": i.what, **i.values})
             for i in items
-            if i.what != "artifact"
+            if i.what in ("metrics", "tags")
         ]
         directory = storage.join(self._local, "untracked")
         storage.write_bytes(storage.join(directory, f"measurements-{stamp}.jsonl"), "\n".join(lines).encode() + b"\n")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from corrdiff import metrics
 from corrdiff.codec import CorrDiffCodec, Picture, Settings
-from pipelines import png, storage
+from pipelines import curves, png, storage
 from pipelines.report import Panel
 from pipelines.shards import VALIDATION, has_validation, read_crops, read_manifest
 
@@ -76,6 +78,33 @@ def measure(
     dist.all_gather_object(gathered, sums)
     names = {name for each in gathered for name in each}
     return {n: sum(each.get(n, 0.0) for each in gathered) / len(held_out.crops) for n in sorted(names)}, rows
+
+
+def draw(history: Sequence[Mapping[str, float]]) -> bytes:
+    """Rate-distortion curves of what `measure` found, the newest over the earlier ones -> a PNG."""
+    kinds = {"": "fidelity 1", "_decoder": "D alone", "_uncorrected": "uncorrected"}
+    panels: list[tuple[str, str, list[curves.Line]]] = []
+    for metric in ("psnr_db", "ms_ssim", "texture_error", "lpips"):
+        lines: list[curves.Line] = []
+        for i, values in enumerate(history):
+            for (kind, name), color in zip(kinds.items(), curves.OURS, strict=False):
+                points = [_point(values, q, f"{metric}{kind}") for q in QUALITIES]
+                known = [p for p in points if p is not None]
+                if known:
+                    faint = i < len(history) - 1
+                    lines.append(curves.Line(name, [p[0] for p in known], [p[1] for p in known], color, faint=faint))
+        if lines:
+            panels.append(("bpp", metric, lines))
+    return curves.png(curves.draw(panels))
+
+
+def _point(values: Mapping[str, float], quality: int, metric: str) -> tuple[float, float] | None:
+    """Rate and a metric of one quality level."""
+    found = {key.partition("/")[2]: value for key, value in values.items()}
+    bpp, value = found.get(f"q{quality}/bpp"), found.get(f"q{quality}/{metric}")
+    if bpp is None or value is None:
+        return None
+    return bpp, float(metrics.ms_ssim_db(np.array(value))) if metric.startswith("ms_ssim") else value
 
 
 def _quality(original: Picture, picture: Picture, lpips: torch.nn.Module | None) -> dict[str, float]:

@@ -209,8 +209,10 @@ def road(ray_cluster: None, s3: str, mlflow_server: MlflowServer, photographs: P
     road = Road(f"{s3}/road", mlflow_server.uri)
     upload(photographs, road.root)
     back = ["decompress", f"{road.root}/compressed", f"{road.root}/back", "--codec", road.phase2]
+    few = ["--qualities", "4", "--fidelities", "1", "--steps", "2", "--anchors", "jpeg", "--limit", "3"]
+    report = ["evaluate", f"{road.root}/photographs", "--out", f"{road.root}/report", "--codec", road.phase2, *few]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
-        for command in [*road_commands(road.root).values(), back]:
+        for command in [*road_commands(road.root).values(), back, report]:
             assert main(command) == 0
     return road

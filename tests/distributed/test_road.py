@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import safetensors.torch
 import torch
 import webdataset as wds
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from PIL import Image
 
 from corrdiff import load_codec
@@ -92,12 +95,19 @@ def test_the_summary_adds_up(road: Road) -> None:
     assert "lpips" not in summary["percentiles"]
 
 
-def test_mlflow_has_a_run_for_each_step_linked_by_tags(road: Road) -> None:
+def _runs(road: Road) -> list[Run]:
+    """The road's own: the server has those of other tests too."""
     client = MlflowClient(road.mlflow)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
-    runs = {r.data.tags["corrdiff.kind"]: r for r in client.search_runs([experiment.experiment_id])}
-    assert runs.keys() == {"phase1", "phase2", "compress"}
+    runs = client.search_runs([experiment.experiment_id])
+    return [r for r in runs if r.data.params.get("out", r.data.params.get("storage", "")).startswith(f"{road.root}/")]
+
+
+def test_mlflow_has_a_run_for_each_step_linked_by_tags(road: Road) -> None:
+    client = MlflowClient(road.mlflow)
+    runs = {r.data.tags["corrdiff.kind"]: r for r in _runs(road)}
+    assert runs.keys() == {"phase1", "phase2", "compress", "evaluate"}
     assert all(r.info.status == "FINISHED" for r in runs.values())
     fingerprint = storage.read_json(f"{road.phase2}/config.json")["fingerprint"]
     tags = runs["compress"].data.tags
@@ -126,6 +136,8 @@ def test_mlflow_has_a_run_for_each_step_linked_by_tags(road: Road) -> None:
     assert [a.path for a in previews] == ["previews/images-000000000051.png"]
     local = client.download_artifacts(runs["phase1"].info.run_id, previews[0].path)
     assert np.asarray(Image.open(local)).std() > 10
+    drawn_curves = client.list_artifacts(runs["phase2"].info.run_id, "curves")
+    assert [a.path for a in drawn_curves] == ["curves/images-000000000024.png"]
     names = {a.path for a in client.list_artifacts(runs["compress"].info.run_id)}
     drawn = {"histograms.png", "rate_quality.png", "worst.png"}
     assert names == drawn | {"summary.json", "failures.json"}
@@ -224,3 +236,34 @@ def test_a_codec_on_s3_works_in_a_process_without_ray(road: Road, photographs: P
     ):
         subprocess.run([sys.executable, "-m", "corrdiff", *arguments], check=True)
     assert Image.open(tmp_path / "picture.png").size == (192, 160)
+
+
+def test_links_lead_from_a_compression_to_its_codec_its_trainings_and_its_report(road: Road) -> None:
+    runs = {r.data.tags["corrdiff.kind"]: r for r in _runs(road)}
+    links = dict(re.findall(r"\[([^\]]+)\]\((#[^)]+)\)", runs["compress"].data.tags["mlflow.note.content"]))
+    assert len(links) == 7
+
+    def follow(title: str) -> tuple[str, str]:
+        """What the page behind a link loads: the run that it is of, and the text of its artifact."""
+        found = re.fullmatch(r"#/experiments/(\d+)/runs/(\w+)(?:/artifacts/(.+))?", links[title])
+        assert found is not None
+        experiment, run_id, artifact = found.groups()
+        run = requests.get(f"{road.mlflow}/ajax-api/2.0/mlflow/runs/get", {"run_id": run_id}, timeout=30).json()["run"]
+        assert run["info"]["experiment_id"] == experiment
+        text = ""
+        if artifact:
+            answer = requests.get(f"{road.mlflow}/get-artifact", {"path": artifact, "run_uuid": run_id}, timeout=30)
+            assert answer.status_code == 200
+            text = answer.text
+        return run_id, text
+
+    for phase, title in (("phase1", "training, phase 1: run-phase1"), ("phase2", "training, phase 2: run-phase2")):
+        assert follow(title)[0] == runs[phase].info.run_id
+    assert follow("report: evaluate")[0] == runs["evaluate"].info.run_id
+    run_id, page = follow("the report's page")
+    assert run_id == runs["evaluate"].info.run_id and "<!doctype html>" in page and "JPEG" in page
+    assert f"codec: `{road.phase2}`" in runs["compress"].data.tags["mlflow.note.content"]
+    run_id, config = follow("the codec's configuration after it")
+    assert json.loads(config)["fingerprint"] == runs["phase2"].data.tags["corrdiff.fingerprint"]
+    back = runs["evaluate"].data.tags["mlflow.note.content"]
+    assert f"/runs/{runs['compress'].info.run_id})" in back

@@ -1,0 +1,179 @@
+"""A real evaluation on the session's cluster: its table against files made by hand, its page, its run in MLflow."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from corrdiff import metrics
+from corrdiff.checkpoint import load_codec, read_config
+from corrdiff.codec import Settings
+from pipelines.cli import main
+from pipelines.tracking import EXPERIMENT
+
+from ..servers import MlflowServer
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+OPTIONS = [
+    "--qualities", "0", "4", "7", "--fidelities", "1", "0", "--steps", "1", "--anchors", "jpeg", "webp", "--show", "2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures that are large enough for MS-SSIM, and one that is none."""
+    root = tmp_path_factory.mktemp("pictures")
+    for i in range(2):
+        with Image.open(photographs / f"picture_{i}.png") as image:
+            image.resize((240, 176), Image.Resampling.BICUBIC).save(root / f"picture_{i}.png")
+    (root / "broken.png").write_bytes(b"\x89PNG no more")
+    return root
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    ray_cluster: None, codec_dir: Path, pictures: Path, mlflow_server: MlflowServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Path]:  # fmt: skip
+    out = tmp_path_factory.mktemp("evaluated") / "report"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+        assert main(["evaluate", str(pictures), "--out", str(out), "--codec", str(codec_dir), *OPTIONS]) == 0
+        yield out
+
+
+def _pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_the_anchors_rows_are_what_their_encoders_do_by_hand(evaluated: Path, pictures: Path) -> None:
+    table = pd.read_parquet(evaluated / "results.parquet")
+    original = _pixels(pictures / "picture_0.png")
+    jpeg = table[(table["system"] == "jpeg") & (table["picture"] == "picture_0")]
+    assert len(jpeg) == 11
+    for row in jpeg.itertuples():
+        buffer = io.BytesIO()
+        options = {"quality": int(row.quality), "optimize": True, "progressive": True}
+        Image.fromarray(original).save(buffer, "JPEG", **options)
+        assert row.bytes == len(buffer.getvalue())
+        assert row.bpp == pytest.approx(8 * row.bytes / (176 * 240))
+        decoded = np.asarray(Image.open(buffer))
+        error = np.mean((decoded.astype(float) - original) ** 2)
+        assert row.psnr_db == pytest.approx(10 * np.log10(255**2 / error))
+    assert (jpeg.sort_values("quality")["bpp"].diff().dropna() > 0).all()
+
+
+def test_the_codecs_rows_are_real_files_decoded(evaluated: Path, pictures: Path, codec_dir: Path) -> None:
+    table = pd.read_parquet(evaluated / "results.parquet")
+    ours = table[(table["system"] == "tiny") & (table["picture"] == "picture_1")]
+    assert ours.groupby("decoding").size().to_dict() == {"corrected": 7, "privileged": 3, "uncorrected": 3}
+    codec = load_codec(str(codec_dir))
+    original = _pixels(pictures / "picture_1.png")
+    for quality, fidelity, steps in ((4, 1.0, None), (7, 0.0, None), (4, 0.5, 1)):
+        data = codec.compress_batch([original], Settings(quality, fidelity, steps))[0].data
+        rows = ours[(ours["quality"] == quality) & (ours["fidelity"] == fidelity) & (ours["steps"] == (steps or 8))]
+        assert set(rows["bytes"]) == {len(data)}
+        for row in rows.itertuples():
+            shown = codec.decompress(data, row.decoding)
+            assert row.psnr_db == pytest.approx(metrics.psnr(original, shown), abs=0.01)
+            assert row.high_frequency == pytest.approx(metrics.high_frequency(original, shown), rel=0.01)
+    assert (ours[["encode_s_per_mpx", "decode_s_per_mpx", "encode_peak_mib", "decode_peak_mib"]] > 0).all(axis=None)
+    assert ours["lpips"].isna().all()
+
+
+def test_a_picture_that_is_none_is_said_and_left_out(evaluated: Path) -> None:
+    table = pd.read_csv(evaluated / "results.csv")
+    broken = table[table["picture"] == "broken"]
+    assert set(broken["system"]) == {"tiny", "jpeg", "webp"} and broken["error"].notna().all()
+    page = (evaluated / "index.html").read_text()
+    assert "on 2 pictures" in page and "broken (tiny, jpeg, webp): not a picture" in page
+
+
+def test_the_page_needs_nothing_else(evaluated: Path) -> None:
+    page = (evaluated / "index.html").read_text()
+    beyond = [part[:60] for part in page.split('"') if part.startswith(("http:", "https:", "//"))]
+    assert {b for b in beyond if "www.w3.org" not in b} == set()
+    for said in ("libjpeg-turbo", "libwebp", "pytorch_msssim", "bjontegaard", "BD-rate", "absent: LPIPS is left out"):
+        assert said in page
+
+
+def test_the_run_in_mlflow(evaluated: Path, codec_dir: Path, mlflow_server: MlflowServer) -> None:
+    client = MlflowClient(mlflow_server.uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`corrdiff.kind` = 'evaluate'")
+    (run,) = [r for r in runs if r.data.params["out"] == str(evaluated)]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["corrdiff.fingerprint"] == read_config(str(codec_dir))[1]
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"index.html", "results.parquet", "results.csv"}
+    assert any(name.startswith("bd_rate/psnr_db/") for name in run.data.metrics)
+
+
+def test_the_same_command_does_what_is_missing(evaluated: Path, pictures: Path, codec_dir: Path) -> None:
+    rows = sorted((evaluated / "_rows").iterdir())
+    before = {row.name: row.stat().st_mtime_ns for row in rows}
+    rows[0].unlink()
+    results = pd.read_parquet(evaluated / "results.parquet")
+    assert main(["evaluate", str(pictures), "--out", str(evaluated), "--codec", str(codec_dir), *OPTIONS]) == 0
+    after = {row.name: row.stat().st_mtime_ns for row in (evaluated / "_rows").iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {rows[0].name}
+    again = pd.read_parquet(evaluated / "results.parquet")
+    costs = [name for name in results if "_s_per_mpx" in name or "peak_mib" in name]
+    pd.testing.assert_frame_equal(again.drop(columns=costs), results.drop(columns=costs))
+
+
+def test_another_evaluation_is_refused(
+    evaluated: Path, pictures: Path, codec_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", str(pictures), "--out", str(evaluated), "--codec", str(codec_dir), *OPTIONS]
+    assert main([*command, "--limit", "1"]) == 2
+    assert "limit: None there, 1 now" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt install chromium)")
+def test_the_slider_in_a_browser(evaluated: Path, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    trouble: list[str] = []
+    requests: list[str] = []
+    with sync_playwright() as play, play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser:
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.on("console", lambda message: trouble.append(message.text))
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((evaluated / "index.html").as_uri())
+        stage = page.locator("#stage")
+        stage.scroll_into_view_if_needed()
+        page.locator("#left").select_option("original")
+        others = page.locator("#right option").all_text_contents()
+        assert others[0] == "original" and any(name == "JPEG" for name in others)
+        page.locator("#right").select_option("JPEG")
+        seen = {}
+        for position in (0, 500, 1000):
+            page.locator("#position").evaluate(
+                "(range, value) => { range.value = value; range.dispatchEvent(new Event('input')); }", position
+            )
+            seen[position] = stage.screenshot()
+        assert len(set(seen.values())) == 3
+        width = page.locator("#left-image").evaluate("image => image.naturalWidth")
+        assert width == 240
+        page.locator("#zoom").select_option("4")
+        assert stage.bounding_box()["width"] == 960  # type: ignore[index]
+        first = page.locator("[data-toggles]").first
+        name = first.get_attribute("data-toggles")
+        lines = page.locator(f'[data-line="{name}"]')
+        assert lines.first.is_visible()
+        first.uncheck()
+        assert not lines.first.is_visible()
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
+    assert trouble == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

@@ -1,0 +1,129 @@
+"""BD measures between curves, against closed forms and a published example."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines import comparison
+from pipelines.comparison import Curve, compare
+
+
+def _curve(bpp: object, psnr: object, name: str = "a") -> Curve:
+    rate, quality = (np.array(v, dtype=np.float64) for v in (bpp, psnr))
+    if rate.ndim == 1:
+        rate, quality = rate[:, None], quality[:, None]
+    return Curve(name, name, None, None, list(range(len(rate))), rate, {"psnr_db": quality})
+
+
+BPP, PSNR = [0.1, 0.2, 0.4, 0.8], [28.0, 31.0, 34.0, 36.5]
+
+
+def test_a_codec_against_itself() -> None:
+    found = compare(_curve(BPP, PSNR), _curve(BPP, PSNR), "psnr_db")
+    assert found.rate is not None and found.quality is not None
+    assert found.rate.value == pytest.approx(0, abs=1e-9)
+    assert found.quality.value == pytest.approx(0, abs=1e-9)
+    assert found.overlap == 1 and found.quality_range == (28.0, 36.5)
+
+
+def test_halved_bytes() -> None:
+    found = compare(_curve([b / 2 for b in BPP], PSNR), _curve(BPP, PSNR), "psnr_db")
+    assert found.rate is not None and found.rate.value == pytest.approx(-50, abs=1e-9)
+
+
+def test_doubled_bytes_within_a_range_of_rates() -> None:
+    found = compare(_curve([2 * b for b in BPP], PSNR), _curve(BPP, PSNR), "psnr_db", (0.15, 0.5))
+    assert found.rate is not None and found.rate.value == pytest.approx(100, abs=0.5)
+    assert found.quality_range is not None
+    assert 28 < found.quality_range[0] < 31 < 34 < found.quality_range[1] < 36.5
+
+
+@pytest.mark.parametrize(
+    ("reference", "other", "percent"),
+    [
+        (
+            [(108048.8736, 43.6471), (61279.976, 40.3953), (33905.6656, 37.247), (18883.6928, 34.2911)],
+            [(108061.2784, 43.6768), (61299.9936, 40.4232), (33928.7472, 37.2761), (18910.912, 34.3147)],
+            -0.465215420752807,
+        ),
+        (
+            [(40433.8848, 37.5761), (7622.7456, 35.3756), (2394.488, 33.8977), (1017.6184, 32.0603)],
+            [(40370.12, 37.5982), (7587.0024, 35.4025), (2390.0944, 33.9194), (1017.0984, 32.0822)],
+            -1.8779823450567612,
+        ),
+    ],
+)
+def test_published_examples(
+    reference: list[tuple[float, float]], other: list[tuple[float, float]], percent: float
+) -> None:
+    """Of JCT-VC's reference spreadsheet, as the tests of Netflix's VMAF cite them."""
+    found = compare(_curve(*zip(*other, strict=True)), _curve(*zip(*reference, strict=True)), "psnr_db")
+    assert found.rate is not None and found.rate.value == pytest.approx(percent, abs=1e-2)
+
+
+def test_better_pictures_at_the_same_rates() -> None:
+    found = compare(_curve(BPP, [p + 0.7 for p in PSNR]), _curve(BPP, PSNR), "psnr_db")
+    assert found.quality is not None and found.quality.value == pytest.approx(0.7)
+    assert found.rate is not None and found.rate.value < 0
+
+
+def test_curves_apart_have_no_rate() -> None:
+    found = compare(_curve(BPP, [p + 20 for p in PSNR]), _curve(BPP, PSNR), "psnr_db")
+    assert found.rate is None and found.overlap == 0 and found.quality_range is None
+    assert found.quality is not None and found.quality.value == pytest.approx(20)
+
+
+def test_a_curve_that_falls_has_no_rate() -> None:
+    found = compare(_curve(BPP, [28.0, 31.0, 30.0, 36.5]), _curve(BPP, PSNR), "psnr_db")
+    assert found.rate is None
+
+
+def test_the_interval_holds_the_truth_and_shrinks_with_pictures() -> None:
+    rng = np.random.default_rng(3)
+
+    def noisy(pictures: int, factor: float) -> tuple[Curve, Curve]:
+        scale = rng.lognormal(0, 0.3, pictures)  # pictures of different difficulty, the same for both
+        luck = rng.lognormal(0, 0.1, pictures)
+        bpp, psnr = np.array(BPP)[:, None] * scale, np.repeat(np.array(PSNR)[:, None], pictures, 1)
+        return _curve(bpp * factor * luck, psnr, "test"), _curve(bpp, psnr, "reference")
+
+    widths = []
+    for pictures in (8, 200):
+        found = compare(*noisy(pictures, 0.8), "psnr_db").rate
+        assert found is not None and found.low is not None and found.high is not None
+        assert found.low < found.value < found.high
+        assert found.low < -20 * 1.0 + 5 and found.high > -20 - 5
+        widths.append(found.high - found.low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_one_picture_has_no_interval() -> None:
+    found = compare(_curve([b * 0.9 for b in BPP], PSNR), _curve(BPP, PSNR), "psnr_db").rate
+    assert found is not None and (found.low, found.high) == (None, None)
+
+
+def _rows(picture: str, system: str, decoding: str | None, **other: object) -> list[dict[str, object]]:
+    return [
+        {"picture": picture, "system": system, "decoding": decoding, "fidelity": 1.0 if decoding else None,
+         "usual_steps": True, "quality": q, "bpp": b, "psnr_db": p, "ms_ssim": 0.9, "error": None, **other}
+        for q, (b, p) in enumerate(zip(BPP, PSNR, strict=True))
+    ]  # fmt: skip
+
+
+def test_curves_are_of_pictures_that_every_system_has() -> None:
+    rows = [r for p in ("x", "y") for s, d in (("jpeg", None), ("ours", "corrected")) for r in _rows(p, s, d)]
+    rows += [*_rows("z", "jpeg", None), {"picture": "z", "system": "ours", "error": "too large"}]
+    table = pd.DataFrame(rows)
+    assert comparison.whole_pictures(table) == ["x", "y"]
+    jpeg, ours = comparison.curves(table, {"jpeg": "JPEG"}, ("psnr_db", "ms_ssim"))
+    assert (jpeg.name, ours.name) == ("JPEG", "ours, fidelity 1")
+    assert jpeg.bpp_PN.shape == (4, 2) and jpeg.decoding is None and ours.fidelity == 1.0
+    assert ours.mean("psnr_db").tolist() == PSNR
+
+
+def test_a_metric_that_some_picture_lacks_has_no_curve() -> None:
+    rows = [*_rows("x", "jpeg", None), *_rows("small", "jpeg", None, ms_ssim=None)]
+    (jpeg,) = comparison.curves(pd.DataFrame(rows), {"jpeg": "JPEG"}, ("psnr_db", "ms_ssim"))
+    assert set(jpeg.metrics_PN) == {"psnr_db"}
