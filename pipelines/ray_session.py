@@ -43,9 +43,16 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if not os.environ.get("RAY_ADDRESS"):
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
         os.environ.update(_UNOBSERVED)
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        causes = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$", f"{error.__cause__ or ''}", re.MULTILINE)
+        raise UsageError(f"RAY_ADDRESS is {address}: {[str(error).splitlines()[0], *causes][-1]}") from error
     quiet()
     try:
         yield

@@ -64,3 +64,26 @@ def test_a_gpu_that_can_never_come_is_refused(cluster: Any) -> None:
     with pytest.raises(UsageError, match="the cluster has no GPU"):
         ray_session.pools("cuda", None)
     assert ray_session.pools("auto", 3).networks["compute"].initial_size == 3
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (
+            "Failed to connect to GCS. Last connection error: Traceback ...\n"
+            "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing",
+            "RPC error: InvalidAuthToken: Authentication token is missing",
+        ),
+        ("", "Failed to connect to Ray cluster at 10.0.0.1:6379"),
+    ],
+)
+def test_a_cluster_that_cannot_be_reached_is_a_sentence(cause: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379") from RuntimeError(cause)
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UsageError) as caught, ray_session.ray_session():
+        raise AssertionError
+    assert str(caught.value) == f"RAY_ADDRESS is 10.0.0.1:6379: {said}"

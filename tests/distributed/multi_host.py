@@ -10,8 +10,10 @@ Needs root and network namespaces. As a script: python -m tests.distributed.mult
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -75,12 +77,15 @@ def pull_cable(host: str) -> None:
 
 
 @contextlib.contextmanager
-def raylets(root: Path, port: int) -> Iterator[None]:
-    """A head on the bridge and a raylet in each namespace."""
+def raylets(root: Path, port: int) -> Iterator[dict[str, str]]:
+    """A head on the bridge and a raylet in each namespace; what a driver's environment must have."""
+    token = root / "token"
+    token.write_text(secrets.token_hex(32))
+    client = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     environment = {
-        **os.environ, "PATH": PATH, "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_timeout_ms": "3000", "RAY_health_check_failure_threshold": "3", "GLOO_SOCKET_IFNAME": "eth0",
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **os.environ, **client, "PATH": PATH, "RAY_USAGE_STATS_ENABLED": "0", "GLOO_SOCKET_IFNAME": "eth0",
+        "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "3000", "RAY_health_check_failure_threshold": "3",
     }  # fmt: skip
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--object-store-memory={200 << 20}"]
     head = ["--head", "--num-cpus=0", f"--node-ip-address={PREFIX}.1", f"--port={port}", f"--temp-dir={root}",
@@ -98,14 +103,17 @@ def raylets(root: Path, port: int) -> Iterator[None]:
                         command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=root
                     )
                 )
-            if i == 0:
-                wait_for("the head", lambda: "Ray runtime started" in (root / "ray-0.log").read_text())
-        yield
+            wait_for(f"the raylet of {command[-1]}", functools.partial(_has_started, root / f"ray-{i}.log"))
+        yield {**client, "RAY_ADDRESS": f"{PREFIX}.1:{port}"}
     finally:
         kill_all(lambda process: names(process, root))
         for starter in started:
             starter.kill()
             starter.wait()
+
+
+def _has_started(log: Path) -> bool:
+    return "Ray runtime started" in log.read_text()
 
 
 def run(root: Path) -> str:
@@ -115,11 +123,9 @@ def run(root: Path) -> str:
     with (
         network(),
         tempfile.TemporaryDirectory(prefix="mh", dir="/tmp", ignore_cleanup_errors=True) as ray_root,
-        raylets(Path(ray_root), port),
+        raylets(Path(ray_root), port) as client,
     ):
-        environment = {
-            **os.environ, "RAY_ADDRESS": f"{PREFIX}.1:{port}", "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db",
-        }  # fmt: skip
+        environment = {**os.environ, **client, "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
         photographs = root / "photographs"
         photographs.mkdir()
         for i in range(6):

@@ -94,6 +94,7 @@ def test_a_run_goes_on_under_its_own_id(tmp_path: Path) -> None:
     assert [m.value for m in client.get_metric_history(str(run_id), "loss")] == [2.0, 1.0]
 
 
+@pytest.mark.slow
 def test_training_ends_well_without_its_tracking_server(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,4 +103,5 @@ def test_training_ends_well_without_its_tracking_server(
     assert capsys.readouterr().out.count("cannot be reached") == 1
     steps = [line["step"] for line in kept(tmp_path / "run" / "phase1") if "loss" in line]
     assert steps == [8, 16, 24]
-    assert list((tmp_path / "run" / "phase1" / "untracked" / "previews").glob("*.png"))
+    for pictures in ("previews", "curves"):
+        assert list((tmp_path / "run" / "phase1" / "untracked" / pictures).glob("*.png"))
