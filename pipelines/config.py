@@ -87,7 +87,8 @@ class TrainConfig:
     gradient_clip: float = 1.0
     """Largest gradient norm."""
     warmup_share: float = 0.25
-    """Phase 1: share of the run before the score network's loss reaches the encoder."""
+    """Phase 1: share of the run before the score network's loss reaches the encoder. In the first half of that the
+    score network does not train at all, and steps are quicker."""
     seed: int = 0
     """Everything random is a function of this, the epoch and the crop's key."""
     workers: str = "1"

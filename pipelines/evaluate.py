@@ -121,11 +121,12 @@ def _begin(
 def name_systems(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
     """Codecs by the ends of their URIs, as far as that tells them apart; anchors by their own names."""
     uris = [storage.absolute(codec) for codec in dict.fromkeys(codecs)]
-    parts = [[p for p in uri.split("/") if p and p != "codec"] for uri in uris]
-    for length in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(p[-length:]) for p in parts]
-        if len(set(names)) == len(names) and not {"phase1", "phase2", *config.anchors} & set(names):
-            break
+    parts = [[p for p in uri.split("/") if p and p != "codec"] or [uri] for uri in uris]
+    names = uris
+    for length in range(max(map(len, parts), default=0), 0, -1):
+        short = ["/".join(p[-length:]) for p in parts]
+        if len(set(short)) == len(short) and not {"phase1", "phase2", *config.anchors} & set(short):
+            names = short
     ours = [System(name, uri) for name, uri in zip(names, uris, strict=True)]
     return ours + [System(name, None) for name in config.anchors]
 

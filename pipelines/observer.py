@@ -12,14 +12,14 @@ import psutil
 import torch
 
 from corrdiff.checkpoint import CONFIG_FILE, read_config
-from pipelines import storage, validation
+from pipelines import phase1, storage, validation
 from pipelines.config import PhaseName, TrainConfig
 from pipelines.costs import Costs
 from pipelines.export import codec_config, export_model
 from pipelines.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.report import Panel, side_by_side
 from pipelines.tracking import RunSpec, Tracker
-from pipelines.trainer import StepResult, Trainer
+from pipelines.trainer import StepResult, Trainer, warmup_at
 
 
 class Observer:
@@ -27,7 +27,7 @@ class Observer:
 
     def __init__(self, board: Any, tracking: str, config: TrainConfig, phase: PhaseName, run: str) -> None:
         self.config, self.phase, self.run, self.board = config, phase, run, board
-        self.window: list[tuple[StepResult, int]] = []
+        self.window: list[tuple[StepResult, int, tuple[str, ...]]] = []
         self.cost_note = ""
         record_uri = storage.join(run, "mlflow.json")
         known = storage.read_json(record_uri)["run_id"] if storage.exists(record_uri) else None
@@ -57,24 +57,26 @@ class Observer:
 
     def after_step(self, trainer: Trainer, result: StepResult, rows: int) -> None:
         """Show how far it is."""
-        self.window.append((result, rows))
-        note = " ".join(f"{n} {v:.3f}" for n, v in zip(self._names(trainer)[:3], result.terms, strict=False))
+        names = self._names(trainer, trainer.progress.images_seen - rows)
+        self.window.append((result, rows, names))
+        terms = dict(zip(trainer.term_names, result.terms, strict=True))
+        note = " ".join(f"{name} {terms[name]:.3f}" for name in names[:3])
         self.board.write.remote(images=trainer.progress.images_seen, note=f"{note}{self.cost_note}")
         self.remember_mlflow_run(timeout_s=0.0)
 
     def after_window(self, trainer: Trainer, costs: Costs) -> None:
         """A point of each curve: the mean over the steps since the last one."""
         self.board.spend.remote(costs)
-        rows = [n for _, n in self.window]
-        means = np.average([r.terms for r, _ in self.window], axis=0, weights=rows).tolist()
-        names = self._names(trainer)
+        rows = [n for _, n, _ in self.window]
+        means = np.average([r.terms for r, _, _ in self.window], axis=0, weights=rows).tolist()
+        names = set.intersection(*(set(names) for _, _, names in self.window))
         values = {name: value for name, value in zip(trainer.term_names, means, strict=True) if name in names}
         for name in [n for n in values if n.startswith("mse_")]:
             values[f"psnr_{name.removeprefix('mse_')}_db"] = 10 * math.log10(4 / max(values[name], 1e-12))
         spent = costs.metrics()
         values |= {
             "lr": self.window[-1][0].lr,
-            "grad_norm": float(np.mean([r.grad_norm for r, _ in self.window])),
+            "grad_norm": float(np.mean([r.grad_norm for r, _, _ in self.window])),
             "epoch": float(trainer.progress.cursor.epoch),
             "cpu_percent": psutil.cpu_percent(),
             **spent,
@@ -87,9 +89,11 @@ class Observer:
         self.tracker.metrics(values, step=trainer.progress.images_seen)
         self.window = []
 
-    def _names(self, trainer: Trainer) -> list[str]:
-        """Of the terms that are computed: without LPIPS in the loss it is absent, not zero."""
-        return [n for n in trainer.term_names if n != "lpips" or self.config.lpips_weight > 0]
+    def _names(self, trainer: Trainer, images_seen: int) -> tuple[str, ...]:
+        """Of the terms that are computed from there on: what is not is absent, not zero."""
+        warmup = warmup_at(self.config, images_seen)
+        names = phase1.terms_at(warmup) if self.phase == "phase1" else trainer.term_names
+        return tuple(n for n in names if n != "lpips" or self.config.lpips_weight > 0)
 
     def validated(self, trainer: Trainer, values: dict[str, float], rows: list[list[Panel]]) -> None:
         seen = trainer.progress.images_seen

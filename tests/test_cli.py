@@ -12,7 +12,7 @@ from pipelines.cli import main
 
 COMMANDS = (
     ["demo"], ["shard"], ["train"], ["train", "phase1"], ["train", "phase2"], ["train", "all"], ["export"], ["encode"],
-    ["decode"], ["inspect"], ["compress"], ["decompress"],
+    ["decode"], ["inspect"], ["compress"], ["decompress"], ["evaluate"],
 )  # fmt: skip
 
 
