@@ -325,6 +325,7 @@ def seventy_two(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
+@pytest.mark.slow
 def test_a_target_is_met_by_a_quality_for_each_picture_and_kept_when_the_job_goes_on(
     ray_cluster: None, seventy_two: str, trained_codec: str, tmp_path: Path, tracking: str,
     capsys: pytest.CaptureFixture[str],
