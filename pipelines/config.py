@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, QUALITIES, Settings
+from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, Settings
 from corrdiff.errors import UsageError
 
 PresetName = Literal["tiny", "small", "base"]
@@ -288,11 +288,11 @@ class DecompressConfig:
 class EvaluateConfig:
     """What an evaluation measures."""
 
-    qualities: tuple[int, ...] = tuple(range(QUALITIES))
+    qualities: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
     """Quality levels of the codecs."""
-    fidelities: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.0)
+    fidelities: tuple[float, ...] = (1.0, 0.5, 0.0)
     """Fidelities at each quality."""
-    steps: tuple[int, ...] = (1, 2, 4, 16)
+    steps: tuple[int, ...] = (2, 4, 16)
     """Numbers of steps other than the codec's own, at the middle quality and fidelity."""
     anchors: tuple[AnchorName, ...] = ("jpeg", "jpeg2000", "webp", "avif", "jxl")
     """Codecs that people know, to stand beside."""
