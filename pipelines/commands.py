@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from corrdiff.errors import JobError
-from pipelines import batch_compress, batch_decompress, cut_shards, evaluate, storage
+from pipelines import batch_compress, batch_decompress, cut_shards, storage
 from pipelines.compress_report import PERCENTILES, Summary
 from pipelines.config import CompressConfig, DecompressConfig, EvaluateConfig, ShardConfig
 from pipelines.progress import Pace, console, display
 from pipelines.shards import MANIFEST, VALIDATION, Manifest, has_validation, read_manifest
+
+if TYPE_CHECKING:
+    from pipelines.evaluate import Finished
 
 WORST_REASONS = 5
 
@@ -105,8 +109,10 @@ def run_decompression(dataset: str, out: str, codec: str, config: DecompressConf
     return done
 
 
-def run_evaluation(images: str, out: str, codecs: Sequence[str], config: EvaluateConfig) -> evaluate.Finished:
+def run_evaluation(images: str, out: str, codecs: Sequence[str], config: EvaluateConfig) -> Finished:
     """Evaluate codecs with a progress display; returns what came of it."""
+    from pipelines import evaluate  # it brings plotting and SciPy along, which no other command waits for
+
     steps = evaluate.evaluate(images, out, codecs, config)
     first = next(steps)
     assert isinstance(first, evaluate.Progress)
@@ -123,8 +129,7 @@ def run_evaluation(images: str, out: str, codecs: Sequence[str], config: Evaluat
     for c in step.comparisons:
         if c.rate is not None:
             interval = f"{c.rate.low:+.1f} to {c.rate.high:+.1f}" if c.rate.low is not None else ""
-            rates = "all" if c.bpp_range is None else f"{c.bpp_range[0]:g}-{c.bpp_range[1]:g}"
-            table.add_row(c.curve, c.metric, rates, f"{c.rate.value:+.1f}%", interval, f"{c.overlap:.0%}")
+            table.add_row(c.curve, c.metric, c.rates, f"{c.rate.value:+.1f}%", interval, f"{c.overlap:.0%}")
     console.print(table)
     for error in step.errors[:WORST_REASONS]:
         console.print(f"  left out {error}")

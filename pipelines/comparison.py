@@ -77,6 +77,16 @@ class Comparison:
     """That range over the range of both curves together."""
     bpp_range: tuple[float, float] | None
 
+    @property
+    def rates(self) -> str:
+        """In words."""
+        return "all" if self.bpp_range is None else f"{self.bpp_range[0]:g} to {self.bpp_range[1]:g} bpp"
+
+
+def way(decoding: str, fidelity: float) -> str:
+    """To use a codec, as people read it."""
+    return {"privileged": "D alone", "uncorrected": "uncorrected"}.get(decoding, f"fidelity {fidelity:g}")
+
 
 def whole_pictures(table: pd.DataFrame) -> list[str]:
     """Pictures of which every system has every point."""
@@ -94,12 +104,11 @@ def curves(table: pd.DataFrame, titles: dict[str, str], metrics: Sequence[str]) 
     key: Any
     for key, group in table.groupby(keys, sort=False, dropna=False):
         system, decoding, fidelity = key
-        way = {"privileged": "D alone", "uncorrected": "uncorrected"}.get(decoding, f"fidelity {fidelity:g}")
         ours = isinstance(decoding, str)
         columns = {m: group.pivot(index="quality", columns="picture", values=m)[keep] for m in ["bpp", *known]}
         found.append(
             Curve(
-                name=f"{system}, {way}" if ours else titles[system], system=system,
+                name=f"{system}, {way(decoding, fidelity)}" if ours else titles[system], system=system,
                 decoding=decoding if ours else None, fidelity=float(fidelity) if decoding == "corrected" else None,
                 quality_P=[float(q) for q in columns["bpp"].index], bpp_PN=columns["bpp"].to_numpy(np.float64),
                 metrics_PN={m: columns[m].to_numpy(np.float64) for m in known},
@@ -189,9 +198,7 @@ def _with_interval(value: float | None, drawn: list[float | None]) -> Delta | No
     if value is None:
         return None
     known = [d for d in drawn if d is not None]
-    if not known or len(known) < len(
-        drawn
-    ):  # where some draws have no overlap, an interval of the others would flatter
+    if not known or len(known) < len(drawn):  # without the draws that do not overlap an interval would flatter
         return Delta(value, None, None)
     low, high = np.percentile(known, INTERVAL)
     return Delta(value, float(low), float(high))

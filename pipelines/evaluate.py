@@ -196,10 +196,11 @@ def _gather(out: str, stems: list[str]) -> pd.DataFrame:
 def _finish(evaluation: Evaluation, tracker: Tracker) -> Finished:
     """Tables, page, and everything in MLflow."""
     out, table = evaluation.out, evaluation.table
-    comparisons = evaluate_report.compare_all(evaluation)
+    curves = evaluate_report.curves_of(evaluation)
+    comparisons = evaluate_report.compare_all(curves, evaluation.config.reference)
     files = {
         "results.parquet": _parquet(table), "results.csv": table.to_csv(index=False).encode(),
-        "index.html": evaluate_report.page(evaluation, comparisons).encode(),
+        "index.html": evaluate_report.page(evaluation, curves, comparisons).encode(),
     }  # fmt: skip
     for name, data in files.items():
         storage.write_bytes(storage.join(out, name), data)

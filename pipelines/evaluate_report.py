@@ -16,11 +16,11 @@ import pandas as pd
 
 from corrdiff import __version__, metrics
 from pipelines import anchors, curves, storage
-from pipelines.comparison import METHOD, RESAMPLES, Comparison, Curve, Delta, compare, whole_pictures
+from pipelines.comparison import METHOD, RESAMPLES, Comparison, Curve, Delta, compare, way, whole_pictures
 from pipelines.comparison import curves as mean_curves
 from pipelines.config import EvaluateConfig
 from pipelines.curves import OURS, THEIRS, Line
-from pipelines.evaluate_stages import METRICS, RATES, WINDOW, WINDOWS, Place, System, curve_of, nearest_rows, stem
+from pipelines.evaluate_stages import METRICS, RATES, WINDOW, WINDOWS, Place, System, nearest_rows, stem
 
 COMPARED = ("psnr_db", "ms_ssim")
 LOW_RATES = (0.1, 0.4)
@@ -49,10 +49,9 @@ class Evaluation(NamedTuple):
     config: EvaluateConfig
 
 
-def compare_all(evaluation: Evaluation) -> list[Comparison]:
-    """Every curve against the reference's, over all rates and over LOW_RATES."""
-    every = _curves(evaluation)
-    reference = next((c for c in every if c.system == evaluation.config.reference and c.decoding is None), None)
+def compare_all(every: Sequence[Curve], system: str) -> list[Comparison]:
+    """Every curve against that of an anchor, over all rates and over LOW_RATES."""
+    reference = next((c for c in every if c.system == system and c.decoding is None), None)
     if reference is None:
         return []
     return [
@@ -63,9 +62,8 @@ def compare_all(evaluation: Evaluation) -> list[Comparison]:
     ]  # fmt: skip
 
 
-def page(evaluation: Evaluation, comparisons: Sequence[Comparison]) -> str:
+def page(evaluation: Evaluation, every: Sequence[Curve], comparisons: Sequence[Comparison]) -> str:
     """The whole page as HTML."""
-    every = _curves(evaluation)
     styles = _styles(every)
     known = [m for m in METRICS if any(m in c.metrics_PN for c in every)]
     template = importlib.resources.files("pipelines").joinpath("evaluation.html").read_text()
@@ -106,7 +104,8 @@ def failures(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def _curves(evaluation: Evaluation) -> list[Curve]:
+def curves_of(evaluation: Evaluation) -> list[Curve]:
+    """All of them, under the names by which the page knows them."""
     titles = {name: anchor.title for name, anchor in anchors.ANCHORS.items()}
     return mean_curves(evaluation.table, titles, METRICS)
 
@@ -195,7 +194,11 @@ def _viewer(evaluation: Evaluation) -> dict[str, Any]:
             rows = _records(table[(table["picture"] == place.key) & (table["system"] == system.name)])
             for rate in RATES:
                 for curve, row in nearest_rows(rows, rate).items():
-                    name = titles[system.name] if system.codec is None else f"{system.name}, {_way(curve)}"
+                    name = (
+                        titles[system.name]
+                        if system.codec is None
+                        else f"{system.name}, {way(row['decoding'], row['fidelity'])}"
+                    )
                     names[name] = None
                     file = f"{stem(place.key, system.name)}-{curve}-{rate:g}.webp"
                     caption = f"{row['bpp']:.3f} bpp, {row['psnr_db']:.1f} dB, texture error {row['texture_error']:.2f}"
@@ -215,10 +218,6 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
-def _way(curve: str) -> str:
-    return {"privileged": "D alone"}.get(curve, curve.replace("-", " "))
-
-
 def _window(out: str, name: str) -> str:
     return base64.b64encode(storage.read_bytes(storage.join(out, WINDOWS, name))).decode()
 
@@ -229,11 +228,9 @@ _COSTS = ("encode_s_per_mpx", "decode_s_per_mpx", "encode_peak_mib", "decode_pea
 
 
 def _compared(c: Comparison) -> dict[str, str]:
-    unit = "dB" if c.metric in COMPARED else ""
     return {
-        "curve": c.curve, "metric": curves.LABELS[c.metric],
-        "rates": "all" if c.bpp_range is None else f"{c.bpp_range[0]:g} to {c.bpp_range[1]:g} bpp",
-        "rate": _delta(c.rate, "%", 1), "quality": _delta(c.quality, f" {unit}", 2),
+        "curve": c.curve, "metric": curves.LABELS[c.metric], "rates": c.rates,
+        "rate": _delta(c.rate, "%", 1), "quality": _delta(c.quality, " dB", 2),
         "span": f"{c.quality_range[0]:.1f} to {c.quality_range[1]:.1f}" if c.quality_range else "no overlap",
         "overlap": f"{c.overlap:.0%}",
     }  # fmt: skip
@@ -253,13 +250,13 @@ def _numbers(evaluation: Evaluation, known: Sequence[str]) -> list[dict[str, Any
     keys = ["system", "decoding", "fidelity", "quality", "steps", "usual_steps"]
     key: Any
     for key, rows in table.groupby(keys, sort=False, dropna=False):
-        system, decoding, _, quality, steps, usual = key
+        system, decoding, fidelity, quality, steps, usual = key
         if not isinstance(decoding, str):
             name = anchors.ANCHORS[system].title
         elif not usual:
             name = f"{system}, other numbers of steps"
         else:
-            name = f"{system}, {_way(curve_of(_records(rows)[0]) or '')}"
+            name = f"{system}, {way(decoding, fidelity)}"
         cells = [f"{quality:g}", "" if pd.isna(steps) else f"{steps:g}", f"{rows['bpp'].mean():.4f}"]
         cells += [f"{rows[m].mean():.4f}" if rows[m].notna().all() else "-" for m in known]
         cells += [f"{rows[m].median():.3g}" for m in _COSTS[:2]] + [f"{rows[m].max():,.0f}" for m in _COSTS[2:]]

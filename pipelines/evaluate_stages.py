@@ -108,7 +108,7 @@ class Measurer:
             if place.shown:
                 self._keep_windows(name, original, points)
         storage.write_json(storage.join(self.out, ROWS, f"{name}.json"), rows)
-        return {"errors": sum("error" in r for r in rows), "rows": len(rows)}
+        return {"errors": sum("error" in r for r in rows)}
 
     def _points(self, original: Picture, system: System) -> Iterator[Point]:
         if system.codec is None:
