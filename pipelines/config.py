@@ -24,6 +24,14 @@ def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
     return "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in names)
 
 
+def _check_positive(config: object, *fields: str) -> None:
+    """Raises `UsageError` where one is given and below 1."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and value < 1:
+            raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {value}")
+
+
 @dataclass(frozen=True)
 class ShardConfig:
     """Cut pictures into WebDataset shards of training crops."""
@@ -119,9 +127,9 @@ class TrainConfig:
     """Restarts from the last checkpoint after worker failures."""
 
     def __post_init__(self) -> None:
-        for field in ("images_total", "batch", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}")
+        _check_positive(
+            self, "images_total", "batch", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"
+        )
         if self.crop % 64 or self.crop < 64:
             raise UsageError(f"--crop must be a multiple of 64, not {self.crop}")
         if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.workers) or self.min_workers > self.max_workers:
@@ -221,11 +229,7 @@ class CompressConfig:
         for name, target in (("bpp", self.target_bpp), ("psnr", self.target_psnr)):
             if target is not None and not 0 < target < math.inf:
                 raise UsageError(f"--target-{name} must be positive, not {target}")
-        for field in ("unit", "batch", "max_pixels"):
-            if getattr(self, field) < 1:
-                raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(self, field)}")
-        if self.workers is not None and self.workers < 1:
-            raise UsageError(f"--workers must be at least 1, not {self.workers}")
+        _check_positive(self, "unit", "batch", "max_pixels", "workers")
         if self.max_failures is not None and self.max_failures < 0:
             raise UsageError(f"--max-failures must not be negative, not {self.max_failures}")
         self._verified_share()
@@ -278,10 +282,7 @@ class DecompressConfig:
     """Larger pictures end the job."""
 
     def __post_init__(self) -> None:
-        for field in ("workers", "max_pixels"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {value}")
+        _check_positive(self, "workers", "max_pixels")
 
 
 @dataclass(frozen=True)
@@ -323,10 +324,7 @@ class EvaluateConfig:
                 raise UsageError(f"--{field} must be different values, at least one")
         if self.reference not in self.anchors and self.anchors:
             raise UsageError(f"--reference {self.reference} is not among --anchors {' '.join(self.anchors)}")
-        for field in ("limit", "workers", "max_pixels"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {value}")
+        _check_positive(self, "limit", "workers", "max_pixels")
         if self.show < 0:
             raise UsageError(f"--show must not be negative, not {self.show}")
 
