@@ -33,9 +33,9 @@ from pipelines.evaluate_stages import ROWS, Measurer, Place, System, stem
 from pipelines.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.progress import console
 from pipelines.ray_session import own_errors, pools, ray_session
-from pipelines.tracking import RunSpec, Tracker, tracking_uri
+from pipelines.tracking import RunSpec, Tracker, record_run, recorded_run, tracking_uri
 
-IDENTITY, RUN = "evaluation.json", "mlflow.json"
+IDENTITY = "evaluation.json"
 
 SEGMENT = 4096
 """Pictures times systems of one Ray Data execution."""
@@ -103,8 +103,7 @@ def _begin(
     images: str, out: str, systems: list[System], fingerprints: dict[str, str], config: EvaluateConfig
 ) -> Tracker:
     """One MLflow run, linked to the codecs and their training runs; an evaluation that goes on goes on with its run."""
-    uri = storage.join(out, RUN)
-    known = storage.read_json(uri)["run_id"] if storage.exists(uri) else None
+    known = recorded_run(out)
     codecs = [s.codec for s in systems if s.codec]
     tags = {KIND: "evaluate", FINGERPRINT: ",".join(fingerprints.values()),
             CODEC: ",".join(codecs)}  # fmt: skip
@@ -114,7 +113,7 @@ def _begin(
     tracker = Tracker(tracking_uri(), RunSpec("evaluate", tags, params, known), out, console.print)
     run_id = tracker.run_id()
     if known is None and run_id is not None:
-        storage.write_json(uri, {"run_id": run_id})
+        record_run(out, run_id)
     return tracker
 
 

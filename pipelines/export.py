@@ -14,6 +14,7 @@ from corrdiff.errors import UsageError
 from corrdiff.model import CorrDiffModel
 from pipelines import storage, train_state
 from pipelines.config import PhaseName, TrainConfig
+from pipelines.tracking import recorded_run
 from pipelines.train_state import Progress
 
 
@@ -41,9 +42,7 @@ def export(run: str, out: str, compact: bool = False) -> str:
             config = dataclasses.replace(config, init_from=storage.join(root, "init-codec"))
         restored = train_state.load(found)
         model = model_with(config, phase, restored.tensors["ema"])
-        record_uri = storage.join(root, "mlflow.json")
-        mlflow_run = storage.read_json(record_uri)["run_id"] if storage.exists(record_uri) else None
-        return export_model(model, config, phase, restored.progress, mlflow_run, storage.absolute(out), compact)
+        return export_model(model, config, phase, restored.progress, recorded_run(root), storage.absolute(out), compact)
     raise UsageError(f"no finished checkpoint under {run} (looked in checkpoints/, phase2/ and phase1/)")
 
 

@@ -18,7 +18,7 @@ from pipelines.costs import Costs
 from pipelines.export import codec_config, export_model
 from pipelines.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.report import Panel, side_by_side
-from pipelines.tracking import RunSpec, Tracker
+from pipelines.tracking import RunSpec, Tracker, record_run, recorded_run
 from pipelines.trainer import StepResult, Trainer, warmup_at
 
 
@@ -29,8 +29,7 @@ class Observer:
         self.config, self.phase, self.run, self.board = config, phase, run, board
         self.window: list[tuple[StepResult, int, tuple[str, ...]]] = []
         self.cost_note = ""
-        record_uri = storage.join(run, "mlflow.json")
-        known = storage.read_json(record_uri)["run_id"] if storage.exists(record_uri) else None
+        known = recorded_run(run)
         tags = {KIND: phase, "corrdiff.run": run}
         if config.init_from:
             _, digest, provenance = read_config(config.init_from)
@@ -39,7 +38,7 @@ class Observer:
         params = {**dataclasses.asdict(config), **_flat(codec_config(config).to_dict(), "codec")}
         spec = RunSpec(f"{config.name}-{phase}", tags, params, known)
         self.tracker = Tracker(tracking, spec, run, self.say)
-        self.record_uri, self.mlflow_run = record_uri, known
+        self.mlflow_run = known
         self.measured_uri = storage.join(run, "validation.json")
         self.measured: list[dict[str, float]] = (
             storage.read_json(self.measured_uri) if storage.exists(self.measured_uri) else []
@@ -53,7 +52,7 @@ class Observer:
         if self.mlflow_run is None:
             self.mlflow_run = self.tracker.run_id(timeout_s)
             if self.mlflow_run is not None:
-                storage.write_json(self.record_uri, {"run_id": self.mlflow_run})
+                record_run(self.run, self.mlflow_run)
 
     def after_step(self, trainer: Trainer, result: StepResult, rows: int) -> None:
         """Show how far it is."""

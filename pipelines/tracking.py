@@ -21,6 +21,7 @@ from corrdiff.errors import UsageError
 from pipelines import lineage, storage
 
 EXPERIMENT = "corrdiff"
+RECORD = "mlflow.json"
 RETRY_EVERY_S = 30.0
 CLOSE_TIMEOUT_S = 60.0
 
@@ -44,6 +45,16 @@ def redacted(uri: str) -> str:
     """A URI without user and password, fit for a log."""
     scheme, separator, rest = uri.partition("://")
     return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}" if "@" in rest else uri
+
+
+def recorded_run(directory: str) -> str | None:
+    """The MLflow run that whoever works in a directory wrote down there."""
+    uri = storage.join(directory, RECORD)
+    return str(storage.read_json(uri)["run_id"]) if storage.exists(uri) else None
+
+
+def record_run(directory: str, run_id: str) -> None:
+    storage.write_json(storage.join(directory, RECORD), {"run_id": run_id})
 
 
 class RunSpec(NamedTuple):
