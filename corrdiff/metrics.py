@@ -6,6 +6,7 @@ A metric that cannot be computed is None, never a number.
 from __future__ import annotations
 
 import functools
+import math
 import pickle
 import warnings
 from pathlib import Path
@@ -28,6 +29,20 @@ LPIPS_MIN_SIDE = 32
 
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 """The file that torchvision would download for `lpips.LPIPS(net="alex")`."""
+
+
+def quality(original: Picture, picture: Picture, lpips: nn.Module | None) -> dict[str, float | None]:
+    """Everything that says how near a picture is to its original, by the names under which it is recorded.
+
+    Of equal pictures PSNR is absent, of small ones MS-SSIM and LPIPS are, and LPIPS where there is no network.
+    """
+    decibels = psnr(original, picture)
+    return {
+        "psnr_db": decibels if math.isfinite(decibels) else None,
+        "ms_ssim": ms_ssim(original, picture),
+        "texture_error": texture_error(original, picture),
+        "lpips": lpips_distance(original, picture, lpips) if lpips is not None else None,
+    }
 
 
 def bits_per_pixel(data_bytes: int, height: int, width: int) -> float:

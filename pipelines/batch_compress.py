@@ -15,7 +15,7 @@ from typing import Any
 
 from corrdiff.checkpoint import read_config
 from corrdiff.errors import JobError, UsageError
-from pipelines import compress_report, compressed, opening, parts, pictures, storage, target, units
+from pipelines import compress_report, compressed, opening, parts, storage, target, units
 from pipelines.compress_report import Summary
 from pipelines.compress_stages import STAGES, Coder, Encoder
 from pipelines.compressed import Plan
@@ -117,7 +117,7 @@ def _now(tally: Tally, pace: dict[str, float]) -> dict[str, float]:
 
 def _claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> Plan:
     """The plan of `out`: the one that is there if it is of the same codec and settings, else a new one."""
-    images = images if images.startswith(pictures.SAMPLE_SCHEME) else storage.absolute(images)
+    images = storage.absolute(images)
     if out == images or out.startswith(f"{images}/"):
         raise UsageError(f"{out} lies among the pictures of {images}; choose another directory")
     identity = {"codec": fingerprint, "images": images, **config.identity()}

@@ -29,26 +29,34 @@ INTERVAL = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
+class Points:
+    """A curve's points in one metric, of the pictures that have it in every curve; P points, N pictures."""
+
+    bpp_PN: Floats
+    value_PN: Floats
+
+    @property
+    def bpp(self) -> Floats:
+        values: Floats = self.bpp_PN.mean(1)
+        return values
+
+    @property
+    def value(self) -> Floats:
+        values: Floats = self.value_PN.mean(1)
+        return values
+
+
+@dataclass(frozen=True)
 class Curve:
-    """Points of one way to use a system; P points, N pictures."""
+    """One way to use a system, over its quality levels."""
 
     name: str
     system: str
     decoding: str | None
     fidelity: float | None
     quality_P: list[float]
-    bpp_PN: Floats
-    metrics_PN: dict[str, Floats]
-    """Those that are known of every picture."""
-
-    def mean(self, metric: str) -> Floats:
-        values: Floats = self.metrics_PN[metric].mean(1)
-        return values
-
-    @property
-    def bpp(self) -> Floats:
-        values: Floats = self.bpp_PN.mean(1)
-        return values
+    points: dict[str, Points]
+    """By metric; those that some picture has in every curve."""
 
 
 @dataclass(frozen=True)
@@ -94,24 +102,33 @@ def whole_pictures(table: pd.DataFrame) -> list[str]:
     return [str(p) for p in table["picture"].unique() if p not in bad]
 
 
+def pictures_with(table: pd.DataFrame, metric: str) -> list[str]:
+    """Whole pictures of which a metric is known at every point: of small ones MS-SSIM is not, of lossless ones PSNR."""
+    lacking = set(table.loc[table[metric].isna(), "picture"])
+    return [picture for picture in whole_pictures(table) if picture not in lacking]
+
+
 def curves(table: pd.DataFrame, titles: dict[str, str], metrics: Sequence[str]) -> list[Curve]:
     """Of each system and way to use it; `titles` are of the anchors, by system."""
-    keep = whole_pictures(table)
-    table = table[table["picture"].isin(keep) & (table["usual_steps"] == True)]  # noqa: E712 (of objects, some None)
-    known = [m for m in metrics if len(table) and table[m].notna().all()]
+    whole = whole_pictures(table)
+    table = table[table["picture"].isin(whole) & (table["usual_steps"] == True)]  # noqa: E712 (of objects, some None)
+    known = {metric: some for metric in metrics if (some := pictures_with(table, metric))}
     found: list[Curve] = []
     keys = ["system", "decoding", "fidelity"]
     key: Any
     for key, group in table.groupby(keys, sort=False, dropna=False):
         system, decoding, fidelity = key
         ours = isinstance(decoding, str)
-        columns = {m: group.pivot(index="quality", columns="picture", values=m)[keep] for m in ["bpp", *known]}
+        columns = {m: group.pivot(index="quality", columns="picture", values=m) for m in ["bpp", *known]}
         found.append(
             Curve(
                 name=f"{system}, {way(decoding, fidelity)}" if ours else titles[system], system=system,
                 decoding=decoding if ours else None, fidelity=float(fidelity) if decoding == "corrected" else None,
-                quality_P=[float(q) for q in columns["bpp"].index], bpp_PN=columns["bpp"].to_numpy(np.float64),
-                metrics_PN={m: columns[m].to_numpy(np.float64) for m in known},
+                quality_P=[float(q) for q in columns["bpp"].index],
+                points={
+                    m: Points(columns["bpp"][some].to_numpy(np.float64), columns[m][some].to_numpy(np.float64))
+                    for m, some in known.items()
+                },
             )
         )  # fmt: skip
     return found
@@ -119,9 +136,10 @@ def curves(table: pd.DataFrame, titles: dict[str, str], metrics: Sequence[str]) 
 
 def compare(curve: Curve, reference: Curve, metric: str, bpp_range: tuple[float, float] | None = None) -> Comparison:
     """One curve against another of the same pictures, over all rates or a range of the reference's."""
-    pictures = curve.bpp_PN.shape[1]
+    points, theirs = (c.points[metric] for c in (curve, reference))
+    pictures = points.bpp_PN.shape[1]
     everything = np.arange(pictures)
-    one, other = (_mean(c, metric, everything) for c in (curve, reference))
+    one, other = (_mean(p, metric, everything) for p in (points, theirs))
     rate, quality = _deltas(one, other, bpp_range)
     span, overlap = _overlap(one, _between(other, bpp_range))
     rng = np.random.default_rng(0)
@@ -129,17 +147,17 @@ def compare(curve: Curve, reference: Curve, metric: str, bpp_range: tuple[float,
     if pictures > 1 and (rate is not None or quality is not None):
         for _ in range(RESAMPLES):
             some = rng.integers(0, pictures, pictures)
-            drawn.append(_deltas(_mean(curve, metric, some), _mean(reference, metric, some), bpp_range))
+            drawn.append(_deltas(_mean(points, metric, some), _mean(theirs, metric, some), bpp_range))
     return Comparison(
         curve.name, reference.name, metric, _with_interval(rate, [r for r, _ in drawn]),
         _with_interval(quality, [q for _, q in drawn]), span, overlap, bpp_range,
     )  # fmt: skip
 
 
-def _mean(curve: Curve, metric: str, pictures: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _mean(points: Points, metric: str, pictures: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Rates and qualities, the rates rising."""
-    bpp = curve.bpp_PN[:, pictures].mean(1)
-    quality = curve.metrics_PN[metric][:, pictures].mean(1)
+    bpp = points.bpp_PN[:, pictures].mean(1)
+    quality = points.value_PN[:, pictures].mean(1)
     order = np.argsort(bpp)
     return bpp[order], (ms_ssim_db(quality) if metric == "ms_ssim" else quality)[order]
 

@@ -12,7 +12,6 @@ does not grow with the dataset, and a GPU has its next pictures ready before it 
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -133,14 +132,10 @@ def _code(encoded: Encoded, tables: EntropyTables, lpips: Any) -> Done:
     except BitstreamError as error:
         return _failed(opened, f"verification: {error}")
     height, width = opened.pixels.shape[:2]
-    psnr = metrics.psnr(opened.pixels, encoded.shown)
     row = {
         "key": opened.key, "source": opened.source, "width": width, "height": height, "bytes": len(data),
         "bpp": metrics.bits_per_pixel(len(data), height, width),
-        "psnr_db": psnr if math.isfinite(psnr) else None,
-        "ms_ssim": metrics.ms_ssim(opened.pixels, encoded.shown),
-        "lpips": metrics.lpips_distance(opened.pixels, encoded.shown, lpips) if lpips else None,
-        "texture_error": metrics.texture_error(opened.pixels, encoded.shown),
+        **metrics.quality(opened.pixels, encoded.shown, lpips),
         "quality": encoded.pending.header.quality, "quality_source": encoded.quality_source,
         "status": "ok", "error": None,
     }  # fmt: skip

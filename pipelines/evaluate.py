@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from corrdiff.checkpoint import read_config
 from corrdiff.errors import JobError, UsageError
-from pipelines import evaluate_report, pictures, storage, units
+from pipelines import evaluate_report, storage, units
 from pipelines.comparison import Comparison, whole_pictures
 from pipelines.compressed import READERS
 from pipelines.config import EvaluateConfig, differences
@@ -77,7 +77,7 @@ def evaluate(images: str, out: str, codecs: Sequence[str], config: EvaluateConfi
         UsageError: no pictures, no codec, or `out` holds another evaluation.
         JobError: storage failed for long, or not one picture could be measured.
     """
-    images = images if images.startswith(pictures.SAMPLE_SCHEME) else storage.absolute(images)
+    images = storage.absolute(images)
     out = storage.absolute(out)
     tracking_uri()  # refused before anything is written
     systems = name_systems(codecs, config)

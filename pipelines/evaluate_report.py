@@ -15,9 +15,13 @@ import numpy as np
 import pandas as pd
 
 from corrdiff import __version__, metrics
-from pipelines import anchors, curves, storage
-from pipelines.comparison import METHOD, RESAMPLES, Comparison, Curve, Delta, compare, way, whole_pictures
-from pipelines.comparison import curves as mean_curves
+from pipelines import anchors, comparison, curves, storage
+from pipelines.comparison import (
+    Comparison,
+    Curve,
+    Delta,
+    way,
+)
 from pipelines.config import EvaluateConfig
 from pipelines.curves import OURS, THEIRS, Line
 from pipelines.evaluate_stages import METRICS, RATES, WINDOW, WINDOWS, Place, System, nearest_rows, stem
@@ -55,8 +59,8 @@ def compare_all(every: Sequence[Curve], system: str) -> list[Comparison]:
     if reference is None:
         return []
     return [
-        compare(curve, reference, metric, bpp_range)
-        for metric in COMPARED if metric in reference.metrics_PN
+        comparison.compare(curve, reference, metric, bpp_range)
+        for metric in COMPARED if metric in reference.points
         for bpp_range in (None, LOW_RATES)
         for curve in every if curve is not reference
     ]  # fmt: skip
@@ -65,10 +69,10 @@ def compare_all(every: Sequence[Curve], system: str) -> list[Comparison]:
 def page(evaluation: Evaluation, every: Sequence[Curve], comparisons: Sequence[Comparison]) -> str:
     """The whole page as HTML."""
     styles = _styles(every)
-    known = [m for m in METRICS if any(m in c.metrics_PN for c in every)]
+    known = [m for m in METRICS if any(m in c.points for c in every)]
     template = importlib.resources.files("pipelines").joinpath("evaluation.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    pictures = len(whole_pictures(evaluation.table))
+    pictures = len(comparison.whole_pictures(evaluation.table))
     return environment.from_string(template).render(
         title=f"{', '.join(s.name for s in evaluation.systems if s.codec)} on {pictures} pictures",
         subtitle=f"{evaluation.images}; corrdiff {__version__}",
@@ -79,14 +83,13 @@ def page(evaluation: Evaluation, every: Sequence[Curve], comparisons: Sequence[C
             for c in every
         ],
         charts=[
-            {"title": f"{curves.LABELS[m]} over the rate", "svg": curves.svg("bpp", m, _lines(every, m, styles))}
-            for m in known
+            {"title": _title(every, m, pictures), "svg": curves.svg("bpp", m, _lines(every, m, styles))} for m in known
         ],
         planes=_planes(every),
         fidelities=[f"{f:g}" for f in sorted(evaluation.config.fidelities, reverse=True)],
         viewer=_viewer(evaluation),
         reference=anchors.ANCHORS[evaluation.config.reference].title,
-        resamples=RESAMPLES,
+        resamples=comparison.RESAMPLES,
         comparisons=[_compared(c) for c in comparisons],
         columns=["quality", "steps", "bpp", *(_NAMES[m] for m in [*known, *_COSTS])],
         numbers=_numbers(evaluation, known),
@@ -107,7 +110,7 @@ def failures(table: pd.DataFrame) -> list[str]:
 def curves_of(evaluation: Evaluation) -> list[Curve]:
     """All of them, under the names by which the page knows them."""
     titles = {name: anchor.title for name, anchor in anchors.ANCHORS.items()}
-    return mean_curves(evaluation.table, titles, METRICS)
+    return comparison.curves(evaluation.table, titles, METRICS)
 
 
 def _usual(curve: Curve) -> bool:
@@ -132,18 +135,25 @@ def _styles(every: Sequence[Curve]) -> dict[str, Style]:
     }
 
 
+def _title(every: Sequence[Curve], metric: str, pictures: int) -> str:
+    """Of a chart; where some pictures lack its metric, of how many it is."""
+    having = next(c.points[metric].bpp_PN.shape[1] for c in every if metric in c.points)
+    of = "" if having == pictures else f", of the {having} of {pictures} pictures that have it"
+    return f"{curves.LABELS[metric]} over the rate{of}"
+
+
 def _lines(every: Sequence[Curve], metric: str, styles: dict[str, Style]) -> list[Line]:
     lines: list[Line] = []
     for curve in every:
-        if metric in curve.metrics_PN:
-            mean = curve.mean(metric)
-            y = metrics.ms_ssim_db(mean) if metric == "ms_ssim" else mean
+        if metric in curve.points:
+            points = curve.points[metric]
+            y = metrics.ms_ssim_db(points.value) if metric == "ms_ssim" else points.value
             tips = [
                 f"{curve.name}, quality {q:g}\n{b:.3f} bpp, {curves.LABELS[metric]} {v:.4g}"
-                for q, b, v in zip(curve.quality_P, curve.bpp, y, strict=True)
+                for q, b, v in zip(curve.quality_P, points.bpp, y, strict=True)
             ]
             style = styles[curve.name]
-            lines.append(Line(curve.name, curve.bpp.tolist(), y.tolist(), style.color, tips, style.dashed))
+            lines.append(Line(curve.name, points.bpp.tolist(), y.tolist(), style.color, tips, style.dashed))
     return lines
 
 
@@ -153,17 +163,19 @@ def _planes(every: Sequence[Curve]) -> list[dict[str, str]]:
     for system in dict.fromkeys(c.system for c in every if c.decoding is not None):
         mine = [c for c in every if c.system == system and c.decoding is not None]
         dial = sorted((c for c in mine if c.fidelity is not None), key=lambda c: -(c.fidelity or 0.0))
-        natural = "lpips" if all("lpips" in c.metrics_PN for c in mine) else "texture_error"
-        if len(dial) < 2 or natural not in dial[0].metrics_PN or "psnr_db" not in dial[0].metrics_PN:
+        natural = "lpips" if all("lpips" in c.points for c in mine) else "texture_error"
+        if len(dial) < 2 or natural not in dial[0].points or "psnr_db" not in dial[0].points:
             continue
         lines: list[Line] = []
         for i, quality in enumerate(dial[0].quality_P):
-            x, y = ([float(c.mean(m)[i]) for c in dial] for m in ("psnr_db", natural))
-            tips = [f"quality {quality:g}, {c.name.split(', ')[-1]}\n{c.bpp[i]:.3f} bpp" for c in dial]
+            x, y = ([float(c.points[m].value[i]) for c in dial] for m in ("psnr_db", natural))
+            tips = [
+                f"quality {quality:g}, {c.name.split(', ')[-1]}\n{c.points['psnr_db'].bpp[i]:.3f} bpp" for c in dial
+            ]
             lines.append(Line(f"{system}, quality {quality:g}", x, y, _shade(i, len(dial[0].quality_P)), tips))
         for curve, color in zip([c for c in mine if c.fidelity is None], ("#1f77b4", "#2ca02c"), strict=False):
             tips = [f"{curve.name}, quality {q:g}" for q in curve.quality_P]
-            x, y = (curve.mean(m).tolist() for m in ("psnr_db", natural))
+            x, y = (curve.points[m].value.tolist() for m in ("psnr_db", natural))
             lines.append(Line(f"{curve.name} (plane)", x, y, color, tips, dashed=True))
         title = f"{system}: full lines are qualities, from light to dark; dashed blue is D alone, green uncorrected"
         planes.append({"title": title, "svg": curves.svg("psnr_db", natural, lines)})
@@ -185,7 +197,7 @@ def _viewer(evaluation: Evaluation) -> dict[str, Any]:
     names: dict[str, None] = {}
     shown: list[dict[str, Any]] = []
     table = evaluation.table
-    whole = set(whole_pictures(table))
+    whole = set(comparison.whole_pictures(table))
     for place in evaluation.places:
         if not place.shown or place.key not in whole:
             continue
@@ -201,8 +213,7 @@ def _viewer(evaluation: Evaluation) -> dict[str, Any]:
                     )
                     names[name] = None
                     file = f"{stem(place.key, system.name)}-{curve}-{rate:g}.webp"
-                    caption = f"{row['bpp']:.3f} bpp, {row['psnr_db']:.1f} dB, texture error {row['texture_error']:.2f}"
-                    shots[f"{rate:g}/{name}"] = {"data": _window(evaluation.out, file), "caption": caption}
+                    shots[f"{rate:g}/{name}"] = {"data": _window(evaluation.out, file), "caption": _caption(row)}
         first = stem(place.key, evaluation.systems[0].name)
         height, width = (min(WINDOW, int(rows[0][side])) for side in ("height", "width"))
         shown.append({
@@ -212,6 +223,11 @@ def _viewer(evaluation: Evaluation) -> dict[str, Any]:
     ours = [n for n in names if n not in titles.values()]
     first_two = [*ours[:1], *[n for n in names if n in titles.values()][:1], "original", "original"][:2]
     return {"pictures": shown, "systems": list(names), "rates": [f"{r:g}" for r in RATES], "first": first_two}
+
+
+def _caption(row: dict[str, Any]) -> str:
+    psnr = "no loss" if pd.isna(row["psnr_db"]) else f"{row['psnr_db']:.1f} dB"
+    return f"{row['bpp']:.3f} bpp, {psnr}, texture error {row['texture_error']:.2f}"
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -244,8 +260,9 @@ def _delta(delta: Delta | None, unit: str, digits: int) -> str:
 
 
 def _numbers(evaluation: Evaluation, known: Sequence[str]) -> list[dict[str, Any]]:
-    """Groups of rows: a curve's, and those of other numbers of steps."""
-    table = evaluation.table[evaluation.table["picture"].isin(whole_pictures(evaluation.table))]
+    """Groups of rows: a curve's, and those of other numbers of steps. Each metric is of the pictures that have it."""
+    table = evaluation.table[evaluation.table["picture"].isin(comparison.whole_pictures(evaluation.table))]
+    having = {m: comparison.pictures_with(evaluation.table, m) for m in known}
     groups: dict[str, list[list[str]]] = {}
     keys = ["system", "decoding", "fidelity", "quality", "steps", "usual_steps"]
     key: Any
@@ -258,7 +275,7 @@ def _numbers(evaluation: Evaluation, known: Sequence[str]) -> list[dict[str, Any
         else:
             name = f"{system}, {way(decoding, fidelity)}"
         cells = [f"{quality:g}", "" if pd.isna(steps) else f"{steps:g}", f"{rows['bpp'].mean():.4f}"]
-        cells += [f"{rows[m].mean():.4f}" if rows[m].notna().all() else "-" for m in known]
+        cells += [f"{rows.loc[rows['picture'].isin(having[m]), m].mean():.4f}" if having[m] else "-" for m in known]
         cells += [f"{rows[m].median():.3g}" for m in _COSTS[:2]] + [f"{rows[m].max():,.0f}" for m in _COSTS[2:]]
         groups.setdefault(name, []).append(cells)
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
@@ -287,7 +304,7 @@ def _method(evaluation: Evaluation) -> Iterable[tuple[str, str]]:
     weights = metrics.lpips_weights(evaluation.config.lpips_weights)
     said = f"lpips {version('lpips')}, version 0.1 with AlexNet from {weights.name}" if weights else None
     yield "LPIPS", said or f"absent: {metrics.missing_lpips_sentence()}"
-    yield "BD-rate", f"bjontegaard {version('bjontegaard')}, {METHOD}, between the curves of the means"
+    yield "BD-rate", f"bjontegaard {version('bjontegaard')}, {comparison.METHOD}, between the curves of the means"
     yield "settings", ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(evaluation.config).items() if v is not None)
     yield "machine", f"{_machines(evaluation)}, Python {platform.python_version()}, torch {version('torch')}"
 

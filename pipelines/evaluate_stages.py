@@ -121,14 +121,8 @@ class Measurer:
             yield from _codec_points(codec, original, settings, self._quality, self.config.decodes_both(settings))
 
     def _quality(self, original: Picture, picture: Picture) -> dict[str, float | None]:
-        psnr = metrics.psnr(original, picture)
-        return {
-            "psnr_db": psnr if math.isfinite(psnr) else None,
-            "ms_ssim": metrics.ms_ssim(original, picture),
-            "texture_error": metrics.texture_error(original, picture),
-            "lpips": metrics.lpips_distance(original, picture, self.lpips) if self.lpips is not None else None,
-            "high_frequency": metrics.high_frequency(original, picture),
-        }
+        detail = metrics.high_frequency(original, picture)
+        return {**metrics.quality(original, picture, self.lpips), "high_frequency": detail}
 
     def _keep_windows(self, name: str, original: Picture, points: list[Point]) -> None:
         by_row = {id(point.row): point.picture for point in points}

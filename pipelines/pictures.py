@@ -15,8 +15,6 @@ from corrdiff.errors import UsageError
 from corrdiff.images import EXTENSIONS
 from pipelines import listing, storage
 
-SAMPLE_SCHEME = "sample:"
-
 _SAMPLES = {
     "astronaut": ("skimage", "data/astronaut.png"),
     "chelsea": ("skimage", "data/chelsea.png"),
@@ -75,8 +73,8 @@ def iterate(images: str, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[S
     `sample:NAME` is one. A directory is searched through all levels for the extensions; a glob and a single file are
     taken as they are.
     """
-    if images.startswith(SAMPLE_SCHEME):
-        yield from _samples(images.removeprefix(SAMPLE_SCHEME))
+    if images.startswith(storage.SAMPLE_SCHEME):
+        yield from _samples(images.removeprefix(storage.SAMPLE_SCHEME))
         return
     uri = storage.absolute(images)
     keys = Keys()

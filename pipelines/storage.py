@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +23,14 @@ from corrdiff.errors import JobError, UsageError
 T = TypeVar("T")
 
 ATTEMPTS = 5
-PATIENT_ATTEMPTS = 12
-"""For what a long job reads and writes: with pauses of at most `LONGEST_DELAY_S` it waits minutes for a server."""
+PATIENT_ATTEMPTS = 30
+"""For what a long job reads and writes: with pauses of at most `LONGEST_DELAY_S` it waits some four minutes."""
 
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 15.0
+
+SAMPLE_SCHEME = "sample:"
+"""Of pictures that installed packages bring; like `builtin:`, no place in any storage."""
 
 CHUNK_BYTES = 8 << 20
 """Most of an object that one request of `read_range` asks for, so that a broken connection repeats little."""
@@ -50,7 +54,7 @@ def absolute(uri: str) -> str:
         raise UsageError(
             f"{uri.split('://')[0]}://...: leave user and password to the environment or a configuration file"
         )
-    if "://" in uri or uri.startswith(BUILTIN_SCHEME):
+    if "://" in uri or uri.startswith((BUILTIN_SCHEME, SAMPLE_SCHEME)):
         return uri.rstrip("/")
     if in_job() and not uri.startswith(("/", "~")):
         raise UsageError(f"'{uri}' would be in the job's temporary directory: give a URI, or a path from the root")
@@ -275,8 +279,9 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """Run an idempotent action, again with growing pauses where it failed for a reason that may pass.
 
-    Raises `JobError` when the last attempt failed too. A missing object (`FileNotFoundError`), a refused permission
-    (`UsageError`), a full disk and what the action itself calls a `JobError` are final at once.
+    Says once on stderr that it goes on trying where that takes long. Raises `JobError` when the last attempt failed
+    too. A missing object (`FileNotFoundError`), a refused permission (`UsageError`), a full disk and what the action
+    itself calls a `JobError` are final at once.
     """
     delay_s = FIRST_DELAY_S
     for attempt in range(1, attempts + 1):
@@ -298,6 +303,8 @@ def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -
             if attempt == attempts or getattr(error, "errno", None) in _FULL:
                 times = "" if attempt == 1 else f" {attempt} times, last"
                 raise JobError(f"{what} failed{times} with: {error}") from error
+            if attempt == ATTEMPTS:
+                print(f"{what} fails ({error}); trying again for some minutes", file=sys.stderr)
         time.sleep(delay_s * random.uniform(0.5, 1.0))  # many workers must not come back at the same moment
         delay_s = min(2 * delay_s, LONGEST_DELAY_S)
     raise AssertionError

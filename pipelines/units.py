@@ -77,7 +77,7 @@ def plan_units(images: str, column: str | None, size: int) -> Iterator[Unit]:
 
     Tars are shards, Parquet files tables (with `column`), everything else is files, `size` of them in a unit.
     """
-    if images.startswith(pictures.SAMPLE_SCHEME):
+    if images.startswith(storage.SAMPLE_SCHEME):
         yield from _of_files(pictures.iterate(images), size)
     elif column is not None:
         for source in pictures.iterate(images, (".parquet",)):

@@ -47,10 +47,10 @@ def measure(
     """Means over all crops of rate and quality at several quality levels, and rows of pictures; collective.
 
     The metrics are of the corrected picture at fidelity 1, with `_decoder` of D alone and `_uncorrected` of the score
-    network alone. What cannot be computed is absent.
+    network alone. What cannot be computed of every crop is absent.
     """
     mine = held_out.crops[dist.get_rank() :: dist.get_world_size()]
-    sums: dict[str, float] = {}
+    found: dict[str, list[float | None]] = {}
     rows: list[list[Panel]] = [[] for _ in mine[:PICTURES]]
     for q in QUALITIES:
         for start in range(0, len(mine), BATCH):
@@ -63,21 +63,27 @@ def measure(
                 "_uncorrected": codec.decompress_batch(files, "uncorrected"),
             }
             for i, original in enumerate(originals):
-                values = {"bpp": encoded[i].bpp}
+                values: dict[str, float | None] = {"bpp": encoded[i].bpp}
                 for kind, pictures in decoded.items():
-                    values |= {f"{k}{kind}": v for k, v in _quality(original, pictures[i], lpips).items()}
-                for key, value in values.items():
-                    sums[f"{held_out.name}/q{q}/{key}"] = sums.get(f"{held_out.name}/q{q}/{key}", 0.0) + value
+                    of_kind = metrics.quality(original, pictures[i], lpips)
+                    values |= {f"{name}{kind}": value for name, value in of_kind.items()}
+                for name, value in values.items():
+                    found.setdefault(f"{held_out.name}/q{q}/{name}", []).append(value)
                 if start + i < PICTURES:
                     rows[start + i] += [
                         Panel(f"original, q{q}", original), Panel("D", decoded["_decoder"][i]),
                         Panel("uncorrected", decoded["_uncorrected"][i]),
                         Panel(f"{encoded[i].bpp:.2f} bpp", decoded[""][i]),
                     ]  # fmt: skip
-    gathered: list[dict[str, float]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(gathered, sums)
-    names = {name for each in gathered for name in each}
-    return {n: sum(each.get(n, 0.0) for each in gathered) / len(held_out.crops) for n in sorted(names)}, rows
+    gathered: list[dict[str, list[float | None]]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(gathered, found)
+    means: dict[str, float] = {}
+    for name in sorted({name for each in gathered for name in each}):
+        every = [value for each in gathered for value in each.get(name, [])]
+        known = [value for value in every if value is not None]
+        if len(known) == len(held_out.crops):
+            means[name] = sum(known) / len(known)
+    return means, rows
 
 
 def draw(history: Sequence[Mapping[str, float]]) -> bytes:
@@ -105,13 +111,3 @@ def _point(values: Mapping[str, float], quality: int, metric: str) -> tuple[floa
     if bpp is None or value is None:
         return None
     return bpp, float(metrics.ms_ssim_db(np.array(value))) if metric.startswith("ms_ssim") else value
-
-
-def _quality(original: Picture, picture: Picture, lpips: torch.nn.Module | None) -> dict[str, float]:
-    values = {
-        "psnr_db": min(metrics.psnr(original, picture), 100.0),
-        "ms_ssim": metrics.ms_ssim(original, picture),
-        "texture_error": metrics.texture_error(original, picture),
-        "lpips": metrics.lpips_distance(original, picture, lpips) if lpips is not None else None,
-    }
-    return {name: value for name, value in values.items() if value is not None}

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 
 from pipelines import comparison
-from pipelines.comparison import Curve, compare
+from pipelines.comparison import Curve, Points, compare
 
 
 def _curve(bpp: object, psnr: object, name: str = "a") -> Curve:
     rate, quality = (np.array(v, dtype=np.float64) for v in (bpp, psnr))
     if rate.ndim == 1:
         rate, quality = rate[:, None], quality[:, None]
-    return Curve(name, name, None, None, list(range(len(rate))), rate, {"psnr_db": quality})
+    return Curve(name, name, None, None, list(range(len(rate))), {"psnr_db": Points(rate, quality)})
 
 
 BPP, PSNR = [0.1, 0.2, 0.4, 0.8], [28.0, 31.0, 34.0, 36.5]
@@ -119,11 +119,24 @@ def test_curves_are_of_pictures_that_every_system_has() -> None:
     assert comparison.whole_pictures(table) == ["x", "y"]
     jpeg, ours = comparison.curves(table, {"jpeg": "JPEG"}, ("psnr_db", "ms_ssim"))
     assert (jpeg.name, ours.name) == ("JPEG", "ours, fidelity 1")
-    assert jpeg.bpp_PN.shape == (4, 2) and jpeg.decoding is None and ours.fidelity == 1.0
-    assert ours.mean("psnr_db").tolist() == PSNR
+    assert jpeg.points["psnr_db"].bpp_PN.shape == (4, 2) and jpeg.decoding is None and ours.fidelity == 1.0
+    assert ours.points["psnr_db"].value.tolist() == PSNR
 
 
-def test_a_metric_that_some_picture_lacks_has_no_curve() -> None:
-    rows = [*_rows("x", "jpeg", None), *_rows("small", "jpeg", None, ms_ssim=None)]
-    (jpeg,) = comparison.curves(pd.DataFrame(rows), {"jpeg": "JPEG"}, ("psnr_db", "ms_ssim"))
-    assert set(jpeg.metrics_PN) == {"psnr_db"}
+def test_a_picture_that_lacks_a_metric_is_left_out_of_that_metric_alone_in_every_curve() -> None:
+    rows = [r for p in ("x", "y") for s in ("jpeg", "webp") for r in _rows(p, s, None)]
+    small = [*_rows("small", "jpeg", None, ms_ssim=None), *_rows("small", "webp", None, ms_ssim=None)]
+    lossless = [*_rows("lossless", "jpeg", None), *_rows("lossless", "webp", None)]
+    lossless[-1]["psnr_db"] = None
+    table = pd.DataFrame([*rows, *small, *lossless])
+    for curve in comparison.curves(table, {"jpeg": "JPEG", "webp": "WebP"}, ("psnr_db", "ms_ssim")):
+        assert {m: p.bpp_PN.shape for m, p in curve.points.items()} == {"psnr_db": (4, 3), "ms_ssim": (4, 3)}
+    assert comparison.pictures_with(table, "psnr_db") == ["x", "y", "small"]
+    assert comparison.pictures_with(table, "ms_ssim") == ["x", "y", "lossless"]
+
+
+def test_a_metric_that_no_picture_has_has_no_curve() -> None:
+    (jpeg,) = comparison.curves(
+        pd.DataFrame(_rows("x", "jpeg", None, ms_ssim=None)), {"jpeg": "JPEG"}, ("psnr_db", "ms_ssim")
+    )
+    assert set(jpeg.points) == {"psnr_db"}

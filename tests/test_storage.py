@@ -47,6 +47,21 @@ def test_a_passing_error_is_tried_again_and_a_lasting_one_is_reported(monkeypatc
         storage.with_retries("reading x", always)
 
 
+def test_what_a_long_job_waits_for_is_said_once_and_waited_for_some_minutes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+
+    def always() -> None:
+        raise OSError("503 SlowDown")
+
+    with pytest.raises(JobError, match="reading x failed 30 times"):
+        storage.with_retries("reading x", always, storage.PATIENT_ATTEMPTS)
+    assert capsys.readouterr().err == "reading x fails (503 SlowDown); trying again for some minutes\n"
+    assert 120 < sum(pauses) < 360
+
+
 def test_a_missing_object_is_final_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(str(tmp_path / "none"))
