@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import webdataset as wds
 from PIL import Image
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from corrdiff.errors import JobError
 from pipelines import ingest, plan
 from pipelines.cli import main
 from pipelines.plan import Cursor
+from pipelines.ray_session import STEP_S
 from pipelines.shards import read_manifest
 
 from .conftest import make_picture
@@ -92,6 +95,22 @@ def test_two_workers_stream_every_crop_of_two_epochs_exactly_twice(shards: str) 
             seen.update(key for key in batch.keys if key)
     assert len(seen) == manifest.count
     assert set(seen.values()) == {2}
+
+
+def test_rays_scheduler_rests_between_its_steps_and_leaves_the_core_to_training(
+    shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+    original = StreamingExecutor._scheduling_loop_step
+
+    def seen(executor: StreamingExecutor, topology: object) -> object:
+        begun.append(time.monotonic())
+        return original(executor, topology)
+
+    monkeypatch.setattr(StreamingExecutor, "_scheduling_loop_step", seen)
+    assert len(list(ingest.CropReader(shards, read_manifest(shards), 0, 8).batches(Cursor(0, 0), 3))) == 3
+    assert len(begun) > 1
+    assert min(np.diff(begun)) >= STEP_S
 
 
 def test_a_stream_from_the_middle_gives_what_the_whole_stream_gives_there(shards: str) -> None:
