@@ -9,6 +9,7 @@ import lpips
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy.signal
 import torch
 import torchvision
 from skimage.metrics import peak_signal_noise_ratio
@@ -50,6 +51,37 @@ def test_psnr_is_that_of_scikit_image(draw: Draw, height: int, width: int, stren
 
 def test_psnr_of_equal_pictures_is_infinite(draw: Draw) -> None:
     assert psnr(draw(8, 8), draw(8, 8)) == float("inf")
+
+
+def _wang(original: Picture, picture: Picture) -> float:
+    """MS-SSIM as the paper defines it (Wang, Simoncelli and Bovik 2003), written out."""
+    taps = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(taps, taps) / taps.sum() ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+
+    def mean(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return scipy.signal.convolve2d(plane, window, mode="valid")
+
+    values = []
+    for x, y in zip(*(np.moveaxis(p.astype(np.float64), -1, 0) for p in (original, picture)), strict=True):
+        value = 1.0
+        for level, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+            mx, my = mean(x), mean(y)
+            vx, vy, covariance = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+            found = (2 * covariance + c2) / (vx + vy + c2)
+            if level == 4:
+                found = found * (2 * mx * my + c1) / (mx**2 + my**2 + c1)
+            value *= float(found.mean()) ** weight
+            x, y = (p.reshape(len(p) // 2, 2, -1, 2).mean((1, 3)) if level < 4 else p for p in (x, y))
+        values.append(value)
+    return float(np.mean(values))
+
+
+@pytest.mark.parametrize("strength", [2.0, 15.0, 60.0])
+def test_ms_ssim_is_that_of_its_definition(draw: Draw, strength: float) -> None:
+    picture = draw(176, 208)  # even down to the coarsest scale: how odd sides are halved is no part of the definition
+    noisy = _noisy(picture, strength)
+    assert ms_ssim(picture, noisy) == pytest.approx(_wang(picture, noisy), abs=1e-4)
 
 
 def test_ms_ssim_of_equal_pictures_is_1(draw: Draw) -> None:
