@@ -118,4 +118,4 @@ def _peak_memory(device: torch.device) -> int:
 
         return int(torch.cuda.max_memory_allocated(device))
     memory = psutil.Process().memory_info()
-    return int(memory.rss)
+    return int(memory.rss - memory.shared)  # Ray's object store is everybody's, and grows to its own limit

@@ -135,13 +135,13 @@ def train_apart(shards: str, root: Path, **options: object) -> str:
     return tracking
 
 
-def recorded_losses(tracking: str) -> dict[int, float]:
-    """Of each step in MLflow's only run, by crops seen; of a step that was done twice, the last."""
+def recorded(tracking: str, metric: str = "loss") -> dict[int, float]:
+    """A metric of each step in MLflow's only run, by crops seen; of a step that was done twice, the last."""
     client = MlflowClient(tracking)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    history = client.get_metric_history(run.info.run_id, "loss")
+    history = client.get_metric_history(run.info.run_id, metric)
     return {m.step: m.value for m in sorted(history, key=lambda m: (m.step, m.timestamp))}
 
 

@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from pipelines import compressed, storage, train_state
 
 from ..servers import MetadataServer, wait_for
-from .conftest import NODE, make_picture, read_files, read_table, recorded_losses, train_apart, train_args
+from .conftest import NODE, make_picture, read_files, read_table, recorded, train_apart, train_args
 
 # A low learning rate, so that the order of sums on another number of workers does not grow over 60 steps.
 LENGTH = {"images_total": 480, "batch": 8, "checkpoint_every": 48, "log_every": 1, "lr": 1e-4}
@@ -66,7 +66,7 @@ class Command:
 @pytest.fixture(scope="module")
 def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     root = tmp_path_factory.mktemp("undisturbed")
-    return recorded_losses(train_apart(shards, root, **LENGTH))
+    return recorded(train_apart(shards, root, **LENGTH))
 
 
 @pytest.mark.slow
@@ -90,7 +90,7 @@ def test_a_run_grows_when_a_machine_comes_and_shrinks_when_it_is_drained(
     assert len(re.findall(r"goes on from", command.said)) >= 2
     saved = int(re.findall(r"about to go away; checkpoint at ([\d,]+) crops", command.said)[0].replace(",", ""))
     assert f"goes on from {saved:,} crops" in command.said  # nothing after the notice's checkpoint was needed again
-    found = recorded_losses(tracking)
+    found = recorded(tracking)
     assert found.keys() == undisturbed.keys()
     for seen, loss in undisturbed.items():
         assert found[seen] == pytest.approx(loss, rel=1e-3), seen
@@ -108,7 +108,7 @@ def test_a_machine_that_vanishes_costs_the_steps_since_the_last_checkpoint(
     cluster.remove_node(spot, allow_graceful=False)
     command.wait()
     assert re.search(r"goes on from [1-9]\d* crops", command.said)
-    found = recorded_losses(tracking)
+    found = recorded(tracking)
     assert found.keys() == undisturbed.keys()
     for seen, loss in undisturbed.items():
         assert found[seen] == pytest.approx(loss, rel=1e-3), seen

@@ -21,7 +21,7 @@ from pipelines import storage, train_state
 from pipelines.cli import main
 
 from ..servers import wait_for
-from .conftest import recorded_losses, train_apart, train_args
+from .conftest import recorded, train_apart, train_args
 
 LENGTH = {"images_total": 104, "checkpoint_every": 24}
 
@@ -107,13 +107,13 @@ def test_losses_go_on_as_they_were_when_2_workers_become_1_and_then_3(stage: int
     options = {**CHANGING, "zero_stage": stage}
     two, one, three = (tmp_path / name for name in ("two", "one", "three"))
     two.mkdir()
-    losses = recorded_losses(train_apart(shards, two, **options, workers=2))
+    losses = recorded(train_apart(shards, two, **options, workers=2))
     for before, after, workers, checkpoints_kept in ((two, one, 1, 1), (one, three, 3, 2)):
         shutil.copytree(before / "run", after / "run", ignore=shutil.ignore_patterns("codec", "mlflow.json"))
         first, *later = sorted((after / "run" / "phase1" / "checkpoints").iterdir())[checkpoints_kept - 1 :]
         for checkpoint in later:
             shutil.rmtree(checkpoint)
-        changed = recorded_losses(train_apart(shards, after, **options, workers=workers))
+        changed = recorded(train_apart(shards, after, **options, workers=workers))
         assert changed.keys() == {seen for seen in losses if seen > int(first.name[-12:])}
         assert len(changed) >= NEXT_STEPS
         for seen in sorted(changed)[:NEXT_STEPS]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from pipelines.plan import Cursor
 from pipelines.shards import Manifest, read_manifest
 from pipelines.zero_config import ADAM_BETAS, ADAM_EPS
 
-from .conftest import recorded_losses, train_args
+from .conftest import recorded, train_args
 
 STEPS = 20
 BATCH = 8
@@ -35,8 +36,15 @@ def start_codec(tmp_path_factory: pytest.TempPathFactory) -> str:
     return out
 
 
+class Plain(NamedTuple):
+    """What a plain loop finds at each step."""
+
+    losses: list[float]
+    grad_norms: list[float]
+
+
 @pytest.fixture(scope="module")
-def plain_losses(shards: str, start_codec: str) -> dict[str, list[float]]:
+def plain(shards: str, start_codec: str) -> dict[str, Plain]:
     return {phase: plain_loop(shards, start_codec, phase) for phase in ("phase1", "phase2")}
 
 
@@ -50,20 +58,20 @@ def plain_losses(shards: str, start_codec: str) -> dict[str, list[float]]:
     ],
 )
 def test_losses_of_two_workers_equal_a_plain_pytorch_loop(
-    phase: PhaseName, stage: int, shards: str, start_codec: str, plain_losses: dict[str, list[float]],
-    tmp_path: Path, tracking: str,
-) -> None:  # fmt: skip
+    phase: PhaseName, stage: int, shards: str, start_codec: str, plain: dict[str, Plain], tmp_path: Path, tracking: str
+) -> None:
     options = train_args(
         shards, str(tmp_path), images_total=images_total(read_manifest(shards)), batch=BATCH, workers=2,
         zero_stage=stage, log_every=1, init_from=start_codec, checkpoint_every=1_000_000, micro_batch=2,
     )  # fmt: skip
     assert main(["train", phase, *options]) == 0
-    losses = list(recorded_losses(tracking).values())
+    losses = list(recorded(tracking).values())
     assert len(losses) == STEPS
-    np.testing.assert_allclose(losses, plain_losses[phase], rtol=1e-4)
+    np.testing.assert_allclose(losses, plain[phase].losses, rtol=1e-4)
+    np.testing.assert_allclose(list(recorded(tracking, "grad_norm").values()), plain[phase].grad_norms, rtol=1e-2)
 
 
-def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> list[float]:
+def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> Plain:
     """One process, one batch a step, torch's own Adam and clipping."""
     manifest = read_manifest(shards)
     config = TrainConfig(
@@ -72,7 +80,7 @@ def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> list[float]:
     module = trainer.build_phase(config, phase, torch.device("cpu"), None)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, betas=ADAM_BETAS, eps=ADAM_EPS)
-    losses, seen = [], 0
+    found, seen = Plain([], []), 0
     for batch in batches(shards, manifest):
         for group in optimizer.param_groups:
             group["lr"] = trainer.lr_at(config, seen + batch.real_rows)
@@ -81,11 +89,11 @@ def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> list[float]:
         loss = (terms[:, 0] * sample.w_B).sum() / sample.w_B.sum()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+        found.grad_norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, config.gradient_clip)))
         optimizer.step()
-        losses.append(float(loss.detach()))
+        found.losses.append(float(loss.detach()))
         seen += batch.real_rows
-    return losses
+    return found
 
 
 def batches(shards: str, manifest: Manifest) -> list[Batch]:
@@ -113,24 +121,25 @@ def images_total(manifest: Manifest) -> int:
     return epochs * manifest.count + rest * BATCH
 
 
-def test_the_plain_loop_learns(plain_losses: dict[str, list[float]]) -> None:
+def test_the_plain_loop_learns(plain: dict[str, Plain]) -> None:
     """A comparison of two loops that do nothing would pass: these do something."""
-    for losses in plain_losses.values():
-        assert losses[-1] < 0.9 * losses[0]
+    for found in plain.values():
+        assert found.losses[-1] < 0.9 * found.losses[0]
+        assert min(found.grad_norms) > 0
 
 
 @pytest.mark.slow
 def test_bf16_follows_fp32_and_keeps_weights_in_fp32(
-    shards: str, start_codec: str, plain_losses: dict[str, list[float]], tmp_path: Path, tracking: str
+    shards: str, start_codec: str, plain: dict[str, Plain], tmp_path: Path, tracking: str
 ) -> None:
     options = train_args(
         shards, str(tmp_path), images_total=images_total(read_manifest(shards)), batch=BATCH, workers=2,
         zero_stage=3, log_every=1, init_from=start_codec, checkpoint_every=1_000_000, precision="bf16",
     )  # fmt: skip
     assert main(["train", "phase1", *options]) == 0
-    losses = list(recorded_losses(tracking).values())
-    np.testing.assert_allclose(losses, plain_losses["phase1"], rtol=0.1)
-    assert losses != plain_losses["phase1"]
+    losses = list(recorded(tracking).values())
+    np.testing.assert_allclose(losses, plain["phase1"].losses, rtol=0.1)
+    assert losses != plain["phase1"].losses
     checkpoint = next((tmp_path / "run" / "phase1" / "checkpoints").iterdir())
     tensors = safetensors.torch.load_file(checkpoint / "part-0-of-2.safetensors")
     assert {t.dtype for t in tensors.values()} == {torch.float32}
