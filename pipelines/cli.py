@@ -244,13 +244,13 @@ class Evaluate:
 
     Real files, really decoded, in parallel on Ray. Without --codec, of the codec that comes with this package.
 
-    Example: corrdiff evaluate sample: --limit 3 --out report
+    Example: corrdiff evaluate sample: --limit 3
     Example: corrdiff evaluate s3://bucket/held-out --codec runs/a/phase2/codec --codec runs/b/phase2/codec --out report
     """
 
     images: tyro.conf.Positional[str]
     """Directory, glob, file, any fsspec URI, or sample:. Tars are WebDataset shards; with --column, Parquet tables."""
-    out: str
+    out: str = "report"
     """Directory or URI for the report, index.html, and its tables; running again goes on where it stopped."""
     codec: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Codec directory or URI; give it again for each other codec."""

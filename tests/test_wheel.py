@@ -8,6 +8,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
+import skimage.data
+from PIL import Image
+
+from corrdiff.metrics import psnr
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -33,4 +39,12 @@ def test_a_wheel_installs_and_works_outside_the_clone(tmp_path: Path) -> None:
         sys.executable, "-c", "import corrdiff, pipelines.cli; print(corrdiff.__file__, pipelines.cli.__file__)"
     )
     assert all(path.startswith(str(site)) for path in where.split())
-    assert run(str(site / "bin" / "corrdiff"), "--version").startswith("corrdiff 0.1")
+    corrdiff = str(site / "bin" / "corrdiff")
+    assert run(corrdiff, "--version").startswith("corrdiff 0.1")
+
+    # The codec in the box, with no argument but the files.
+    pixels = skimage.data.astronaut()[:192, 128:384]
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
+    assert run(corrdiff, "encode", "photo.jpg").startswith("photo.crdf: 256x192, ")
+    assert run(corrdiff, "decode", "photo.crdf") == "photo.png: 256x192"
+    assert psnr(pixels, np.asarray(Image.open(tmp_path / "photo.png"))) > 20
