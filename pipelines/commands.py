@@ -100,6 +100,7 @@ def run_decompression(dataset: str, out: str, codec: str, config: DecompressConf
     first = next(steps)
     done = 0
     with display("decompress", first.pictures_total, "pictures") as shown:
+        shown.update(first.pictures_done)
         for step in steps:
             done = step.pictures_done
             shown.update(done)

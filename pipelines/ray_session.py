@@ -90,7 +90,7 @@ def unhurried(context: Any) -> None:
     """Let the scheduler of a Ray Data context's executions rest between its steps.
 
     While what has been read waits for its consumer Ray's scheduler goes round without a pause: in a trainer that held a
-    core and Python's lock, and training on two cores was four times slower.
+    core and Python's lock, and training on two cores was less than half as quick.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -84,11 +85,14 @@ class CompressedPictures(IterableDataset[tuple[str, Tensor]]):
 def read_compressed(dataset: str, codec: str, config: DecompressConfig | None = None) -> Any:
     """A `ray.data.Dataset` with a row for each picture: `key`, and `image`, uint8 [H, W, 3].
 
-    Raises `UsageError` where there is no finished dataset, or it is another codec's.
+    Starts Ray where it is not started, as Ray Data's own readers do. Raises `UsageError` where there is no finished
+    dataset, or it is another codec's.
     """
     dataset, codec = storage.absolute(dataset), storage.absolute(codec)
     plan, _ = compressed.read_complete(dataset)
     compressed.check_codec(dataset, plan, codec, read_config(codec)[1])
+    if not ray.is_initialized():
+        ray.init()
     rows = [{"unit": unit, "members": ""} for unit in range(plan.units)]
     config = config or DecompressConfig()
     chunks = decompress_stages.decoded(rows, dataset, codec, config, pools(config.device, config.workers))
