@@ -278,6 +278,7 @@ def test_ray_data_reads_the_compressed_dataset(dataset: str, codec_dir: Path) ->
         assert psnr(codec.decompress(written[row["key"]]), np.asarray(row["image"])) > 50
 
 
+@pytest.mark.slow
 def test_reading_the_compressed_dataset_starts_ray_where_it_is_not_started(dataset: str, codec_dir: Path) -> None:
     program = f"from pipelines.reader import read_compressed; print(read_compressed({dataset!r}, {str(codec_dir)!r}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
