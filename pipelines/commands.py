@@ -97,17 +97,15 @@ def run_compression(images: str, out: str, codec: str, config: CompressConfig) -
 def run_decompression(dataset: str, out: str, codec: str, config: DecompressConfig, keys: Sequence[str] = ()) -> int:
     """Decompress a dataset, or some keys of it, with a progress display; returns the number of pictures."""
     steps = batch_decompress.decompress_dataset(dataset, out, codec, config, keys)
-    first = next(steps)
-    done = 0
+    first = step = next(steps)
     with display("decompress", first.pictures_total, "pictures") as shown:
         shown.update(first.pictures_done)
         for step in steps:
-            done = step.pictures_done
-            shown.update(done)
+            shown.update(step.pictures_done)
     if not first.pictures_total:
         console.print("nothing to do: every picture is there")
-    console.print(f"{out}: {done} pictures")
-    return done
+    console.print(f"{out}: {step.pictures_done} pictures")
+    return step.pictures_done
 
 
 def run_evaluation(images: str, out: str, codecs: Sequence[str], config: EvaluateConfig) -> Finished:

@@ -16,12 +16,7 @@ import pandas as pd
 
 from corrdiff import __version__, metrics
 from pipelines import anchors, comparison, curves, storage
-from pipelines.comparison import (
-    Comparison,
-    Curve,
-    Delta,
-    way,
-)
+from pipelines.comparison import Comparison, Curve, Delta, way
 from pipelines.config import EvaluateConfig
 from pipelines.curves import OURS, THEIRS, Line
 from pipelines.evaluate_stages import METRICS, RATES, WINDOW, WINDOWS, Place, System, nearest_rows, stem

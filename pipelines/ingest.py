@@ -22,7 +22,7 @@ from corrdiff.errors import JobError
 from corrdiff.images import ImageError
 from pipelines import plan, png
 from pipelines.plan import Cursor, Part, Rows
-from pipelines.ray_session import own_errors, unhurried
+from pipelines.ray_session import calm, own_errors
 from pipelines.shards import Manifest, Shard, read_crops
 
 SEGMENT_PARTS = 64
@@ -133,8 +133,7 @@ class CropReader(NamedTuple):
         dataset = read_datasource(
             ShardSource(shares), override_num_blocks=len(shares), num_cpus=0, concurrency=READ_TASKS
         )
-        dataset.context.enable_progress_bars = False
-        unhurried(dataset.context)
+        calm(dataset.context)
         dataset.context.execution_options.preserve_order = True
         # Blocks under this are held back until they make one of it, and those over it by a half are cut.
         dataset.context.target_max_block_size = int(0.9 * shares[0].block_rows * shares[0].row_bytes)

@@ -86,8 +86,8 @@ def own_errors() -> Iterator[None]:
         raise JobError(f"Ray: {[type(error).__name__, *text.splitlines()[-1:], *others][-1]}") from error
 
 
-def unhurried(context: Any) -> None:
-    """Let the scheduler of a Ray Data context's executions rest between its steps.
+def calm(context: Any) -> None:
+    """Keep the executions of a Ray Data context quiet, and let their scheduler rest between its steps.
 
     While what has been read waits for its consumer Ray's scheduler goes round without a pause: in a trainer that held a
     core and Python's lock, and training on two cores was less than half as quick.
@@ -99,16 +99,15 @@ def unhurried(context: Any) -> None:
             time.sleep(STEP_S)
 
     context.custom_execution_callback_classes = [Rest]
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
 
 
 def quiet() -> None:
     """Keep Ray's own chatter out of the way; its logs stay in its session directory."""
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    unhurried(context)
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    calm(ray.data.DataContext.get_current())
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

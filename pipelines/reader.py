@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -88,6 +87,8 @@ def read_compressed(dataset: str, codec: str, config: DecompressConfig | None = 
     Starts Ray where it is not started, as Ray Data's own readers do. Raises `UsageError` where there is no finished
     dataset, or it is another codec's.
     """
+    import ray
+
     dataset, codec = storage.absolute(dataset), storage.absolute(codec)
     plan, _ = compressed.read_complete(dataset)
     compressed.check_codec(dataset, plan, codec, read_config(codec)[1])

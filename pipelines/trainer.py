@@ -137,20 +137,17 @@ class Trainer:
         totals = torch.zeros(len(self.term_names) + 1, device=self.device)
         totals[-1] = leaving
         parts = augment.micro_batches(sample, config.micro_batch_size(world_size))
-        grad_norm: float | None = None
         for i, part in enumerate(parts):
+            if i > 0:
+                self.engine.step()  # counts the micro-batch before
             terms_BT = self.engine(part, warmup)
             # DeepSpeed divides by the accumulation steps and averages over workers; padding has no weight.
             loss = (terms_BT[:, 0] * part.w_B).sum() / batch.real_rows * world_size * config.accumulation(world_size)
             totals[:-1] += (terms_BT.detach() * part.w_B[:, None]).sum(0)
             self.engine.backward(loss)
-            if i == len(parts) - 1:
-                dist.all_reduce(totals)
-                self._check_finite(totals[:-1] / batch.real_rows, batch)
-                grad_norm = self._plain_grad_norm()
-            self.engine.step()
-        if grad_norm is None:
-            grad_norm = float(self.engine.get_global_grad_norm())
+        dist.all_reduce(totals)
+        self._check_finite(totals[:-1] / batch.real_rows, batch)
+        grad_norm = self._update()
         if not math.isfinite(grad_norm):
             raise JobError(f"{self.phase}: the gradient is not finite after {self.progress.images_seen:,} crops")
         seen = self.progress.images_seen + batch.real_rows
@@ -159,13 +156,14 @@ class Trainer:
         values = totals.tolist()
         return StepResult([v / batch.real_rows for v in values[:-1]], grad_norm, lr, values[-1] > 0)
 
-    def _plain_grad_norm(self) -> float | None:
-        """Before clipping; None where gradients are partitioned, and DeepSpeed knows it after the update: in stage 0 it
-        never says."""
+    def _update(self) -> float:
+        """Clip the gradient and update; its norm before clipping."""
         if self.zero_stage > 0:
-            return None
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+            self.engine.step()
+            return float(self.engine.get_global_grad_norm())
+        norm = torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), self.config.gradient_clip)
+        self.engine.step()
+        return float(norm)
 
     def _check_finite(self, terms: Tensor, batch: Batch) -> None:
         if not bool(torch.isfinite(terms).all()):

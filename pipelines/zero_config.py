@@ -45,7 +45,8 @@ def deepspeed_config(config: TrainConfig, world_size: int, stage: int) -> dict[s
     """DeepSpeed JSON: batch arithmetic, Adam, gradient clipping and the ZeRO stage.
 
     Weights, gradients and moments are fp32 in every stage; bf16 is torch's autocast inside the forward pass. The
-    learning rate is set by the training loop at each step, from the crops seen.
+    learning rate is set by the training loop at each step, from the crops seen. In stage 0 the loop clips too: there
+    DeepSpeed keeps the gradient's norm to itself.
     """
     zero: dict[str, Any] = {"stage": stage}
     if stage == 3:
@@ -54,7 +55,7 @@ def deepspeed_config(config: TrainConfig, world_size: int, stage: int) -> dict[s
         "train_batch_size": config.batch,
         "train_micro_batch_size_per_gpu": config.micro_batch_size(world_size),
         "gradient_accumulation_steps": config.accumulation(world_size),
-        "gradient_clipping": config.gradient_clip,
+        "gradient_clipping": config.gradient_clip if stage > 0 else 0.0,
         "optimizer": {
             "type": "Adam",
             "params": {
