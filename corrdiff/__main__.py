@@ -25,6 +25,7 @@ class Encode:
     """Compress one picture to a .crdf file.
 
     Example: corrdiff encode photo.jpg
+
     Example: corrdiff encode photo.jpg small.crdf --codec runs/demo/codec --quality 1 --fidelity 0.5
     """
 
@@ -80,6 +81,7 @@ class Decode:
     """Decompress one .crdf file to a PNG.
 
     Example: corrdiff decode photo.crdf
+
     Example: corrdiff decode small.crdf picture.png --codec runs/demo/codec
     """
 

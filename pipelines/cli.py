@@ -51,6 +51,7 @@ class Shard:
     """Cut pictures into WebDataset shards of training crops and a manifest, in parallel on Ray; or verify shards.
 
     Example: corrdiff shard s3://bucket/photos s3://bucket/shards --crop 256 --val-fraction 0.02
+
     Example: corrdiff shard verify s3://bucket/shards
     """
 
@@ -180,7 +181,9 @@ class Compress:
     """Compress a dataset in parallel on Ray: bitstreams in WebDataset parts, metrics in Parquet, a run in MLflow.
 
     Example: corrdiff compress s3://bucket/photos s3://bucket/compressed --codec s3://bucket/codecs/first --quality 4
+
     Example: corrdiff compress "s3://bucket/shards/*.tar" s3://bucket/compressed --codec s3://bucket/codecs/first
+
     Example: corrdiff compress table.parquet compressed --column image --codec codecs/first
     """
 
@@ -219,6 +222,7 @@ class Decompress:
     """A compressed dataset, or some of its pictures, back to picture files or shards of them, in parallel on Ray.
 
     Example: corrdiff decompress compressed pictures --codec codecs/first
+
     Example: corrdiff decompress s3://bucket/compressed pictures --codec codecs/first --keys beach harbour/night
     """
 
@@ -245,6 +249,7 @@ class Evaluate:
     Real files, really decoded, in parallel on Ray. Without --codec, of the codec that comes with this package.
 
     Example: corrdiff evaluate sample: --limit 3
+
     Example: corrdiff evaluate s3://bucket/held-out --codec runs/a/phase2/codec --codec runs/b/phase2/codec --out report
     """
 
