@@ -29,9 +29,9 @@ class Encode:
     Example: corrdiff encode photo.jpg small.crdf --codec runs/demo/codec --quality 1 --fidelity 0.5
     """
 
-    image: tyro.conf.Positional[Path]
+    image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE")]
     """JPEG, PNG, WebP, TIFF, GIF or BMP."""
-    out: tyro.conf.Positional[Path | None] = None
+    out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUT]")] = None
     """The .crdf file to write; beside the picture where it is not given."""
     codec: str = BUILTIN
     """Codec directory, as 'corrdiff export' writes it; builtin:tiny comes with this package."""
@@ -85,9 +85,9 @@ class Decode:
     Example: corrdiff decode small.crdf picture.png --codec runs/demo/codec
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The .crdf file."""
-    out: tyro.conf.Positional[Path | None] = None
+    out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUT]")] = None
     """The PNG to write; beside the file where it is not given, unless something of that name is there."""
     codec: str = BUILTIN
     """The codec directory that the file was written with; builtin:tiny comes with this package."""
@@ -123,7 +123,7 @@ class Inspect:
     Example: corrdiff inspect photo.crdf
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The .crdf file."""
 
     def run(self) -> None:

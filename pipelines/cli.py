@@ -55,10 +55,10 @@ class Shard:
     Example: corrdiff shard verify s3://bucket/shards
     """
 
-    images: tyro.conf.Positional[str]
+    images: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
     """Directory, glob, file, any fsspec URI, or sample: (pictures inside installed packages). The word verify reads the
     shards at OUT and compares them with their manifest."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Directory or URI of the shards; running again does what is missing."""
     config: ShardConfig = dataclasses.field(default_factory=ShardConfig)
     only: str | None = None
@@ -165,7 +165,7 @@ class Export:
 
     run_uri: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     """STORAGE/NAME of a training run, or one phase of it."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Directory or URI for the codec."""
     compact: bool = False
     """Weights of 8 bits: a quarter of the bytes, and another codec, whose files are its own."""
@@ -187,10 +187,10 @@ class Compress:
     Example: corrdiff compress table.parquet compressed --column image --codec codecs/first
     """
 
-    images: tyro.conf.Positional[str]
+    images: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
     """Directory, glob, file, any fsspec URI, or sample:. Tars are WebDataset shards, whose pictures are compressed;
     with --column, Parquet tables."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Directory or URI for the compressed dataset; running again does what is missing."""
     codec: str = BUILTIN
     """Codec directory or URI; builtin:tiny comes with this package."""
@@ -226,9 +226,9 @@ class Decompress:
     Example: corrdiff decompress s3://bucket/compressed pictures --codec codecs/first --keys beach harbour/night
     """
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """What 'corrdiff compress' wrote."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Directory or URI for the pictures; running again does what is missing."""
     codec: str = BUILTIN
     """The codec directory that the dataset was compressed with."""
@@ -253,7 +253,7 @@ class Evaluate:
     Example: corrdiff evaluate s3://bucket/held-out --codec runs/a/phase2/codec --codec runs/b/phase2/codec --out report
     """
 
-    images: tyro.conf.Positional[str]
+    images: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
     """Directory, glob, file, any fsspec URI, or sample:. Tars are WebDataset shards; with --column, Parquet tables."""
     out: str = "report"
     """Directory or URI for the report, index.html, and its tables; running again goes on where it stopped."""
