@@ -1,20 +1,24 @@
 """The codecs that people know, to stand beside ours: encoders of kept libraries, at the settings that are written here.
 
-Encoders run at the effort at which they are usually measured, not at their quickest.
+Encoders run at the effort at which they are usually measured, not at their quickest, and all on one core.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
-import pillow_jxl as pillow_jxl
-from PIL import Image, features
+from PIL import AvifImagePlugin, Image, features
+from pillow_jxl import JpegXLImagePlugin
 
 from corrdiff.coding import Picture
+
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # of decoding; encoders are told below
+JpegXLImagePlugin.DECODE_THREADS = 0  # none beside the caller's
 
 
 class Anchor(NamedTuple):
@@ -42,8 +46,10 @@ ANCHORS: dict[str, Anchor] = {
     "jpeg2000": Anchor(
         "JPEG 2000", "JPEG2000", lambda: f"OpenJPEG {features.version('jpg_2000')}",
         (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 1.8),
-        lambda bpp: {"quality_mode": "rates", "quality_layers": [24 / bpp], "irreversible": True, "no_jp2": True},
-        "bits a pixel asked for; 9/7 wavelet, one layer, no JP2 box",
+        lambda bpp: {
+            "quality_mode": "rates", "quality_layers": [24 / bpp], "irreversible": True, "mct": 1, "no_jp2": True
+        },
+        "bits a pixel asked for; 9/7 wavelet, irreversible colour transform, one layer, no JP2 box",
     ),
     "webp": Anchor(
         "WebP", "WEBP", lambda: f"libwebp {features.version('webp')}",
@@ -66,16 +72,35 @@ ANCHORS: dict[str, Anchor] = {
 }  # fmt: skip
 
 
+def description(name: str) -> str:
+    """What makes its files, with versions."""
+    anchor = ANCHORS[name]
+    return f"{anchor.library()} through Pillow {version('pillow')}: {anchor.settings}"
+
+
 def encode(name: str, picture: Picture, quality: float) -> bytes:
     """An RGB picture, uint8 [H, W, 3] -> the whole file, without any metadata. Raises `OSError` where the encoder
     refuses."""
     anchor = ANCHORS[name]
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, anchor.pillow_format, **anchor.options(quality))
+    with _refusals(anchor):
+        Image.fromarray(np.ascontiguousarray(picture)).save(buffer, anchor.pillow_format, **anchor.options(quality))
     return buffer.getvalue()
 
 
 def decode(name: str, data: bytes) -> Picture:
-    """The whole file -> RGB picture, uint8 [H, W, 3]."""
-    with Image.open(io.BytesIO(data), formats=[ANCHORS[name].pillow_format]) as image:
+    """The whole file -> RGB picture, uint8 [H, W, 3]. Raises `OSError` where the decoder refuses."""
+    anchor = ANCHORS[name]
+    with _refusals(anchor), Image.open(io.BytesIO(data), formats=[anchor.pillow_format]) as image:
         return np.asarray(image.convert("RGB"))
+
+
+@contextlib.contextmanager
+def _refusals(anchor: Anchor) -> Iterator[None]:
+    """Each library has its own exceptions: one kind for all."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise OSError(f"{anchor.title}: {error}") from error

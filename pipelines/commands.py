@@ -132,6 +132,8 @@ def run_evaluation(images: str, out: str, codecs: Sequence[str], config: Evaluat
     console.print(table)
     for error in step.errors[:WORST_REASONS]:
         console.print(f"  left out {error}")
+    if len(step.errors) > WORST_REASONS:
+        console.print(f"  ... and {len(step.errors) - WORST_REASONS} more, all in results.csv")
     console.print(f"report: {step.report}")
     return step
 

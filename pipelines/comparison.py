@@ -26,6 +26,8 @@ METHOD = "pchip"
 RESAMPLES = 500
 INTERVAL = (2.5, 97.5)
 """Percentiles: of 95%."""
+INTERVAL_PICTURES = 8
+"""Of fewer the bootstrap has too few different draws for its percentiles to mean anything."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Delta:
-    """A BD measure and its interval; the interval is absent for a single picture."""
+    """A BD measure and its interval, which is absent where there are fewer than INTERVAL_PICTURES."""
 
     value: float
     low: float | None
@@ -82,7 +84,7 @@ class Comparison:
     quality_range: tuple[float, float] | None
     """Where both curves are, over which the BD-rate is taken."""
     overlap: float
-    """That range over the range of both curves together."""
+    """That range over the range of the reference."""
     bpp_range: tuple[float, float] | None
 
     @property
@@ -144,7 +146,7 @@ def compare(curve: Curve, reference: Curve, metric: str, bpp_range: tuple[float,
     span, overlap = _overlap(one, _between(other, bpp_range))
     rng = np.random.default_rng(0)
     drawn: list[tuple[float | None, float | None]] = []
-    if pictures > 1 and (rate is not None or quality is not None):
+    if pictures >= INTERVAL_PICTURES and (rate is not None or quality is not None):
         for _ in range(RESAMPLES):
             some = rng.integers(0, pictures, pictures)
             drawn.append(_deltas(_mean(points, metric, some), _mean(theirs, metric, some), bpp_range))
@@ -165,7 +167,7 @@ def _mean(points: Points, metric: str, pictures: npt.NDArray[np.int64]) -> tuple
 def _between(curve: tuple[Floats, Floats], bpp_range: tuple[float, float] | None) -> tuple[Floats, Floats]:
     """The part of a curve within a range of rates, cut where the range ends."""
     bpp, quality = curve
-    if bpp_range is None:
+    if bpp_range is None or not _rises(bpp):
         return curve
     low, high = max(bpp_range[0], bpp[0]), min(bpp_range[1], bpp[-1])
     if low >= high:
@@ -184,9 +186,9 @@ def _deltas(
 ) -> tuple[float | None, float | None]:
     """BD-rate in per cent, BD of the quality; None where curves do not overlap or do not rise."""
     reference = _between(reference, bpp_range)
-    if any(len(bpp) < 2 or not (np.diff(bpp) > 0).all() for bpp, _ in (one, reference)):
+    if not all(_rises(bpp) for bpp, _ in (one, reference)):
         return None, None
-    rising = all((np.diff(quality) > 0).all() for _, quality in (one, reference))
+    rising = all(_rises(quality) for _, quality in (one, reference))
     rate = _known(_bd("bd_rate", one, reference)) if rising and _overlap(one, reference)[0] else None
     swapped = [(quality, bpp) for bpp, quality in (one, reference)]
     quality = _known(_bd("bd_psnr", one, reference)) if _overlap(*swapped)[0] else None
@@ -201,15 +203,20 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _overlap(one: tuple[Floats, Floats], other: tuple[Floats, Floats]) -> tuple[tuple[float, float] | None, float]:
-    """The qualities where both curves are, and their share of the qualities of either."""
-    (_, a), (_, b) = one, other
+def _rises(values: Floats) -> bool:
+    """At least two, each above the one before."""
+    return len(values) > 1 and bool((np.diff(values) > 0).all())
+
+
+def _overlap(one: tuple[Floats, Floats], reference: tuple[Floats, Floats]) -> tuple[tuple[float, float] | None, float]:
+    """The qualities where both curves are, and their share of the reference's qualities."""
+    (_, a), (_, b) = one, reference
     if not len(a) or not len(b):
         return None, 0.0
     low, high = max(a.min(), b.min()), min(a.max(), b.max())
     if low >= high:
         return None, 0.0
-    return (float(low), float(high)), float((high - low) / (max(a.max(), b.max()) - min(a.min(), b.min())))
+    return (float(low), float(high)), float((high - low) / (b.max() - b.min()))
 
 
 def _with_interval(value: float | None, drawn: list[float | None]) -> Delta | None:

@@ -318,10 +318,13 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         self.points()  # checks its ranges
-        for field in ("qualities", "fidelities"):
+        for field in ("qualities", "fidelities", "steps", "anchors"):
             values = getattr(self, field)
-            if not values or len(set(values)) < len(values):
-                raise UsageError(f"--{field} must be different values, at least one")
+            if len(set(values)) < len(values):
+                raise UsageError(f"--{field} must be different values, not {' '.join(map(str, values))}")
+        for field in ("qualities", "fidelities"):
+            if not getattr(self, field):
+                raise UsageError(f"--{field} must have a value at least")
         if self.reference not in self.anchors and self.anchors:
             raise UsageError(f"--reference {self.reference} is not among --anchors {' '.join(self.anchors)}")
         _check_positive(self, "limit", "workers", "max_pixels")

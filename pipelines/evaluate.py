@@ -2,6 +2,7 @@
 
 OUT/evaluation.json   what is evaluated; another evaluation there is refused
 OUT/_rows/            a file for each picture and system, written when it is measured: a killed run goes on
+OUT/_failed/          the same of those that could not be measured, which the next run tries again
 OUT/_windows/         the parts of pictures that the report shows
 OUT/results.parquet, results.csv, index.html
 """
@@ -22,14 +23,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from corrdiff import __version__, metrics
 from corrdiff.checkpoint import read_config
 from corrdiff.errors import JobError, UsageError
-from pipelines import evaluate_report, storage, units
+from pipelines import anchors, evaluate_report, storage, units
 from pipelines.comparison import Comparison, whole_pictures
 from pipelines.compressed import READERS
 from pipelines.config import EvaluateConfig, differences
 from pipelines.evaluate_report import Evaluation
-from pipelines.evaluate_stages import ROWS, Measurer, Place, System, stem
+from pipelines.evaluate_stages import FAILED, ROWS, Measurer, Place, System, stem
 from pipelines.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.progress import console
 from pipelines.ray_session import own_errors, pools, ray_session
@@ -107,8 +109,8 @@ def _begin(
     codecs = [s.codec for s in systems if s.codec]
     tags = {KIND: "evaluate", FINGERPRINT: ",".join(fingerprints.values()),
             CODEC: ",".join(codecs)}  # fmt: skip
-    for codec in codecs:
-        tags |= lineage_tags(read_config(codec)[2])
+    for i, codec in enumerate(codecs):
+        tags |= lineage_tags(read_config(codec)[2], f"{i + 1}_" if i else "")
     params = {"images": images, "out": out, **dataclasses.asdict(config)}
     tracker = Tracker(tracking_uri(), RunSpec("evaluate", tags, params, known), out, console.print)
     run_id = tracker.run_id()
@@ -134,7 +136,7 @@ def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig)
     """Make sure that `out` is this evaluation's, or nobody's; the codecs' fingerprints."""
     fingerprints = {s.name: read_config(s.codec)[1] for s in systems if s.codec}
     # As JSON has it, so that it is the same when it is read again.
-    identity = json.loads(json.dumps({"images": images, "codecs": fingerprints, **config.identity()}))
+    identity = json.loads(json.dumps({"images": images, "codecs": fingerprints, **config.identity(), **_means(config)}))
     uri = storage.join(out, IDENTITY)
     if storage.exists(uri):
         said = differences(storage.read_json(uri), identity)
@@ -143,6 +145,15 @@ def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig)
     else:
         storage.write_json(uri, identity)
     return fingerprints
+
+
+def _means(config: EvaluateConfig) -> dict[str, Any]:
+    """With what an evaluation measures: of two versions the rows would not belong together."""
+    weights = metrics.lpips_weights(config.lpips_weights)
+    return {
+        "anchors": {name: anchors.description(name) for name in config.anchors}, "corrdiff": __version__,
+        "lpips": weights.name if weights else None,
+    }  # fmt: skip
 
 
 def _places(images: str, config: EvaluateConfig) -> list[Place]:
@@ -184,8 +195,11 @@ def _measure(places: list[Place], systems: list[System], out: str, config: Evalu
 def _gather(out: str, stems: list[str]) -> pd.DataFrame:
     """All rows, in the order of pictures and systems."""
 
+    measured = set(storage.list_names(storage.join(out, ROWS)))
+
     def read(name: str) -> Any:
-        return storage.read_json(storage.join(out, ROWS, f"{name}.json"))
+        file = f"{name}.json"
+        return storage.read_json(storage.join(out, ROWS if file in measured else FAILED, file))
 
     with ThreadPoolExecutor(READERS) as pool:
         rows = [row for some in pool.map(read, stems) for row in some]
@@ -207,7 +221,8 @@ def _finish(evaluation: Evaluation, tracker: Tracker) -> Finished:
     for c in comparisons:
         if c.rate is not None:
             rates = "" if c.bpp_range is None else f"/{c.bpp_range[0]:g}_to_{c.bpp_range[1]:g}_bpp"
-            tracker.metrics({f"bd_rate/{c.metric}{rates}/{_metric_name(c.curve)}": c.rate.value})
+            name = f"against_{evaluation.config.reference}/{c.metric}{rates}/{_metric_name(c.curve)}"
+            tracker.metrics({f"bd_rate_{name}": c.rate.value, f"overlap_{name}": c.overlap})
     return Finished(storage.join(out, "index.html"), comparisons, evaluate_report.failures(table))
 
 

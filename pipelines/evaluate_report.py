@@ -85,6 +85,7 @@ def page(evaluation: Evaluation, every: Sequence[Curve], comparisons: Sequence[C
         viewer=_viewer(evaluation),
         reference=anchors.ANCHORS[evaluation.config.reference].title,
         resamples=comparison.RESAMPLES,
+        fewest=comparison.INTERVAL_PICTURES,
         comparisons=[_compared(c) for c in comparisons],
         columns=["quality", "steps", "bpp", *(_NAMES[m] for m in [*known, *_COSTS])],
         numbers=_numbers(evaluation, known),
@@ -282,8 +283,7 @@ def _method(evaluation: Evaluation) -> Iterable[tuple[str, str]]:
         if system.codec:
             yield system.name, f"{system.codec}, fingerprint {evaluation.fingerprints[system.name]}"
         else:
-            anchor = anchors.ANCHORS[system.name]
-            yield anchor.title, f"{anchor.library()} through Pillow {version('pillow')}: {anchor.settings}"
+            yield anchors.ANCHORS[system.name].title, anchors.description(system.name)
     yield "bits a pixel", "8 times the size of the whole file over width times height"
     yield "PSNR", f"10 log10(255² / MSE), MSE over all RGB values of a picture; NumPy {np.__version__}"
     window = "RGB, five scales, window 11, sigma 1.5; curves and BD in -10 log10(1 - MS-SSIM)"
@@ -292,7 +292,7 @@ def _method(evaluation: Evaluation) -> Iterable[tuple[str, str]]:
         "texture error",
         (
             "ours: mean absolute logarithm of the ratio of local energies in bands of a Laplacian pyramid; 0 is "
-            "the same texture everywhere"
+            "the same texture everywhere; our encoder chooses its factors by it, no anchor does"
         ),
     )
     yield "high frequencies", "ours: energy of the finest of those bands over the original's; 1 is as much of it"

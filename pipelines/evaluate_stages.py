@@ -35,7 +35,7 @@ from pipelines.units import Unit
 
 T = TypeVar("T")
 
-ROWS, WINDOWS = "_rows", "_windows"
+ROWS, FAILED, WINDOWS = "_rows", "_failed", "_windows"
 
 RATES = (0.1, 0.2, 0.4, 0.8)
 """Of the pictures that are looked at, in bpp: of each system the point that is nearest, by at most RATE_FACTOR."""
@@ -87,7 +87,6 @@ class Measurer:
             torch.set_num_threads(1)  # an actor for each core
         self.out, self.config, self.device = out, config, device
         self.codecs: dict[str, CorrDiffCodec] = {}
-        self.machine = _machine(device)
         weights = metrics.lpips_weights(config.lpips_weights)
         self.lpips = metrics.load_lpips(weights) if weights else None
 
@@ -95,19 +94,22 @@ class Measurer:
         place: Place = row["place"]
         system: System = row["system"]
         name = stem(place.key, system.name)
-        common: dict[str, Any] = {"picture": place.key, "system": system.name, "machine": self.machine}
+        machine = _machine(self.device if system.codec else "cpu")
+        common: dict[str, Any] = {"picture": place.key, "system": system.name, "machine": machine}
         try:
             original = _read(place, self.config.max_pixels)
             points = list(self._points(original, system))
         except (ImageError, OSError, MemoryError, torch.OutOfMemoryError) as error:
             reason = str(error).strip().splitlines()
             rows = [{**common, "error": reason[0] if reason else type(error).__name__}]
+            directory = FAILED  # where it does not count as done
         else:
             height, width = original.shape[:2]
             rows = [{**common, "width": width, "height": height, **p.row} for p in points]
+            directory = ROWS
             if place.shown:
                 self._keep_windows(name, original, points)
-        storage.write_json(storage.join(self.out, ROWS, f"{name}.json"), rows)
+        storage.write_json(storage.join(self.out, directory, f"{name}.json"), rows)
         return {"errors": sum("error" in r for r in rows)}
 
     def _points(self, original: Picture, system: System) -> Iterator[Point]:
@@ -197,7 +199,7 @@ def _codec_points(
         picture, spent = _timed(functools.partial(codec.decompress, file, decoding, original.size), device)
         row = {
             "quality": settings.quality, "fidelity": settings.fidelity, "steps": settings.steps or usual,
-            "usual_steps": settings.steps in (None, usual), "decoding": decoding,
+            "usual_steps": settings.steps is None, "decoding": decoding,
         }  # fmt: skip
         yield _point(row, original, file, picture, encoding, spent, quality_of)
 
@@ -205,7 +207,7 @@ def _codec_points(
 class Spent(NamedTuple):
     seconds: float
     peak_bytes: int
-    """Of the process while it ran, or of the GPU's memory."""
+    """Of the whole process while it ran, or of the GPU's memory."""
 
 
 def _timed(action: Callable[[], T], device: str) -> tuple[T, Spent]:
@@ -243,6 +245,7 @@ def _point(
     return Point(row, picture)
 
 
+@functools.cache
 def _machine(device: str) -> str:
     """What does the work."""
     if device == "cuda":

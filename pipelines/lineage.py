@@ -25,9 +25,9 @@ _TITLES = {
 }
 
 
-def lineage_tags(provenance: dict[str, Any]) -> dict[str, str]:
-    """Tags that lead from a run to the training runs of the codec that it uses."""
-    return {f"corrdiff.{k}": str(v) for k, v in provenance.items() if k.endswith("mlflow_run")}
+def lineage_tags(provenance: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Tags that lead from a run to the training runs of the codec that it uses; of several, `prefix` says which."""
+    return {f"corrdiff.{prefix}{k}": str(v) for k, v in provenance.items() if k.endswith("mlflow_run")}
 
 
 def renew_notes(client: Any, experiment_id: str, fingerprints: str) -> None:

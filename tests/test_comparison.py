@@ -40,6 +40,19 @@ def test_doubled_bytes_within_a_range_of_rates() -> None:
     assert 28 < found.quality_range[0] < 31 < 34 < found.quality_range[1] < 36.5
 
 
+def test_the_overlap_is_the_share_of_the_references_qualities_in_the_range() -> None:
+    itself = compare(_curve(BPP, PSNR), _curve(BPP, PSNR), "psnr_db", (0.15, 0.5))
+    assert itself.overlap == pytest.approx(1)
+    upper = compare(_curve(BPP[1:], PSNR[1:]), _curve(BPP, PSNR), "psnr_db", (0.1, 0.4))
+    assert upper.quality_range == pytest.approx((31, 34)) and upper.overlap == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("bpp_range", [None, (0.1, 0.5)])
+def test_a_reference_that_spends_the_same_twice_has_no_rate(bpp_range: tuple[float, float] | None) -> None:
+    found = compare(_curve(BPP, PSNR), _curve([0.1, 0.4, 0.4, 0.8], PSNR), "psnr_db", bpp_range)
+    assert found.rate is None and found.quality is None
+
+
 @pytest.mark.parametrize(
     ("reference", "other", "percent"),
     [
@@ -99,9 +112,11 @@ def test_the_interval_holds_the_truth_and_shrinks_with_pictures() -> None:
     assert widths[1] < widths[0] / 2
 
 
-def test_one_picture_has_no_interval() -> None:
-    found = compare(_curve([b * 0.9 for b in BPP], PSNR), _curve(BPP, PSNR), "psnr_db").rate
-    assert found is not None and (found.low, found.high) == (None, None)
+@pytest.mark.parametrize(("pictures", "has_one"), [(1, False), (7, False), (8, True)])
+def test_few_pictures_have_no_interval(pictures: int, has_one: bool) -> None:
+    bpp, psnr = (np.repeat(np.array(v)[:, None], pictures, 1) for v in (BPP, PSNR))
+    found = compare(_curve(bpp * 0.9, psnr), _curve(bpp, psnr), "psnr_db").rate
+    assert found is not None and (found.low is not None) == (found.high is not None) == has_one
 
 
 def _rows(picture: str, system: str, decoding: str | None, **other: object) -> list[dict[str, object]]:

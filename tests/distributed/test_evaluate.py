@@ -24,7 +24,8 @@ from ..servers import MlflowServer
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 OPTIONS = [
-    "--qualities", "0", "4", "7", "--fidelities", "1", "0", "--steps", "1", "--anchors", "jpeg", "webp", "--show", "2",
+    "--qualities", "0", "4", "7", "--fidelities", "1", "0", "--steps", "1", "8", "--anchors", "jpeg", "webp",
+    "--show", "2",
 ]  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_the_anchors_rows_are_what_their_encoders_do_by_hand(evaluated: Path, pi
 def test_the_codecs_rows_are_real_files_decoded(evaluated: Path, pictures: Path, codec_dir: Path) -> None:
     table = pd.read_parquet(evaluated / "results.parquet")
     ours = table[(table["system"] == "tiny") & (table["picture"] == "picture_1")]
-    assert ours.groupby("decoding").size().to_dict() == {"corrected": 7, "privileged": 3, "uncorrected": 3}
+    assert ours.groupby("decoding").size().to_dict() == {"corrected": 8, "privileged": 3, "uncorrected": 3}
     codec = load_codec(str(codec_dir))
     original = _pixels(pictures / "picture_1.png")
     for quality, fidelity, steps in ((4, 1.0, None), (7, 0.0, None), (4, 0.5, 1)):
@@ -115,12 +116,13 @@ def test_the_run_in_mlflow(evaluated: Path, codec_dir: Path, mlflow_server: Mlfl
     assert run.info.status == "FINISHED"
     assert run.data.tags["corrdiff.fingerprint"] == read_config(str(codec_dir))[1]
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"index.html", "results.parquet", "results.csv"}
-    assert any(name.startswith("bd_rate/psnr_db/") for name in run.data.metrics)
+    assert any(name.startswith("bd_rate_against_jpeg/psnr_db/") for name in run.data.metrics)
 
 
 def test_the_same_command_does_what_is_missing(evaluated: Path, pictures: Path, codec_dir: Path) -> None:
     rows = sorted((evaluated / "_rows").iterdir())
     before = {row.name: row.stat().st_mtime_ns for row in rows}
+    assert len(rows) == 2 * 3 and len(list((evaluated / "_failed").iterdir())) == 3
     rows[0].unlink()
     results = pd.read_parquet(evaluated / "results.parquet")
     assert main(["evaluate", str(pictures), "--out", str(evaluated), "--codec", str(codec_dir), *OPTIONS]) == 0
@@ -129,6 +131,24 @@ def test_the_same_command_does_what_is_missing(evaluated: Path, pictures: Path, 
     again = pd.read_parquet(evaluated / "results.parquet")
     costs = [name for name in results if "_s_per_mpx" in name or "peak_mib" in name]
     pd.testing.assert_frame_equal(again.drop(columns=costs), results.drop(columns=costs))
+
+
+def test_a_failed_picture_is_tried_again(
+    codec_dir: Path, ray_cluster: None, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "report"
+    images.mkdir()
+    picture = (photographs / "picture_0.png").read_bytes()
+    (images / "a.png").write_bytes(picture)
+    (images / "b.png").write_bytes(picture[:1000])
+    command = ["evaluate", str(images), "--out", str(out), "--codec", str(codec_dir), "--anchors", "jpeg",
+               "--qualities", "0", "7", "--fidelities", "1", "--steps"]  # fmt: skip
+    assert main(command) == 0
+    assert "left out b (tiny, jpeg)" in capsys.readouterr().out.replace("\n", " ")
+    (images / "b.png").write_bytes(picture)
+    assert main(command) == 0
+    table = pd.read_parquet(out / "results.parquet")
+    assert table["error"].isna().all() and set(table["picture"]) == {"a", "b"}
 
 
 def test_another_evaluation_is_refused(
