@@ -115,7 +115,7 @@ def run_evaluation(images: str, out: str, codecs: Sequence[str], config: Evaluat
     steps = evaluate.evaluate(images, out, codecs, config)
     first = next(steps)
     assert isinstance(first, evaluate.Progress)
-    with display("evaluate", first.total, "files of curves") as shown:
+    with display("evaluate", first.total, "measurements") as shown:
         shown.update(first.done)
         for step in steps:
             if not isinstance(step, evaluate.Progress):

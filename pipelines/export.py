@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,15 +72,16 @@ def export_model(
 
     Phase 2 changes D alone, so it keeps the tables that it started from.
     """
-    provenance: dict[str, Any] = {}
+    start, provenance = read_config(config.init_from)[1:] if config.init_from is not None else (None, {})
     if phase == "phase1":
         tables = model.entropy.freeze()
+        provenance = {}  # of what all weights have changed since
     else:
         assert config.init_from is not None
         tables = load_networks(config.init_from)[1]
-        provenance = read_config(config.init_from)[2]
     provenance = {
         **provenance,
+        **({f"{phase}_init_fingerprint": start} if start else {}),
         f"{phase}_images": progress.images_seen,
         f"{phase}_shards": config.shards,
         **({f"{phase}_mlflow_run": mlflow_run} if mlflow_run else {}),

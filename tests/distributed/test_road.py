@@ -20,6 +20,7 @@ from mlflow.entities import Run
 from PIL import Image
 
 from corrdiff import load_codec
+from corrdiff.checkpoint import read_config
 from corrdiff.metrics import psnr
 from pipelines import storage
 from pipelines.cli import main
@@ -82,6 +83,13 @@ def test_webdataset_reads_the_parts_as_they_are(road: Road, tmp_path: Path) -> N
     samples = {s["__key__"]: s for s in dataset}
     assert {key: s["crdf"] for key, s in samples.items()} == read_files(f"{road.root}/compressed")
     assert all(json.loads(s["json"])["source"].startswith(road.root) for s in samples.values())
+
+
+def test_a_codec_says_which_one_it_began_with(road: Road) -> None:
+    began, ended = (read_config(codec) for codec in (road.phase1, road.phase2))
+    assert "phase1_init_fingerprint" not in began[2]
+    assert ended[2]["phase2_init_fingerprint"] == began[1]
+    assert {k: v for k, v in ended[2].items() if k.startswith("phase1")} == began[2]
 
 
 def test_the_summary_adds_up(road: Road) -> None:
