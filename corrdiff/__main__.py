@@ -183,6 +183,13 @@ def guarded(action: Callable[[], None]) -> int:
     except JobError as error:
         print(f"failed: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "corrdiff", "pipelines", "cluster"):
+            raise
+        said = f'this command needs {package}, which comes with the cluster part: pip install "corrdiff[cluster]"'
+        print(f"error: {said}", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from corrdiff.__main__ import Decode, Encode, Inspect, run_command
+from corrdiff.__main__ import Decode, Encode, Inspect, guarded, run_command
 from corrdiff.config import BUILTIN
 from corrdiff.errors import UsageError
 from pipelines.config import CompressConfig, DecompressConfig, EvaluateConfig, ShardConfig, TrainConfig
@@ -296,8 +297,13 @@ def _training_session(config: TrainConfig) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] and arguments[0] in ON_CLUSTERS:
-        return _run_cluster_command(*arguments)
+        return guarded(_need_ray) or _run_cluster_command(*arguments)
     return run_command(Commands, "corrdiff", DESCRIPTION, arguments)
+
+
+def _need_ray() -> None:
+    if importlib.util.find_spec("ray") is None:
+        raise ModuleNotFoundError(name="ray")
 
 
 def _run_cluster_command(name: str, *arguments: str) -> int:

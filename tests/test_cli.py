@@ -38,6 +38,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("corrdiff 0.")
 
 
+def test_without_the_cluster_part_a_command_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['{0}'] = None; from pipelines.cli import main; sys.exit(main(['{1}', 'x']))"
+    for package, command in (("pyarrow", "evaluate"), ("ray", "preflight")):
+        run = [sys.executable, "-c", code.format(package, command)]
+        done = subprocess.run(run, capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: this command needs {package}, ")
+        assert 'pip install "corrdiff[cluster]"' in done.stderr
+
+
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     code = (
         "import sys\nfrom pipelines.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
