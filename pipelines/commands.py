@@ -42,10 +42,7 @@ def run_sharding(images: str, out: str, config: ShardConfig, only: str | None = 
         )
         if manifest.flat:
             console.print(f"  left out as flat: {manifest.flat:,} crops")
-        for uri, reason in manifest.skipped[:WORST_REASONS]:
-            console.print(f"  skipped {uri}: {reason}")
-        if len(manifest.skipped) > WORST_REASONS:
-            console.print(f"  ... and {len(manifest.skipped) - WORST_REASONS} more, all in {MANIFEST}")
+        _print_first([f"skipped {uri}: {reason}" for uri, reason in manifest.skipped], MANIFEST)
     return step["train"]
 
 
@@ -130,12 +127,17 @@ def run_evaluation(images: str, out: str, codecs: Sequence[str], config: Evaluat
             interval = f"{c.rate.low:+.1f} to {c.rate.high:+.1f}" if c.rate.low is not None else ""
             table.add_row(c.curve, c.metric, c.rates, f"{c.rate.value:+.1f}%", interval, f"{c.overlap:.0%}")
     console.print(table)
-    for error in step.errors[:WORST_REASONS]:
-        console.print(f"  left out {error}")
-    if len(step.errors) > WORST_REASONS:
-        console.print(f"  ... and {len(step.errors) - WORST_REASONS} more, all in results.csv")
+    _print_first([f"left out {error}" for error in step.errors], "results.csv")
     console.print(f"report: {step.report}")
     return step
+
+
+def _print_first(lines: Sequence[str], file: str) -> None:
+    """Some of them, and where all are."""
+    for line in lines[:WORST_REASONS]:
+        console.print(f"  {line}")
+    if len(lines) > WORST_REASONS:
+        console.print(f"  ... and {len(lines) - WORST_REASONS} more, all in {file}")
 
 
 def _print_summary(summary: Summary, out: str) -> None:

@@ -165,12 +165,12 @@ def _mean(points: Points, metric: str, pictures: npt.NDArray[np.int64]) -> tuple
 
 
 def _between(curve: tuple[Floats, Floats], bpp_range: tuple[float, float] | None) -> tuple[Floats, Floats]:
-    """The part of a curve within a range of rates, cut where the range ends."""
+    """The part of a curve within a range of rates, cut where the range ends; nothing of one whose rates do not rise."""
     bpp, quality = curve
-    if bpp_range is None or not _rises(bpp):
+    if bpp_range is None:
         return curve
     low, high = max(bpp_range[0], bpp[0]), min(bpp_range[1], bpp[-1])
-    if low >= high:
+    if low >= high or not _rises(bpp):
         return bpp[:0], quality[:0]
     at = PchipInterpolator(np.log(bpp), quality)
     inside = (bpp > low) & (bpp < high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,16 +73,17 @@ def export_model(
 
     Phase 2 changes D alone, so it keeps the tables that it started from.
     """
-    start, provenance = read_config(config.init_from)[1:] if config.init_from is not None else (None, {})
+    provenance: dict[str, Any] = {}
+    if config.init_from is not None:
+        _, start, before = read_config(config.init_from)
+        provenance = {**(before if phase == "phase2" else {}), f"{phase}_init_fingerprint": start}
     if phase == "phase1":
         tables = model.entropy.freeze()
-        provenance = {}  # of what all weights have changed since
     else:
         assert config.init_from is not None
         tables = load_networks(config.init_from)[1]
     provenance = {
         **provenance,
-        **({f"{phase}_init_fingerprint": start} if start else {}),
         f"{phase}_images": progress.images_seen,
         f"{phase}_shards": config.shards,
         **({f"{phase}_mlflow_run": mlflow_run} if mlflow_run else {}),
