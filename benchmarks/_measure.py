@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corrdiff.images import open_image
-from pipelines import pictures
+from pipelines.inputs import sources as pictures
 
 sys.path.append(str(Path(__file__).parents[1]))  # for tests/servers.py
 

@@ -27,9 +27,9 @@ from corrdiff.codec import Settings
 from corrdiff.config import preset
 from corrdiff.images import open_image
 from corrdiff.model import CorrDiffModel
-from pipelines import compressed
-from pipelines.compress_stages import STAGES
-from pipelines.config import CompressConfig
+from pipelines.compress.config import CompressConfig
+from pipelines.compress.encode_code import STAGES
+from pipelines.dataset import format as compressed
 
 SKIPPED = 0.25
 
@@ -91,9 +91,9 @@ def write_pictures(directory: Path, arguments: argparse.Namespace) -> None:
 
 
 def ours(arguments: argparse.Namespace) -> dict[str, float]:
-    from pipelines.batch_compress import compress_dataset
-    from pipelines.ray_session import ray_session
-    from pipelines.tally import Progress
+    from pipelines.compress.job import compress_dataset
+    from pipelines.compress.tally import Progress
+    from pipelines.runtime.session import ray_session
 
     out = tempfile.mkdtemp(dir=arguments.root)
     config = CompressConfig(steps=arguments.steps, batch=arguments.batch, device=arguments.device, unit=16)

@@ -24,7 +24,8 @@ from corrdiff.checkpoint import load_codec, load_networks
 from corrdiff.codec import CorrDiffCodec, Picture, Settings
 from corrdiff.entropy_tables import MEAN_FRACTION_BITS
 from corrdiff.images import open_image
-from pipelines import pictures, storage
+from pipelines.files import storage
+from pipelines.inputs import sources as pictures
 
 SHAPE = 2
 """Draws have a hyperlatent of 2x2, a picture of 128x128."""

@@ -21,7 +21,7 @@ from corrdiff.entropy_model import SCALE_LOG_STEP, SCALE_MIN, scale_of_index
 from corrdiff.entropy_tables import SCALE_LEVELS, _over_cores
 from corrdiff.images import open_image
 from corrdiff.range_coder import RangeTables
-from pipelines import pictures
+from pipelines.inputs import sources as pictures
 
 ROWS, COLUMNS = 512 // 16, 768 // 16
 BATCH = 16

@@ -22,7 +22,7 @@ from corrdiff.bitstream import Streams
 from corrdiff.checkpoint import load_codec
 from corrdiff.codec import CorrDiffCodec, Encoded, Picture, Settings
 from corrdiff.images import open_image
-from pipelines import pictures
+from pipelines.inputs import sources as pictures
 
 FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BETWEEN = (0.4, 0.45, 0.52, 0.54)

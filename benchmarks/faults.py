@@ -17,9 +17,11 @@ from pathlib import Path
 import pyarrow.fs
 from _measure import Row, parser, report
 
-from pipelines import ingest, plan, storage
-from pipelines.plan import Cursor
-from pipelines.shards import Manifest, read_manifest
+from pipelines.files import storage
+from pipelines.shards.format import Manifest, read_manifest
+from pipelines.train import epoch_order as plan
+from pipelines.train import ingest
+from pipelines.train.epoch_order import Cursor
 from tests.servers import Fault, s3_server, signed
 
 BATCH = 16

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from _measure import Row, parser, report
 
-from pipelines import storage
-from pipelines.shards import read_manifest
+from pipelines.files import storage
+from pipelines.shards.format import read_manifest
 from tests.servers import s3_server, signed
 
 BATCH = 16
@@ -130,10 +130,10 @@ Begin = Callable[[], Iterator[int]]
 def ours(uri: str, epochs: int) -> Begin:
     import ray
 
-    from pipelines import plan
-    from pipelines.ingest import CropReader
-    from pipelines.plan import Cursor
-    from pipelines.ray_session import quiet
+    from pipelines.runtime.session import quiet
+    from pipelines.train import epoch_order as plan
+    from pipelines.train.epoch_order import Cursor
+    from pipelines.train.ingest import CropReader
 
     ray.init(num_cpus=WORKERS, log_to_driver=False, include_dashboard=False)
     quiet()
@@ -198,7 +198,7 @@ def web_dataset(decode: Callable[[bytes], Any] | None) -> Callable[[str, int], B
 
 
 def our_decoder(data: bytes) -> Any:
-    from pipelines import png
+    from pipelines.shards import crop_png as png
 
     return png.decode(memoryview(data))
 

@@ -21,7 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from _measure import Row, parser, report
 
-from pipelines import storage, units
+from pipelines.files import storage
+from pipelines.inputs import units
 
 PAGE = 1000
 IN_A_FOLDER = 10_000

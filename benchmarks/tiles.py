@@ -23,7 +23,7 @@ from corrdiff import metrics
 from corrdiff.checkpoint import load_codec
 from corrdiff.codec import Picture, Settings
 from corrdiff.images import open_image
-from pipelines import pictures
+from pipelines.inputs import sources as pictures
 
 MIB = 1 << 20
 SIDE = 256

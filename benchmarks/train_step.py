@@ -24,9 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from corrdiff import heap
 from corrdiff.config import QUALITIES, preset
 from corrdiff.model import CorrDiffModel
-from pipelines.augment import Sample
-from pipelines.phase1 import Phase1
-from pipelines.zero_config import ADAM_BETAS, ADAM_EPS
+from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
+from pipelines.train.phase1 import Phase1
+from pipelines.train.samples import Sample
 
 LOG_EVERY = 5
 SKIPPED_WINDOWS = 2
@@ -83,7 +83,7 @@ def ours(arguments: argparse.Namespace, shards: str, storage: str, workers: int)
     """Crops a second and share of the time waiting, in the windows after the first ones."""
     from mlflow import MlflowClient
 
-    from pipelines.tracking import EXPERIMENT
+    from pipelines.tracking.tracker import EXPERIMENT
 
     Path(storage).mkdir()
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{storage}/mlflow.db"

@@ -18,7 +18,11 @@ import tyro
 from corrdiff.__main__ import Decode, Encode, Inspect, guarded, run_command
 from corrdiff.config import BUILTIN
 from corrdiff.errors import UsageError
-from pipelines.config import CompressConfig, DecompressConfig, EvaluateConfig, ShardConfig, TrainConfig
+from pipelines.compress.config import CompressConfig
+from pipelines.decompress.config import DecompressConfig
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.shards.config import ShardConfig
+from pipelines.train.config import TrainConfig
 
 DESCRIPTION = """Train a diffusion-based perceptual image codec on a Ray cluster, and compress whole datasets with it.
 
@@ -66,7 +70,7 @@ class Shard:
     """Cut this one shard again, say shard-00007.tar or val/shard-00000.tar."""
 
     def run(self) -> None:
-        from pipelines.commands import run_sharding, run_verification
+        from pipelines.shards.command import run_sharding, run_verification
 
         if self.images == "verify":
             run_verification(self.out)
@@ -85,7 +89,7 @@ class TrainPhase1:
 
     def run(self) -> None:
         with _training_session(self.config):
-            from pipelines.training import train
+            from pipelines.train.job import train
 
             train(self.config, "phase1")
 
@@ -102,7 +106,7 @@ class TrainPhase2:
     config: TrainConfig
 
     def run(self) -> None:
-        from pipelines import storage
+        from pipelines.files import storage
 
         config = self.config
         if config.init_from is None:
@@ -113,7 +117,7 @@ class TrainPhase2:
                 )
             config = dataclasses.replace(config, init_from=codec)
         with _training_session(config):
-            from pipelines.training import train
+            from pipelines.train.job import train
 
             train(config, "phase2")
 
@@ -133,7 +137,7 @@ class TrainAll:
     def run(self) -> None:
         config = self.config
         with _training_session(config):
-            from pipelines.training import train
+            from pipelines.train.job import train
 
             codec = train(config, "phase1")
             length = self.phase2_images_total or max(1, config.images_total // 4)
@@ -172,7 +176,7 @@ class Export:
     """Weights of 8 bits: a quarter of the bytes, and another codec, whose files are its own."""
 
     def run(self) -> None:
-        from pipelines.export import export
+        from pipelines.train.export import export
 
         print(f"{self.out}: codec {export(self.run_uri, self.out, self.compact)}")
 
@@ -200,7 +204,7 @@ class Compress:
     """Only say how many pictures, bytes and hours it would be, from a few pictures."""
 
     def run(self) -> None:
-        from pipelines.commands import run_compression
+        from pipelines.compress.command import run_compression
 
         if self.dry_run:
             self._estimate()
@@ -208,7 +212,7 @@ class Compress:
         run_compression(self.images, self.out, self.codec, self.config)
 
     def _estimate(self) -> None:
-        from pipelines.estimate import estimate
+        from pipelines.compress.estimate import estimate
 
         workers = self.config.workers or os.cpu_count() or 1
         e = estimate(self.images, self.codec, self.config, workers)
@@ -238,7 +242,7 @@ class Decompress:
     config: DecompressConfig = dataclasses.field(default_factory=DecompressConfig)
 
     def run(self) -> None:
-        from pipelines.commands import run_decompression
+        from pipelines.decompress.command import run_decompression
 
         run_decompression(self.dataset, self.out, self.codec, self.config, self.keys)
 
@@ -263,7 +267,7 @@ class Evaluate:
     config: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
 
     def run(self) -> None:
-        from pipelines.commands import run_evaluation
+        from pipelines.evaluate.command import run_evaluation
 
         run_evaluation(self.images, self.out, self.codec or (BUILTIN,), self.config)
 
@@ -285,9 +289,9 @@ Commands = (
 @contextlib.contextmanager
 def _training_session(config: TrainConfig) -> Iterator[None]:
     """Ray, once it is known that there are shards: what a user gets wrong is said at once."""
-    from pipelines import storage
-    from pipelines.ray_session import ray_session
-    from pipelines.shards import read_manifest
+    from pipelines.files import storage
+    from pipelines.runtime.session import ray_session
+    from pipelines.shards.format import read_manifest
 
     read_manifest(storage.absolute(config.shards))
     with ray_session():

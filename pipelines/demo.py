@@ -14,13 +14,19 @@ from corrdiff import metrics
 from corrdiff.checkpoint import load_codec
 from corrdiff.codec import CorrDiffCodec, Picture, Settings
 from corrdiff.images import open_image
-from pipelines import commands, pictures
-from pipelines.config import CompressConfig, DecompressConfig, ShardConfig, TrainConfig
-from pipelines.progress import console
-from pipelines.ray_session import ray_session
-from pipelines.report import Panel, side_by_side
-from pipelines.tracking import tracking_uri
-from pipelines.training import train
+from pipelines.compress import command as compress_command
+from pipelines.compress.config import CompressConfig
+from pipelines.decompress import command as decompress_command
+from pipelines.decompress.config import DecompressConfig
+from pipelines.display.contact_sheet import Panel, side_by_side
+from pipelines.display.progress import console
+from pipelines.inputs import sources as pictures
+from pipelines.runtime.session import ray_session
+from pipelines.shards import command as shards_command
+from pipelines.shards.config import ShardConfig
+from pipelines.tracking.tracker import tracking_uri
+from pipelines.train.config import TrainConfig
+from pipelines.train.job import train
 
 PHASE1_CROPS, PHASE2_CROPS = 5000, 1600
 QUALITIES = (1, 4, 7)
@@ -54,7 +60,7 @@ def demo(out: Path) -> list[Measured]:
     )  # fmt: skip
     with ray_session():
         _headline("1. shards of training crops")
-        commands.run_sharding("sample:train", config.shards, ShardConfig(crop=192, stride=96, images_per_shard=1))
+        shards_command.run_sharding("sample:train", config.shards, ShardConfig(crop=192, stride=96, images_per_shard=1))
         _headline("2. phase 1: all networks")
         codec = train(config, "phase1")
         _headline("3. phase 2: the privileged decoder")
@@ -62,8 +68,8 @@ def demo(out: Path) -> list[Measured]:
         _headline("4. a dataset to bitstreams, and back")
         compressed = str(out / "compressed")
         settings = CompressConfig(quality=REPORT_QUALITY, unit=3)
-        commands.run_compression("sample:", compressed, codec, settings)
-        commands.run_decompression(compressed, str(out / "decompressed"), codec, DecompressConfig())
+        compress_command.run_compression("sample:", compressed, codec, settings)
+        decompress_command.run_decompression(compressed, str(out / "decompressed"), codec, DecompressConfig())
     _headline("5. two pictures that were not trained on")
     measured = measure(load_codec(codec), out / "report.png")
     _print_table(measured)

@@ -8,7 +8,7 @@ import skimage.data
 
 from corrdiff.coding import Picture
 from corrdiff.metrics import psnr
-from pipelines import anchors
+from pipelines.evaluate import anchors
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.ray_session import GPUS_LABEL
+from pipelines.runtime.session import GPUS_LABEL
 
 from .servers import wait_for
 

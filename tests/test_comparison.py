@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines import comparison
-from pipelines.comparison import Curve, Points, compare
+from pipelines.evaluate import comparison
+from pipelines.evaluate.comparison import Curve, Points, compare
 
 
 def _curve(bpp: object, psnr: object, name: str = "a") -> Curve:

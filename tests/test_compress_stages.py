@@ -22,15 +22,20 @@ from corrdiff.bitstream import MAX_PIXELS
 from corrdiff.codec import CorrDiffCodec, Pending, Settings
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import save_png
-from pipelines import batch_compress, compressed, decompress_stages, opening, parts, storage
-from pipelines.compress_stages import Coder, Encoder
-from pipelines.compressed import COLUMNS, Member, Plan, Record
-from pipelines.config import CompressConfig
-from pipelines.decompress_stages import File
-from pipelines.opening import Chunk, Opened
-from pipelines.parts import Done
-from pipelines.tally import Assembly, Progress, Tally
-from pipelines.units import Found
+from pipelines.compress import job as batch_compress
+from pipelines.compress import read as opening
+from pipelines.compress import write as parts
+from pipelines.compress.config import CompressConfig
+from pipelines.compress.encode_code import Coder, Encoder
+from pipelines.compress.read import Chunk, Opened
+from pipelines.compress.tally import Assembly, Progress, Tally
+from pipelines.compress.write import Done
+from pipelines.dataset import format as compressed
+from pipelines.dataset.format import COLUMNS, Member, Plan, Record
+from pipelines.decompress import stages as decompress_stages
+from pipelines.decompress.stages import File
+from pipelines.files import storage
+from pipelines.inputs.units import Found
 
 Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from corrdiff.errors import JobError, UsageError
-from pipelines import compressed, storage
-from pipelines.compressed import COLUMNS, INDEX, INDEX_COLUMNS, PLAN, SUMMARY, File, Member, Plan, Record
+from pipelines.dataset import format as compressed
+from pipelines.dataset.format import COLUMNS, INDEX, INDEX_COLUMNS, PLAN, SUMMARY, File, Member, Plan, Record
+from pipelines.files import storage
 
 PLANNED = Plan({"codec": "a" * 64, "quality": 4}, "_plan/1", units=3, pictures=10)
 

@@ -11,7 +11,8 @@ import pytest
 
 from corrdiff.config import PRESETS, CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig, preset, tiny
 from corrdiff.errors import UsageError
-from pipelines.config import CompressConfig, DecompressConfig
+from pipelines.compress.config import CompressConfig
+from pipelines.decompress.config import DecompressConfig
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -127,7 +128,7 @@ def test_which_pictures_are_decoded_in_full_is_the_same_everywhere_and_grows_wit
     assert chosen == {k for k in keys if again.verifies_pixels(k)}
     assert chosen < {k for k in keys if many.verifies_pixels(k)}
     code = (
-        "from pipelines.config import CompressConfig as C; c = C(verify='pixels:0.1');"
+        "from pipelines.compress.config import CompressConfig as C; c = C(verify='pixels:0.1');"
         "print(*[k for k in range(500) if c.verifies_pixels(f'k/{k}')])"
     )
     elsewhere = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -7,12 +7,12 @@ import torch
 from corrdiff.config import tiny
 from corrdiff.layers import recompute_blocks
 from corrdiff.model import CorrDiffModel
-from pipelines import augment
-from pipelines.costs import PEAK_FLOPS, Costs, peak_flops
-from pipelines.ingest import Batch
-from pipelines.phase1 import Phase1
-from pipelines.plan import Cursor
-from pipelines.trainer import flops_per_image
+from pipelines.train import samples as augment
+from pipelines.train.costs import PEAK_FLOPS, Costs, peak_flops
+from pipelines.train.epoch_order import Cursor
+from pipelines.train.ingest import Batch
+from pipelines.train.phase1 import Phase1
+from pipelines.train.trainer import flops_per_image
 
 ONE = Costs(
     images=100, seconds=10.0, waited_s=0.5, read_bytes=2_000_000, peak_memory_bytes=1 << 30, flops=3e11,

@@ -8,8 +8,9 @@ import xml.etree.ElementTree as ET
 import numpy as np
 from PIL import Image
 
-from pipelines import curves, validation
-from pipelines.curves import Line
+from pipelines.display import curves
+from pipelines.display.curves import Line
+from pipelines.train import validation
 
 LINES = [
     Line("ours <b>&", [0.1, 0.2, 0.4], [25.0, 27.0, 29.0], "#d62728", ["first", "second <i>", "third"]),

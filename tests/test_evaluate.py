@@ -6,9 +6,10 @@ import pytest
 
 from corrdiff.config import Settings
 from corrdiff.errors import UsageError
-from pipelines import evaluate, evaluate_stages
-from pipelines.config import EvaluateConfig
-from pipelines.evaluate_stages import RATES, System
+from pipelines.evaluate import job as evaluate
+from pipelines.evaluate import measure as evaluate_stages
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.measure import RATES, System
 
 ONE = EvaluateConfig(anchors=("jpeg",))
 

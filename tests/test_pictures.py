@@ -12,9 +12,10 @@ from PIL import Image
 
 from corrdiff.errors import UsageError
 from corrdiff.images import open_image
-from pipelines import pictures, storage
-from pipelines.pictures import Keys
-from pipelines.report import Panel, side_by_side
+from pipelines.display.contact_sheet import Panel, side_by_side
+from pipelines.files import storage
+from pipelines.inputs import sources as pictures
+from pipelines.inputs.sources import Keys
 
 
 def test_samples_are_colour_photographs_inside_installed_packages() -> None:

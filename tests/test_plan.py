@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import ingest, plan
-from pipelines.plan import Cursor
-from pipelines.shards import Manifest, Shard
+from pipelines.shards.format import Manifest, Shard
+from pipelines.train import epoch_order as plan
+from pipelines.train import ingest
+from pipelines.train.epoch_order import Cursor
 
 Crop = tuple[int, int]
 STORED = 1 << 20

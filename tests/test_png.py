@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from corrdiff.images import ImageError, open_image, save_png
-from pipelines import png
+from pipelines.shards import crop_png as png
 
 from .distributed.conftest import make_picture
 

@@ -8,8 +8,8 @@ import pytest
 import ray
 
 from corrdiff.errors import UsageError
-from pipelines import ray_session
-from pipelines.ray_session import GPUS_LABEL
+from pipelines.runtime import session as ray_session
+from pipelines.runtime.session import GPUS_LABEL
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrdiff.errors import JobError, UsageError
-from pipelines import listing, storage
-from pipelines.tracking import tracking_uri
+from pipelines.files import listing, storage
+from pipelines.tracking.tracker import tracking_uri
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_rubbish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

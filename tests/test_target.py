@@ -13,10 +13,11 @@ from corrdiff import rate_control
 from corrdiff.codec import CorrDiffCodec, Preview, Settings
 from corrdiff.errors import UsageError
 from corrdiff.rate_control import Choice, Curve, Point
-from pipelines import storage, target
-from pipelines.compressed import Plan
-from pipelines.config import CompressConfig
-from pipelines.target import Rate, Sampled
+from pipelines.compress import rate_target as target
+from pipelines.compress.config import CompressConfig
+from pipelines.compress.rate_target import Rate, Sampled
+from pipelines.dataset.format import Plan
+from pipelines.files import storage
 
 Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]

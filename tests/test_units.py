@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from corrdiff.errors import JobError, UsageError
-from pipelines import storage, units
-from pipelines.units import Count, Found, Unit
+from pipelines.files import storage
+from pipelines.inputs import units
+from pipelines.inputs.units import Count, Found, Unit
 
 Write = Callable[[str, bytes], None]
 

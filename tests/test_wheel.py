@@ -26,7 +26,7 @@ def test_a_wheel_installs_and_works_outside_the_clone(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"corrdiff", "pipelines", "cluster"}
-    assert "pipelines/evaluation.html" in names
+    assert "pipelines/evaluate/page.html" in names
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([*pip, str(wheel)], check=True)

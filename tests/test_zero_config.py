@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from corrdiff.errors import UsageError
-from pipelines.config import TrainConfig
-from pipelines.zero_config import choose_stage, deepspeed_config
+from pipelines.train.config import TrainConfig
+from pipelines.train.deepspeed_config import choose_stage, deepspeed_config
 
 
 @pytest.mark.parametrize(("batch", "workers", "micro"), [(16, 1, None), (16, 2, None), (16, 2, 2), (24, 4, 3)])

@@ -15,10 +15,10 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from pipelines import storage
 from pipelines.cli import main
-from pipelines.ray_session import ray_session
-from pipelines.tracking import EXPERIMENT
+from pipelines.files import storage
+from pipelines.runtime.session import ray_session
+from pipelines.tracking.tracker import EXPERIMENT
 
 from ..fake_cloud import FakeCloud, fake_cloud
 from ..servers import MlflowServer, S3Server, s3_server

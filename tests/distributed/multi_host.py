@@ -23,7 +23,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipelines import storage, train_state
+from pipelines.files import storage
+from pipelines.train import checkpoints as train_state
 
 from ..fake_cloud import PATH, kill_all, names
 from ..servers import free_port, wait_for

@@ -27,9 +27,10 @@ from corrdiff.checkpoint import save_codec
 from corrdiff.config import tiny
 from corrdiff.metrics import psnr
 from corrdiff.model import CorrDiffModel
-from pipelines import compressed, storage
 from pipelines.cli import main
-from pipelines.reader import CompressedPictures, read_compressed
+from pipelines.dataset import format as compressed
+from pipelines.decompress.reader import CompressedPictures, read_compressed
+from pipelines.files import storage
 
 from ..servers import S3Server
 from .conftest import make_picture, read_files, read_table
@@ -280,7 +281,8 @@ def test_ray_data_reads_the_compressed_dataset(dataset: str, codec_dir: Path) ->
 
 @pytest.mark.slow
 def test_reading_the_compressed_dataset_starts_ray_where_it_is_not_started(dataset: str, codec_dir: Path) -> None:
-    program = f"from pipelines.reader import read_compressed; print(read_compressed({dataset!r}, {str(codec_dir)!r}))"
+    imports = "from pipelines.decompress.reader import read_compressed"
+    program = f"{imports}; print(read_compressed({dataset!r}, {str(codec_dir)!r}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Dataset" in done.stdout

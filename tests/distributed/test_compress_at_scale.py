@@ -24,8 +24,8 @@ from mlflow import MlflowClient
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipelines import compressed
 from pipelines.cli import main
+from pipelines.dataset import format as compressed
 
 from ..servers import Fault, S3Server, wait_for
 from .conftest import NODE, read_files, read_table

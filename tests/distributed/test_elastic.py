@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipelines import compressed, storage, train_state
+from pipelines.dataset import format as compressed
+from pipelines.files import storage
+from pipelines.train import checkpoints as train_state
 
 from ..servers import MetadataServer, wait_for
 from .conftest import NODE, make_picture, read_files, read_table, recorded, train_apart, train_args

@@ -17,7 +17,7 @@ from corrdiff import metrics
 from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.codec import Settings
 from pipelines.cli import main
-from pipelines.tracking import EXPERIMENT
+from pipelines.tracking.tracker import EXPERIMENT
 
 from ..servers import MlflowServer
 

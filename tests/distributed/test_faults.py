@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from corrdiff.errors import JobError
-from pipelines import ingest, plan, storage, train_state
 from pipelines.cli import main
-from pipelines.plan import Cursor
-from pipelines.shards import Manifest, read_manifest
+from pipelines.files import storage
+from pipelines.shards.format import Manifest, read_manifest
+from pipelines.train import checkpoints as train_state
+from pipelines.train import epoch_order as plan
+from pipelines.train import ingest
+from pipelines.train.epoch_order import Cursor
 
 from ..servers import Fault, S3Server
 from .conftest import train_args

@@ -17,8 +17,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipelines import storage, train_state
 from pipelines.cli import main
+from pipelines.files import storage
+from pipelines.train import checkpoints as train_state
 
 from ..servers import wait_for
 from .conftest import recorded, train_apart, train_args

@@ -22,9 +22,9 @@ from PIL import Image
 from corrdiff import load_codec
 from corrdiff.checkpoint import read_config
 from corrdiff.metrics import psnr
-from pipelines import storage
 from pipelines.cli import main
-from pipelines.tracking import EXPERIMENT
+from pipelines.files import storage
+from pipelines.tracking.tracker import EXPERIMENT
 
 from ..servers import MlflowServer
 from .conftest import Road, read_files, read_table, train_args

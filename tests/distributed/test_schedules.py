@@ -17,9 +17,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines import ingest, plan
-from pipelines.plan import Cursor
-from pipelines.shards import Manifest, read_manifest
+from pipelines.shards.format import Manifest, read_manifest
+from pipelines.train import epoch_order as plan
+from pipelines.train import ingest
+from pipelines.train.epoch_order import Cursor
 
 BATCH, EPOCHS = 6, 3
 SCHEDULES = 5

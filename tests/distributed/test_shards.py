@@ -14,11 +14,12 @@ from PIL import Image
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from corrdiff.errors import JobError
-from pipelines import ingest, plan
 from pipelines.cli import main
-from pipelines.plan import Cursor
-from pipelines.ray_session import STEP_S
-from pipelines.shards import read_manifest
+from pipelines.runtime.session import STEP_S
+from pipelines.shards.format import read_manifest
+from pipelines.train import epoch_order as plan
+from pipelines.train import ingest
+from pipelines.train.epoch_order import Cursor
 
 from .conftest import make_picture
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipelines import tracking
 from pipelines.cli import main
-from pipelines.tracking import EXPERIMENT, RunSpec, Tracker
+from pipelines.tracking import tracker as tracking
+from pipelines.tracking.tracker import EXPERIMENT, RunSpec, Tracker
 
 from ..servers import MlflowServer, free_port, wait_for
 from .conftest import train_args

@@ -13,13 +13,15 @@ import torch
 from corrdiff.checkpoint import save_codec
 from corrdiff.config import tiny
 from corrdiff.model import CorrDiffModel
-from pipelines import augment, ingest, plan, trainer
 from pipelines.cli import main
-from pipelines.config import PhaseName, TrainConfig
-from pipelines.ingest import Batch
-from pipelines.plan import Cursor
-from pipelines.shards import Manifest, read_manifest
-from pipelines.zero_config import ADAM_BETAS, ADAM_EPS
+from pipelines.shards.format import Manifest, read_manifest
+from pipelines.train import epoch_order as plan
+from pipelines.train import ingest, trainer
+from pipelines.train import samples as augment
+from pipelines.train.config import PhaseName, TrainConfig
+from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
+from pipelines.train.epoch_order import Cursor
+from pipelines.train.ingest import Batch
 
 from .conftest import recorded, train_args
 

@@ -1,0 +1,272 @@
+"""`--target-bpp` and `--target-psnr`: from a sample of the pictures, the rule by which each finds its quality.
+
+    a few pictures of some units  --D at every quality-->          curves
+    fewer of them                 --encoded at three qualities-->  what factors and diffusion add to D's bytes and PSNR
+    both                          --fit-->                         rule
+
+The sample grows until the mean is known well enough. The rule is written down (OUT/rate.json) and the first one counts,
+so that a job that goes on, on whatever machines, gives the pictures the qualities that it would have had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import operator
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corrdiff import correction, rate_control
+from corrdiff.checkpoint import load_codec
+from corrdiff.codec import CorrDiffCodec, Picture, Preview, Settings
+from corrdiff.config import QUALITIES
+from corrdiff.errors import JobError, UsageError
+from corrdiff.rate_control import Choice, Curve, Means, Point
+from pipelines.compress import read as opening
+from pipelines.compress.config import CompressConfig
+from pipelines.compress.read import Chunk
+from pipelines.dataset.format import RATE, Plan
+from pipelines.display.progress import console
+from pipelines.files import storage
+from pipelines.runtime.session import own_errors, pools
+
+FIRST_UNITS = 64
+"""Each further round doubles the sample."""
+PICTURES_OF_A_UNIT = 8
+"""Of a unit not all pictures are looked at, but about so many, where all units then still have MOST_PICTURES."""
+MOST_PICTURES = 8192
+ENOUGH = 0.008
+"""Standard error of the mean, as a share of it; 2% are two and a half of them."""
+IN_FULL = 24
+"""So many pictures are encoded, at least, where there are as many."""
+FULL_AT = 0, 4, 7
+"""Qualities at which they are; between these is interpolated."""
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The rule, and what it was found from."""
+
+    slope: float
+    start: int
+    bytes_a_cell: float
+    """Of a file's factors, for each cell of their grid."""
+    psnr_offset_db: list[float]
+    """Of the picture against D's, at each quality."""
+    sampled: int
+    bpp: float
+    """Expected of all pictures, as is `psnr_db`."""
+    psnr_db: float
+
+    @property
+    def choice(self) -> Choice:
+        return Choice(self.slope, self.start)
+
+    def point(self, preview: Preview, quality: int, pixels: int, cells: int) -> Point:
+        """What is expected of the file and the picture."""
+        point = Point.of(preview.bytes + self.bytes_a_cell * cells, pixels, preview.mse)
+        return point._replace(psnr_db=point.psnr_db + self.psnr_offset_db[quality])
+
+
+class Sampled(NamedTuple):
+    """What one picture would become."""
+
+    unit: int
+    place: int
+    pixels: int
+    cells: int
+    previews: list[Preview]
+    """At every quality."""
+    more_bytes: tuple[int, ...] = ()
+    """Of the file, and `more_db` of the picture, than its preview said, at `FULL_AT`; of pictures that were encoded."""
+    more_db: tuple[float, ...] = ()
+
+
+# --- the rule, picture by picture
+
+
+def qualities(
+    codec: CorrDiffCodec, images: Sequence[Picture], latents: Sequence[Tensor], settings: Settings, rate: Rate
+) -> list[int]:
+    """The qualities that pictures of one size take."""
+    pixels, cells = _measure(images[0], codec)
+    known: list[dict[int, Point]] = [{} for _ in images]
+    while wanted := {i: q for i, k in enumerate(known) if (q := rate_control.next_quality(k, rate.choice)) is not None}:
+        some = list(wanted)
+        previews = codec.preview([images[i] for i in some], [y[some] for y in latents], settings, list(wanted.values()))
+        for (i, quality), preview in zip(wanted.items(), previews, strict=True):
+            known[i][quality] = rate.point(preview, quality, pixels, cells)
+    return [rate_control.best_quality(k, rate.slope) for k in known]
+
+
+def _measure(image: Picture, codec: CorrDiffCodec) -> tuple[int, int]:
+    """Pixels, and cells of the grid of factors."""
+    height, width = image.shape[:2]
+    grid = correction.Grid(height, width, codec.config.diffusion.grid)
+    return height * width, grid.rows * grid.columns
+
+
+# --- finding it
+
+
+def find_rate(out: str, codec: str, plan: Plan, config: CompressConfig) -> Rate:
+    """The rule of this compression: the one that is written down, or a new one from a sample of its pictures.
+
+    Raises `UsageError` where no qualities reach the target, `JobError` where no picture can be opened.
+    """
+    uri = storage.join(out, RATE)
+    try:
+        return _read(uri)
+    except FileNotFoundError:
+        rate = _find(storage.join(out, plan.directory), codec, plan.units, config)
+    created = storage.create_bytes(uri, storage.to_json(dataclasses.asdict(rate)))
+    return rate if created else _read(uri)
+
+
+def _read(uri: str) -> Rate:
+    value = storage.read_json(uri)
+    try:
+        return Rate(**value)
+    except TypeError as error:
+        raise UsageError(f"{uri} is damaged ({error})") from None
+
+
+def _find(directory: str, codec: str, units: int, config: CompressConfig) -> Rate:
+    order = random.Random(0).sample(range(units), units)
+    every = max(1, min(config.unit // PICTURES_OF_A_UNIT, config.unit * units // MOST_PICTURES))
+    in_full = {unit: -(-IN_FULL // min(units, IN_FULL)) for unit in order[:IN_FULL]}
+    sampled: list[Sampled] = []
+    console.print("looking at some pictures in every quality, for the target")
+    end, error = 0, math.inf
+    while end < units and error > ENOUGH:
+        begin, end = end, min(units, 2 * end or FIRST_UNITS)
+        sampled += _look(order[begin:end], every, in_full, directory, codec, config)
+        if sampled:
+            sampled.sort()
+            rate = fit(sampled, config)
+            error = relative_error(sampled, rate, end / units / every, config)
+            console.print(f"{len(sampled):,} pictures sampled for the target: the mean is known to {2 * error:.1%}")
+    if not sampled:
+        raise JobError(f"not one picture of {units} units could be opened")
+    _check_in_reach(sampled, rate, config)
+    console.print(f"expected: {rate.bpp:.4f} bpp, {rate.psnr_db:.2f} dB")
+    return rate
+
+
+def fit(sampled: Sequence[Sampled], config: CompressConfig) -> Rate:
+    """The rule that meets the target on these pictures, of which some were encoded."""
+    full = [s for s in sampled if s.more_bytes]
+    a_cell = statistics.fmean(statistics.fmean(s.more_bytes) / s.cells for s in full) if full else 0.0
+    offsets = np.mean([s.more_db for s in full], axis=0) if full else np.zeros(len(FULL_AT))
+    rate = Rate(0.0, 0, a_cell, np.interp(range(QUALITIES), FULL_AT, offsets).tolist(), len(sampled), 0.0, 0.0)
+    curves = [_curve(s, rate) for s in sampled]
+    choice = rate_control.fit(curves, lambda m: operator.sub(*_aim(m, config)))
+    return dataclasses.replace(rate, **choice._asdict(), **rate_control.means(curves, choice)._asdict())
+
+
+def _aim(m: Means, config: CompressConfig) -> tuple[float, float]:
+    """What is, and what should be."""
+    if config.target_bpp is not None:
+        return m.bpp, config.target_bpp
+    assert config.target_psnr is not None
+    return m.psnr_db, config.target_psnr
+
+
+def _curve(s: Sampled, rate: Rate) -> Curve:
+    return Curve(s.pixels, [rate.point(p, quality, s.pixels, s.cells) for quality, p in enumerate(s.previews)])
+
+
+def relative_error(sampled: Sequence[Sampled], rate: Rate, share: float, config: CompressConfig) -> float:
+    """Standard error of the mean that is aimed at, as a share of it.
+
+    Units were drawn, of which `share` of all pictures come; pictures of one unit may be alike (ratio estimate of
+    clusters; Cochran, Sampling Techniques, 1977, section 9.7).
+    """
+    if share >= 1:
+        return 0.0
+    sums: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for s in sampled:
+        points = _curve(s, rate).points
+        point = points[rate_control.chosen_quality(points, rate.choice)]
+        value, weight = (point.bpp * s.pixels, s.pixels) if config.target_bpp is not None else (point.psnr_db, 1)
+        sums[s.unit][0] += value
+        sums[s.unit][1] += weight
+    if len(sums) < 2:
+        return math.inf
+    values, weights = zip(*sums.values(), strict=True)
+    ratio = sum(values) / sum(weights)
+    squares = math.fsum((v - ratio * w) ** 2 for v, w in zip(values, weights, strict=True))
+    variance = (1 - share) * len(sums) / (len(sums) - 1) * squares
+    return math.sqrt(variance) / math.fsum(values)
+
+
+def _check_in_reach(sampled: Sequence[Sampled], rate: Rate, config: CompressConfig) -> None:
+    curves = [_curve(s, rate) for s in sampled]
+    ends = [_aim(rate_control.means(curves, quality), config) for quality in (0, QUALITIES - 1)]
+    (least, wanted), (most, _) = ends
+    if not (1 - TOLERANCE) * least <= wanted <= (1 + TOLERANCE) * most:
+        name = "bpp" if config.target_bpp is not None else "psnr"
+        raise UsageError(
+            f"--target-{name} {wanted} is out of reach: with this codec these pictures come to between {least:.4g} and "
+            f"{most:.4g}"
+        )
+
+
+# --- looking at pictures, on Ray
+
+
+def _look(
+    numbers: Sequence[int], every: int, in_full: dict[int, int], directory: str, codec: str, config: CompressConfig
+) -> list[Sampled]:
+    """Each `every`-th picture of some units; so many of a unit as `in_full` says are encoded too."""
+    stages = pools(config.device, config.workers)
+    dataset = opening.open_units(numbers, directory, config, stages, every).map(
+        Sampler, fn_constructor_args=(codec, config, stages.device, in_full), **stages.networks
+    )
+    with own_errors():
+        return [sampled for row in dataset.iter_rows() for sampled in row["sampled"]]
+
+
+class Sampler:
+    """A Ray Data actor: a codec that looks at pictures."""
+
+    def __init__(self, codec: str, config: CompressConfig, device: str, in_full: dict[int, int]) -> None:
+        if device == "cpu":
+            torch.set_num_threads(1)  # an actor for each core
+        self.codec = load_codec(codec, device, config.precision)
+        self.settings = config.settings()
+        self.in_full = in_full
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        chunk: Chunk = row["chunk"]
+        found: list[Sampled] = []
+        for picture in chunk.pictures:
+            if picture.pixels is not None:
+                with contextlib.suppress(MemoryError, torch.OutOfMemoryError):  # it will be a failure
+                    found.append(self._look_at(picture.pixels, chunk.unit, picture.place))
+        return {"sampled": found}
+
+    def _look_at(self, image: Picture, unit: int, place: int) -> Sampled:
+        latents = self.codec.latents([image], self.settings)
+        previews = [self.codec.preview([image], latents, self.settings, [q])[0] for q in range(QUALITIES)]
+        sampled = Sampled(unit, place, *_measure(image, self.codec), previews)
+        if place >= self.in_full.get(unit, 0):
+            return sampled
+        more_bytes, more_db = [], []
+        for quality in FULL_AT:
+            encoded = self.codec.compress_batch([image], dataclasses.replace(self.settings, quality=quality))[0]
+            mse = float(np.mean((image.astype(np.float64) - encoded.reconstruction) ** 2))
+            preview = previews[quality]
+            more_bytes.append(len(encoded.data) - preview.bytes)
+            more_db.append(Point.of(0, 1, mse).psnr_db - Point.of(0, 1, preview.mse).psnr_db)
+        return sampled._replace(more_bytes=tuple(more_bytes), more_db=tuple(more_db))

@@ -1,0 +1,69 @@
+"""The last stage of a compression: a unit whose pictures have all come -> its part, and then its record.
+
+It needs no networks, and nothing here imports them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+import time
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.dataset import format as compressed
+from pipelines.dataset.format import COLUMNS, File, Record
+from pipelines.files import storage
+from pipelines.files.tar import add_member
+
+
+class Done(NamedTuple):
+    """A row of the table, and the file where there is one."""
+
+    place: int
+    row: dict[str, Any]
+    data: bytes | None
+    changes: tuple[str, ...] = ()
+
+
+def write_unit(out: str, unit: int, done: list[Done], seconds: dict[str, float]) -> Record:
+    """Write a unit's part and then its record; returns the record that counts."""
+    started = time.perf_counter()
+    done = sorted(done, key=lambda d: d.place)
+    tar, offsets = _tar(done)
+    tar_file = _write_part(out, unit, "tar", tar)
+    rows = [{**d.row, "part": tar_file.name, "offset": offsets[d.place]} if d.data is not None else d.row for d in done]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, COLUMNS), buffer)
+    good = [d.row for d in done if d.data is not None]
+    record = Record(
+        unit=unit, tar=tar_file, parquet=_write_part(out, unit, "parquet", buffer.getvalue()), pictures=len(done),
+        failures=len(done) - len(good), bytes=sum(r["bytes"] for r in good),
+        pixels=sum(r["width"] * r["height"] for r in good), seconds=seconds,
+    )  # fmt: skip
+    record.seconds["write"] = time.perf_counter() - started
+    return compressed.create_record(out, record)
+
+
+def _write_part(out: str, unit: int, extension: str, data: bytes) -> File:
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"part-{unit:05d}-{digest[:12]}.{extension}"
+    storage.write_bytes(storage.join(out, name), data, storage.PATIENT_ATTEMPTS)
+    return File(name, len(data), digest)
+
+
+def _tar(done: list[Done]) -> tuple[bytes, dict[int, int]]:
+    """The tar, and where in it each picture's file begins."""
+    buffer, offsets = io.BytesIO(), {}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for d in done:
+            if d.data is not None:
+                row = d.row
+                described = {k: row[k] for k in ("key", "source", "width", "height")} | {"changes": list(d.changes)}
+                offsets[d.place] = add_member(tar, f"{row['key']}.crdf", d.data)
+                add_member(tar, f"{row['key']}.json", json.dumps(described).encode())
+    return buffer.getvalue(), offsets

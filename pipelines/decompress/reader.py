@@ -1,0 +1,106 @@
+"""Pictures straight out of a compressed dataset, for training on it without unpacking it first.
+
+for key, picture in CompressedPictures("compressed", "codec"): ...     torch, in as many processes as you like
+read_compressed("compressed", "codec").iter_batches()                  Ray Data
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from corrdiff import bitstream
+from corrdiff.checkpoint import load_codec, read_config
+from corrdiff.codec import CorrDiffCodec, Decoding, Precision
+from pipelines.dataset import format as compressed
+from pipelines.decompress import stages as decompress_stages
+from pipelines.decompress.config import DecompressConfig
+from pipelines.files import storage
+from pipelines.runtime.session import pools
+
+
+class CompressedPictures(IterableDataset[tuple[str, Tensor]]):
+    """Keys and decoded pictures, uint8 [3, H, W], of a finished compressed dataset.
+
+    Parts are dealt to the ranks of `torch.distributed`, where it is in use, and to the workers of a `DataLoader`; each
+    picture comes once. Sizes differ: give the loader `batch_size=None`, or cut crops first.
+    """
+
+    def __init__(
+        self, dataset: str, codec: str, decoding: Decoding = "corrected", seed: int | None = None,
+        device: str = "cpu", precision: Precision | None = None,
+        max_pixels: int = bitstream.MAX_PIXELS,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            dataset: what `corrdiff compress` wrote: a directory or any fsspec URI.
+            codec: the codec that it was compressed with.
+            decoding: "corrected" is the picture; "privileged" is D's alone, which needs one network pass and not one a
+                step.
+            seed: with it, parts and the pictures of a part come in an order of that seed and the epoch.
+            max_pixels: larger pictures are an error.
+            device: where the networks run; in the workers of a loader that means one codec each.
+
+        Raises:
+            UsageError: no finished dataset, or another codec's.
+        """
+        self.dataset, self.codec = storage.absolute(dataset), storage.absolute(codec)
+        self.plan, _ = compressed.read_complete(self.dataset)
+        compressed.check_codec(self.dataset, self.plan, codec, read_config(self.codec)[1])
+        self.decoding, self.seed, self.epoch, self.max_pixels = decoding, seed, 0, max_pixels
+        self._on = device, precision
+        self._loaded: CorrDiffCodec | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which order comes next; with loader workers that persist, before the loader is made."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        worker = get_worker_info()
+        workers, worker_id = (worker.num_workers, worker.id) if worker else (1, 0)
+        ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        if worker:
+            torch.set_num_threads(1)
+        if self._loaded is None:
+            self._loaded = load_codec(self.codec, *self._on)
+        for unit in self._order(0, self.plan.units)[rank * workers + worker_id :: ranks * workers]:
+            files = decompress_stages.read_part(self.dataset, compressed.read_record(self.dataset, unit))
+            shuffled = [files[i] for i in self._order(unit + 1, len(files))]
+            for some in decompress_stages.portions(shuffled, self.max_pixels):
+                for decoded in decompress_stages.decode(self._loaded, some, self.decoding, self.max_pixels):
+                    yield decoded.key, torch.from_numpy(decoded.pixels).permute(2, 0, 1)
+
+    def _order(self, what: int, count: int) -> list[int]:
+        if self.seed is None:
+            return list(range(count))
+        order: list[int] = np.random.default_rng([self.seed, self.epoch, what]).permutation(count).tolist()
+        return order
+
+
+def read_compressed(dataset: str, codec: str, config: DecompressConfig | None = None) -> Any:
+    """A `ray.data.Dataset` with a row for each picture: `key`, and `image`, uint8 [H, W, 3].
+
+    Starts Ray where it is not started, as Ray Data's own readers do. Raises `UsageError` where there is no finished
+    dataset, or it is another codec's.
+    """
+    import ray
+
+    dataset, codec = storage.absolute(dataset), storage.absolute(codec)
+    plan, _ = compressed.read_complete(dataset)
+    compressed.check_codec(dataset, plan, codec, read_config(codec)[1])
+    if not ray.is_initialized():
+        ray.init()
+    rows = [{"unit": unit, "members": ""} for unit in range(plan.units)]
+    config = config or DecompressConfig()
+    chunks = decompress_stages.decoded(rows, dataset, codec, config, pools(config.device, config.workers))
+    return chunks.flat_map(_rows, num_cpus=0)
+
+
+def _rows(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": p.key, "image": p.pixels} for p in row["chunk"].pictures]

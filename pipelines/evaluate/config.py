@@ -1,0 +1,75 @@
+"""What `corrdiff` can be told about evaluate."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, Settings
+from corrdiff.errors import UsageError
+from pipelines.options import Device, check_positive
+
+AnchorName = Literal["jpeg", "jpeg2000", "webp", "avif", "jxl"]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What an evaluation measures."""
+
+    qualities: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
+    """Quality levels of the codecs."""
+    fidelities: tuple[float, ...] = (1.0, 0.5, 0.0)
+    """Fidelities at each quality."""
+    steps: tuple[int, ...] = (2, 4, 16)
+    """Numbers of steps other than the codec's own, at the middle quality and fidelity."""
+    anchors: tuple[AnchorName, ...] = ("jpeg", "jpeg2000", "webp", "avif", "jxl")
+    """Codecs that people know, to stand beside."""
+    reference: AnchorName = "jpeg"
+    """The anchor against which BD-rates are."""
+    limit: int | None = None
+    """Only so many of the pictures, the first ones."""
+    show: int = 4
+    """Pictures in the report to look at, spread over all."""
+    workers: int | None = None
+    """Most workers at a time; where it is not given, as many as the cluster has GPUs or CPUs."""
+    device: Device = "auto"
+    """GPUs where the cluster has them, unless told."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Where it is not given, bf16 on GPUs and on CPUs that compute in it."""
+    max_pixels: int = 1 << 26
+    """Larger pictures are failures."""
+    lpips_weights: str | None = None
+    """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
+    column: str | None = None
+    """Of Parquet tables: the column with the pictures' bytes, or with their paths or URIs."""
+
+    def __post_init__(self) -> None:
+        self.points()  # checks its ranges
+        for field in ("qualities", "fidelities", "steps", "anchors"):
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise UsageError(f"--{field} must be different values, not {' '.join(map(str, values))}")
+        for field in ("qualities", "fidelities"):
+            if not getattr(self, field):
+                raise UsageError(f"--{field} must have a value at least")
+        if self.reference not in self.anchors and self.anchors:
+            raise UsageError(f"--reference {self.reference} is not among --anchors {' '.join(self.anchors)}")
+        check_positive(self, "limit", "workers", "max_pixels")
+        if self.show < 0:
+            raise UsageError(f"--show must not be negative, not {self.show}")
+
+    def points(self) -> list[Settings]:
+        """What each codec is asked for."""
+        middle = self.qualities[len(self.qualities) // 2] if self.qualities else DEFAULT_QUALITY
+        grid = [Settings(quality, fidelity) for quality in self.qualities for fidelity in self.fidelities]
+        return grid + [Settings(middle, DEFAULT_FIDELITY, steps) for steps in self.steps]
+
+    def decodes_both(self, settings: Settings) -> bool:
+        """Whether a file is decoded by D alone and without the correction too: one of each quality."""
+        return settings.steps is None and settings.fidelity == self.fidelities[0]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two evaluations the same; the rest may change when one goes on."""
+        may_change = {"workers", "device", "reference", "lpips_weights", "max_pixels"}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in may_change}

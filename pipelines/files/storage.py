@@ -1,0 +1,313 @@
+"""Files on any fsspec URI, the same way everywhere: local paths, s3:// and the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import random
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import fsspec
+
+from corrdiff.config import BUILTIN_SCHEME
+from corrdiff.errors import JobError, UsageError
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+PATIENT_ATTEMPTS = 30
+"""For what a long job reads and writes: with pauses of at most `LONGEST_DELAY_S` it waits some four minutes."""
+
+FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 15.0
+
+SAMPLE_SCHEME = "sample:"
+"""Of pictures that installed packages bring; like `builtin:`, no place in any storage."""
+
+READERS = 16
+"""Small files that are read at the same time."""
+
+CHUNK_BYTES = 8 << 20
+"""Most of an object that one request of `read_range` asks for, so that a broken connection repeats little."""
+
+_FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DRIVERS = ("aiobotocore", "aiohttp", "botocore", "urllib3")
+"""Packages whose errors about the network are not `OSError`s."""
+_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoAuthTokenError")
+"""Their errors that no second attempt helps."""
+
+
+def absolute(uri: str) -> str:
+    """A URI as it is, a local path made absolute, so that a worker elsewhere understands it. No trailing slash.
+
+    Raises `UsageError` for a relative path in a Ray job, whose working directory goes away with the job, and for a URI
+    with a password, which would be in logs and in MLflow.
+    """
+    if re.search(r"://[^/\s@:]*:[^\s@]*@", uri):
+        raise UsageError(
+            f"{uri.split('://')[0]}://...: leave user and password to the environment or a configuration file"
+        )
+    if "://" in uri or uri.startswith((BUILTIN_SCHEME, SAMPLE_SCHEME)):
+        return uri.rstrip("/")
+    if in_job() and not uri.startswith(("/", "~")):
+        raise UsageError(f"'{uri}' would be in the job's temporary directory: give a URI, or a path from the root")
+    return os.path.abspath(os.path.expanduser(uri))
+
+
+def in_job() -> bool:
+    """Whether this process was started by Ray's job server."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def join(uri: str, *parts: str) -> str:
+    root = uri if uri.endswith("://") else f"{uri.rstrip('/')}/"
+    return root + "/".join(parts)
+
+
+def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URI and the path in it. Raises `UsageError` for an unknown scheme."""
+    try:
+        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"cannot open {uri}: {error}") from None
+    return fs, str(path)
+
+
+def read_bytes(uri: str, attempts: int = ATTEMPTS) -> bytes:
+    """A whole object; transient errors are tried again. Raises `FileNotFoundError` where there is none."""
+
+    def read() -> bytes:
+        fs, path = open_fs(uri)
+        data: bytes = fs.cat_file(path)
+        return data
+
+    return with_retries(f"reading {uri}", read, attempts)
+
+
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of an object; after a transient error, goes on from the chunk that failed.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+        JobError: it ends before `end`, or cannot be read.
+    """
+    fs, path = open_fs(uri)
+
+    def chunk(first: int, last: int) -> bytes:
+        try:
+            data: bytes = fs.cat_file(path, start=first, end=last)
+        except FileNotFoundError:
+            raise
+        except Exception:
+            _check_length(fs, path, uri, last)
+            raise
+        if len(data) != last - first:
+            _check_length(fs, path, uri, last)
+            raise OSError(f"{len(data):,} of {last - first:,} bytes came")
+        return data
+
+    parts = []
+    for first in range(start, end, CHUNK_BYTES):
+        last = min(first + CHUNK_BYTES, end)
+        what = f"reading bytes {first:,} to {last:,} of {uri}"
+        parts.append(with_retries(what, lambda a=first, b=last: chunk(a, b), PATIENT_ATTEMPTS))  # type: ignore[misc]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def open_ranges(uri: str, buffer_bytes: int = 1 << 18) -> io.BufferedReader:
+    """A file to read from anywhere in, every read of which is tried again as `read_range` does.
+
+    Raises `FileNotFoundError` where there is none.
+    """
+    fs, path = open_fs(uri)
+    size = with_retries(f"looking for {uri}", lambda: int(fs.info(path)["size"]), PATIENT_ATTEMPTS)
+    return io.BufferedReader(_Ranges(uri, size), buffer_bytes)
+
+
+class _Ranges(io.RawIOBase):
+    def __init__(self, uri: str, size: int) -> None:
+        self._uri, self._size, self._at = uri, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._size)
+        if end <= self._at:
+            return 0
+        data = read_range(self._uri, self._at, end)
+        buffer[: len(data)] = data
+        self._at = end
+        return len(data)
+
+
+def _check_length(fs: fsspec.AbstractFileSystem, path: str, uri: str, needed: int) -> None:
+    """Raises `JobError` where an object is shorter than needed; says nothing where that cannot be known."""
+    try:
+        fs.invalidate_cache(path)
+        size = int(fs.info(path)["size"])
+    except FileNotFoundError:
+        raise
+    except Exception:
+        return
+    if size < needed:
+        raise JobError(f"{uri} is truncated: it ends at byte {size:,}, byte {needed:,} is needed; copy it again")
+
+
+def write_bytes(uri: str, data: bytes, attempts: int = ATTEMPTS) -> None:
+    """A whole object, visible only when it is complete: renamed into place on local disks, one PUT elsewhere."""
+
+    def write() -> None:
+        fs, path = open_fs(uri)
+        if is_local(fs):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with _beside(path, data) as temporary:
+                os.replace(temporary, path)
+        else:
+            fs.pipe_file(path, data)
+
+    with_retries(f"writing {uri}", write, attempts)
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write an object that must not be there yet; whether it was not. Where storage cannot promise that, the object
+    that is there a moment before wins."""
+    fs, path = open_fs(uri)
+
+    def create() -> bool:
+        if fs.exists(path):
+            return False
+        if is_local(fs):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with _beside(path, data) as temporary:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    raise
+                except OSError:  # a file system without hard links
+                    os.replace(temporary, path)
+        else:
+            fs.pipe_file(path, data, mode="create")
+        return True
+
+    try:
+        return with_retries(f"writing {uri}", create, PATIENT_ATTEMPTS)
+    except FileExistsError:
+        return False
+
+
+@contextlib.contextmanager
+def _beside(path: str, data: bytes) -> Iterator[str]:
+    """A finished file on the same disk, gone afterwards where it was not renamed."""
+    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        yield temporary
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def exists(uri: str) -> bool:
+    fs, path = open_fs(uri)
+    return bool(with_retries(f"looking for {uri}", lambda: fs.exists(path)))
+
+
+def is_file(uri: str) -> bool:
+    fs, path = open_fs(uri)
+    return bool(with_retries(f"looking for {uri}", lambda: fs.isfile(path)))
+
+
+def list_names(uri: str) -> list[str]:
+    """Names directly under a directory, sorted; empty where there is none."""
+    fs, path = open_fs(uri)
+
+    def ls() -> list[str]:
+        fs.invalidate_cache()
+        try:
+            return sorted(str(p).rstrip("/").rsplit("/", 1)[-1] for p in fs.ls(path, detail=False))
+        except FileNotFoundError:
+            return []
+
+    return [name for name in with_retries(f"listing {uri}", ls) if name]
+
+
+def remove_tree(uri: str) -> None:
+    fs, path = open_fs(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def read_json(uri: str) -> Any:
+    """Raises `UsageError` where the object is not JSON, `FileNotFoundError` where it is missing."""
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise UsageError(f"{uri} is damaged: not JSON ({error})") from None
+
+
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, to_json(value))
+
+
+def to_json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return fs.protocol == "file" or "file" in fs.protocol
+
+
+def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
+    """Run an idempotent action, again with growing pauses where it failed for a reason that may pass.
+
+    Says once on stderr that it goes on trying where that takes long. Raises `JobError` when the last attempt failed
+    too. A missing object (`FileNotFoundError`), a refused permission (`UsageError`), a full disk and what the action
+    itself calls a `JobError` are final at once.
+    """
+    delay_s = FIRST_DELAY_S
+    for attempt in range(1, attempts + 1):
+        try:
+            return action()
+        except (*_FINAL, JobError, UsageError):
+            raise
+        except PermissionError as error:
+            raise UsageError(f"{what} is not permitted ({error}); check the path and the credentials") from None
+        except Exception as error:
+            if type(error).__name__ in _CREDENTIALS:
+                raise UsageError(f"{what} is not possible: {error}") from None
+            if type(error).__name__ == "ParamValidationError":  # a mistake of ours
+                raise
+            if getattr(error, "errno", None) in _NO_NAME:
+                raise
+            if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _DRIVERS:
+                raise
+            if attempt == attempts or getattr(error, "errno", None) in _FULL:
+                times = "" if attempt == 1 else f" {attempt} times, last"
+                raise JobError(f"{what} failed{times} with: {error}") from error
+            if attempt == ATTEMPTS:
+                print(f"{what} fails ({error}); trying again for some minutes", file=sys.stderr)
+        time.sleep(delay_s * random.uniform(0.5, 1.0))  # many workers must not come back at the same moment
+        delay_s = min(2 * delay_s, LONGEST_DELAY_S)
+    raise AssertionError

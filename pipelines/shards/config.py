@@ -1,0 +1,37 @@
+"""What `corrdiff` can be told about shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from corrdiff.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """Cut pictures into WebDataset shards of training crops."""
+
+    crop: int = 256
+    """Side of a crop in pixels."""
+    stride: int | None = None
+    """Distance between crops; the crop's side where it is not given. Crops always reach the picture's borders."""
+    images_per_shard: int = 64
+    """Pictures that go into one shard."""
+    val_fraction: float = 0.0
+    """Share of the pictures that is held out for validation, in shards of its own under OUT/val."""
+    min_detail: float = 0.5
+    """Flatter crops are left out: mean difference of neighbouring pixels, in levels of 255."""
+    seed: int = 0
+    """Order of the pictures over the shards, and which are held out."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise UsageError(f"--val-fraction must be from 0 to below 1, not {self.val_fraction}")
+        if not self.min_detail >= 0:
+            raise UsageError(f"--min-detail must not be negative, not {self.min_detail}")
+        if not 16 <= self.crop <= 4096:
+            raise UsageError(f"--crop must be from 16 to 4096 pixels, not {self.crop}")
+        if self.stride is not None and not 1 <= self.stride <= self.crop:
+            raise UsageError(f"--stride must be from 1 to the crop's side, not {self.stride}")
+        if self.images_per_shard < 1:
+            raise UsageError("--images-per-shard must be at least 1")

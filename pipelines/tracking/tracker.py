@@ -1,0 +1,262 @@
+"""MLflow, everywhere the same way: one experiment, a run for each phase, compression and evaluation, linked by tags.
+
+Nothing here ever stops or slows a job: a thread of its own talks to the server. When the server goes away that is said
+once, and what was measured is kept: in memory for when it comes back, and as JSON lines and files in `local`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from corrdiff.errors import UsageError
+from pipelines.files import storage
+from pipelines.tracking import lineage
+
+EXPERIMENT = "corrdiff"
+RECORD = "mlflow.json"
+RETRY_EVERY_S = 30.0
+CLOSE_TIMEOUT_S = 60.0
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else a sqlite file in the working directory.
+
+    Raises `UsageError` where that would be the temporary directory of a Ray job.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    lost = not given or (given.startswith("sqlite:") and not given.startswith("sqlite:////"))
+    if lost and storage.in_job():
+        raise UsageError(
+            "a Ray job needs an MLflow server, for its working directory goes away: set MLFLOW_TRACKING_URI on the "
+            "cluster's machines, or for this job with corrdiff submit --env MLFLOW_TRACKING_URI=http://HOST:5000"
+        )
+    return given or f"sqlite:///{os.path.abspath('mlflow.db')}"
+
+
+def redacted(uri: str) -> str:
+    """A URI without user and password, fit for a log."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}" if "@" in rest else uri
+
+
+def recorded_run(directory: str) -> str | None:
+    """The MLflow run that whoever works in a directory wrote down there."""
+    uri = storage.join(directory, RECORD)
+    return str(storage.read_json(uri)["run_id"]) if storage.exists(uri) else None
+
+
+def record_run(directory: str, run_id: str) -> None:
+    storage.write_json(storage.join(directory, RECORD), {"run_id": run_id})
+
+
+class RunSpec(NamedTuple):
+    """What identifies a run in MLflow."""
+
+    name: str
+    tags: dict[str, str]
+    params: dict[str, Any]
+    run_id: str | None = None
+    """An earlier run to go on with."""
+
+
+class _Item(NamedTuple):
+    what: str
+    """"metrics", "tags", "artifact" or "links"."""
+    values: dict[str, Any]
+    step: int
+    time_ms: int
+
+
+class Tracker:
+    """One run. All calls return at once; `close` waits for what is left to be sent."""
+
+    def __init__(self, uri: str, spec: RunSpec, local: str, say: Callable[[str], None]) -> None:
+        """
+        Args:
+            uri: where MLflow is.
+            spec: the run to begin or to go on with.
+            local: directory or URI for what could not be sent.
+            say: told once when the server cannot be reached.
+        """
+        self._uri, self._spec, self._local, self._say = uri, spec, local, say
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._backlog: list[_Item] = []
+        self._offline = False
+        self._retry_at = 0.0
+        self._client: Any = None
+        self._run_id = spec.run_id
+        self._begun = threading.Event()
+        self._experiment_id = ""
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        self._thread.start()
+        self._link(spec.tags)
+
+    def run_id(self, timeout_s: float = 60.0) -> str | None:
+        """The MLflow run's id, or None while the server cannot be reached."""
+        self._begun.wait(timeout_s)
+        return self._run_id
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        self._put("metrics", dict(values), step)
+
+    def tags(self, values: dict[str, str]) -> None:
+        self._put("tags", dict(values), 0)
+        self._link(values)
+
+    def artifact(self, path: str, data: bytes) -> None:
+        """A file, at `path` among the run's artifacts."""
+        self._put("artifact", {"path": path, "data": data}, 0)
+
+    def close(self, status: str = "FINISHED") -> None:
+        """Send what is left and end the run; what cannot be sent is written to `local`."""
+        self._put("tags", {"_status": status}, 0)
+        self._queue.put(None)
+        self._thread.join(CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():  # a server that neither answers nor refuses: better twice than never
+            waiting = list(self._backlog)
+            while not self._queue.empty():
+                item = self._queue.get()
+                if item is not None:
+                    waiting.append(item)
+            self._keep(waiting)
+
+    def _link(self, tags: dict[str, str]) -> None:
+        """Once it is said which codec this run is of: the links between all runs of it."""
+        if lineage.FINGERPRINT in tags:
+            self._put("links", {lineage.FINGERPRINT: tags[lineage.FINGERPRINT]}, 0)
+
+    def _put(self, what: str, values: dict[str, Any], step: int) -> None:
+        self._queue.put(_Item(what, values, step, int(time.time() * 1000)))
+
+    def _work(self) -> None:
+        self._try_send([])
+        self._begun.set()
+        closing = False
+        while not closing:
+            items = [self._queue.get()]
+            while not self._queue.empty() and len(items) < 200:
+                items.append(self._queue.get())
+            closing = None in items
+            self._backlog += [item for item in items if item is not None]
+            if closing or not self._offline or time.monotonic() >= self._retry_at:
+                self._backlog = self._try_send(self._backlog)
+        if self._backlog:
+            self._keep(self._backlog)
+
+    def _try_send(self, items: list[_Item]) -> list[_Item]:
+        """Returns what could not be sent."""
+        left = list(items)
+        try:
+            self._begin()
+            while left:
+                batch = _joined(left)
+                self._send(batch)
+                left = left[len(batch) :]
+            self._offline = False
+        except Exception as error:  # whatever the server, the network or the database raise must not reach the job
+            if not self._offline:
+                kind = type(error).__name__
+                self._say(
+                    f"MLflow at {redacted(self._uri)} cannot be reached ({kind}); going on, "
+                    f"measurements are kept and go to {self._local} unless it comes back"
+                )
+            self._offline, self._retry_at = True, time.monotonic() + RETRY_EVERY_S
+        return left
+
+    def _begin(self) -> None:
+        if self._client is not None:
+            return
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        client = MlflowClient(self._uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            try:
+                experiment_id = client.create_experiment(EXPERIMENT, artifact_location=_artifact_root(self._uri))
+            except MlflowException:  # another run was quicker
+                experiment = client.get_experiment_by_name(EXPERIMENT)
+                if experiment is None:
+                    raise
+                experiment_id = experiment.experiment_id
+        else:
+            experiment_id = experiment.experiment_id
+        self._experiment_id = experiment_id
+        if self._run_id is None:
+            run = client.create_run(experiment_id, run_name=self._spec.name, tags=self._spec.tags)
+            params = [Param(k, str(v)[:6000]) for k, v in self._spec.params.items() if v is not None]
+            client.log_batch(run.info.run_id, params=params)
+            self._run_id = run.info.run_id
+        else:
+            client.update_run(self._run_id, status="RUNNING")
+        self._client = client
+
+    def _send(self, batch: list[_Item]) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        client, run_id = self._client, self._run_id
+        first = batch[0]
+        if first.what == "metrics":
+            metrics = [Metric(k, float(v), i.time_ms, i.step) for i in batch for k, v in i.values.items()]
+            for start in range(0, len(metrics), 1000):
+                client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        elif first.what == "tags":
+            status = first.values.get("_status")
+            tags = [RunTag(k, v) for k, v in first.values.items() if k != "_status"]
+            if tags:
+                client.log_batch(run_id, tags=tags)
+            if status:
+                client.set_terminated(run_id, status)
+        elif first.what == "links":
+            lineage.renew_notes(client, self._experiment_id, first.values[lineage.FINGERPRINT])
+        else:
+            path = Path(first.values["path"])
+            with tempfile.TemporaryDirectory() as directory:
+                file = Path(directory) / path.name
+                file.write_bytes(first.values["data"])
+                parent = str(path.parent)
+                client.log_artifact(run_id, str(file), None if parent == "." else parent)
+
+    def _keep(self, items: list[_Item]) -> None:
+        """Write what could not be sent beside the job's own output."""
+        stamp = f"{int(time.time())}-{os.getpid()}"
+        lines = [
+            json.dumps({"time_ms": i.time_ms, "step": i.step, "what": i.what, **i.values})
+            for i in items
+            if i.what in ("metrics", "tags")
+        ]
+        directory = storage.join(self._local, "untracked")
+        storage.write_bytes(storage.join(directory, f"measurements-{stamp}.jsonl"), "\n".join(lines).encode() + b"\n")
+        for item in items:
+            if item.what == "artifact":
+                storage.write_bytes(storage.join(directory, item.values["path"]), item.values["data"])
+
+
+def _joined(items: list[_Item]) -> list[_Item]:
+    """The longest run of metrics at the front, to be sent in one call; else the first item alone."""
+    if items[0].what != "metrics":
+        return items[:1]
+    end = next((i for i, item in enumerate(items) if item.what != "metrics"), len(items))
+    return items[:end]
+
+
+def _artifact_root(uri: str) -> str | None:
+    """Beside a sqlite file; a server decides for itself."""
+    if uri.startswith("sqlite:///"):
+        return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+    return None

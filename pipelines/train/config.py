@@ -1,0 +1,138 @@
+"""What `corrdiff` can be told about train."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from corrdiff.errors import UsageError
+from pipelines.options import Device, check_positive
+
+PresetName = Literal["tiny", "small", "base"]
+PhaseName = Literal["phase1", "phase2"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training phase."""
+
+    shards: str
+    """Directory or URI that 'corrdiff shard' wrote."""
+    storage: str = "runs"
+    """Where runs live: a directory that every node sees, or s3://bucket/prefix."""
+    name: str = "corrdiff"
+    """Name of the run; the same command with the same name goes on where it stopped."""
+    preset: PresetName = "tiny"
+    """Size of the networks."""
+    init_from: str | None = None
+    """Codec directory to start from (needed by phase 2 unless this run has finished phase 1)."""
+    images_total: int = 1_000_000
+    """Length of the phase in crops; all schedules scale with it."""
+    batch: int = 16
+    """Crops in a step over all workers."""
+    micro_batch: int | None = None
+    """Crops in one forward pass of one worker; the rest of the batch is gradient accumulation."""
+    crop: int = 128
+    """Side of the training crop, cut at random from the shard's crops; a multiple of 64."""
+    lr: float = 1e-3
+    """Peak learning rate of Adam."""
+    beta: float = 0.0066
+    """Rate weight at the middle quality; larger means smaller files."""
+    lpips_weight: float = 0.0
+    """Weight w of LPIPS in the loss; needs its backbone (see --lpips-weights)."""
+    lpips_weights: str | None = None
+    """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
+    gradient_clip: float = 1.0
+    """Largest gradient norm."""
+    warmup_share: float = 0.25
+    """Phase 1: share of the run before the score network's loss reaches the encoder. In the first half of that the
+    score network does not train at all, and steps are quicker."""
+    seed: int = 0
+    """Everything random is a function of this, the epoch and the crop's key."""
+    workers: str = "1"
+    """Data-parallel workers, one GPU each where there are GPUs. MIN:MAX starts with what there is, grows when nodes
+    come and shrinks when they go; the batch stays as it is."""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """What DeepSpeed partitions over the workers: nothing, moments, gradients too, weights too. auto takes the lowest
+    with which the states leave most of a worker's memory to activations."""
+    activation_checkpointing: bool | None = None
+    """Keep no activations inside residual blocks and compute them again backwards: less memory, a quarter slower. Where
+    it is not given: for the base preset alone."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the networks; weights and moments are always fp32."""
+    device: Device = "auto"
+    """GPUs where the cluster has them, unless told."""
+    checkpoint_every: int = 50_000
+    """Crops between checkpoints."""
+    log_every: int = 10
+    """Steps between points of the curves in MLflow; each point is the mean over those steps."""
+    keep_checkpoints: int = 2
+    """Finished checkpoints that are kept."""
+    resize_every: float = 60.0
+    """With --workers MIN:MAX, seconds between looks for machines that have come; a resize costs a restart."""
+    validate_every: int = 50_000
+    """Crops between measurements of real encodes and decodes, with pictures, in MLflow: on SHARDS/val where it is, else
+    on a few training crops."""
+    max_failures: int = 3
+    """Restarts from the last checkpoint after worker failures."""
+
+    def __post_init__(self) -> None:
+        check_positive(
+            self, "images_total", "batch", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"
+        )
+        if self.crop % 64 or self.crop < 64:
+            raise UsageError(f"--crop must be a multiple of 64, not {self.crop}")
+        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.workers) or self.min_workers > self.max_workers:
+            raise UsageError(f"--workers must be a number or MIN:MAX, not '{self.workers}'")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UsageError(f"--micro-batch must be at least 1, not {self.micro_batch}")
+        self._check_batch()
+        if not 0 <= self.lpips_weight < 1:
+            raise UsageError(f"--lpips-weight must be from 0 to below 1, not {self.lpips_weight}")
+        if "/" in self.name or not self.name or self.name.startswith("."):
+            raise UsageError(f"--name must be a plain name, not '{self.name}'")
+
+    def _check_batch(self) -> None:
+        """Each allowed number of workers must get equal parts of a batch, and each part whole micro-batches."""
+        micro = self.micro_batch or 1
+        unit = micro * math.lcm(*range(self.min_workers, self.max_workers + 1))
+        if self.batch % unit:
+            lower, higher = self.batch // unit * unit, -(-self.batch // unit) * unit
+            nearest = f"{lower} and {higher}" if lower else str(higher)
+            each = f", in micro-batches of {micro}" if self.micro_batch else ""
+            fixed = self.min_workers == self.max_workers
+            counts = f"{self.workers} workers" if fixed else f"every number of workers in {self.workers}"
+            raise UsageError(
+                f"--batch {self.batch} cannot be dealt equally to {counts}{each}; the nearest that can: {nearest}"
+            )
+
+    @property
+    def min_workers(self) -> int:
+        return int(self.workers.split(":")[0])
+
+    @property
+    def max_workers(self) -> int:
+        return int(self.workers.split(":")[-1])
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        return self.preset == "base" if self.activation_checkpointing is None else self.activation_checkpointing
+
+    def micro_batch_size(self, world_size: int) -> int:
+        return self.micro_batch or self.batch // world_size
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches of one worker in a step."""
+        return self.batch // world_size // self.micro_batch_size(world_size)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs of one name the same run; the rest may change when a run goes on."""
+        may_change = {
+            "storage", "name", "workers", "zero_stage", "activation_checkpointing", "micro_batch", "device",
+            "checkpoint_every", "keep_checkpoints", "validate_every", "log_every", "resize_every", "max_failures",
+            "lpips_weights",
+        }  # fmt: skip
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in may_change}

@@ -1,0 +1,126 @@
+"""What the first worker does beside training: MLflow, pictures, the export, and what the board is to show."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from corrdiff.checkpoint import CONFIG_FILE, read_config
+from pipelines.display.contact_sheet import Panel, side_by_side
+from pipelines.files import storage
+from pipelines.tracking.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
+from pipelines.tracking.tracker import RunSpec, Tracker, record_run, recorded_run
+from pipelines.train import phase1, validation
+from pipelines.train.config import PhaseName, TrainConfig
+from pipelines.train.costs import Costs
+from pipelines.train.export import codec_config, export_model
+from pipelines.train.trainer import StepResult, Trainer, warmup_at
+
+
+class Observer:
+    """Lives on rank 0 for the length of a phase."""
+
+    def __init__(self, board: Any, tracking: str, config: TrainConfig, phase: PhaseName, run: str) -> None:
+        self.config, self.phase, self.run, self.board = config, phase, run, board
+        self.window: list[tuple[StepResult, int, tuple[str, ...]]] = []
+        self.cost_note = ""
+        known = recorded_run(run)
+        tags = {KIND: phase, "corrdiff.run": run}
+        if config.init_from:
+            _, digest, provenance = read_config(config.init_from)
+            tags["corrdiff.init_fingerprint"] = digest
+            tags |= lineage_tags(provenance)
+        params = {**dataclasses.asdict(config), **_flat(codec_config(config).to_dict(), "codec")}
+        spec = RunSpec(f"{config.name}-{phase}", tags, params, known)
+        self.tracker = Tracker(tracking, spec, run, self.say)
+        self.mlflow_run = known
+        self.measured_uri = storage.join(run, "validation.json")
+        self.measured: list[dict[str, float]] = (
+            storage.read_json(self.measured_uri) if storage.exists(self.measured_uri) else []
+        )
+
+    def say(self, sentence: str) -> None:
+        self.board.say.remote(sentence)
+
+    def remember_mlflow_run(self, timeout_s: float) -> None:
+        """Write down which MLflow run this is, as soon as the server has said so: a restart goes on with it."""
+        if self.mlflow_run is None:
+            self.mlflow_run = self.tracker.run_id(timeout_s)
+            if self.mlflow_run is not None:
+                record_run(self.run, self.mlflow_run)
+
+    def after_step(self, trainer: Trainer, result: StepResult, rows: int) -> None:
+        """Show how far it is."""
+        names = self._names(trainer, trainer.progress.images_seen - rows)
+        self.window.append((result, rows, names))
+        terms = dict(zip(trainer.term_names, result.terms, strict=True))
+        note = " ".join(f"{name} {terms[name]:.3f}" for name in names[:3])
+        self.board.write.remote(images=trainer.progress.images_seen, note=f"{note}{self.cost_note}")
+        self.remember_mlflow_run(timeout_s=0.0)
+
+    def after_window(self, trainer: Trainer, costs: Costs) -> None:
+        """A point of each curve: the mean over the steps since the last one."""
+        self.board.spend.remote(costs)
+        rows = [n for _, n, _ in self.window]
+        means = np.average([r.terms for r, _, _ in self.window], axis=0, weights=rows).tolist()
+        names = set.intersection(*(set(names) for _, _, names in self.window))
+        values = {name: value for name, value in zip(trainer.term_names, means, strict=True) if name in names}
+        for name in [n for n in values if n.startswith("mse_")]:
+            values[f"psnr_{name.removeprefix('mse_')}_db"] = 10 * math.log10(4 / max(values[name], 1e-12))
+        spent = costs.metrics()
+        values |= {
+            "lr": self.window[-1][0].lr,
+            "grad_norm": float(np.mean([r.grad_norm for r, _, _ in self.window])),
+            "epoch": float(trainer.progress.cursor.epoch),
+            "cpu_percent": psutil.cpu_percent(),
+            **spent,
+        }
+        if trainer.device.type == "cuda":
+            with contextlib.suppress(Exception):  # where the driver's library does not say, the metric is absent
+                values["gpu_percent"] = float(torch.cuda.utilization())
+        mfu = f", MFU {spent['mfu']:.0%}" if "mfu" in spent else ""
+        self.cost_note = f", waiting {spent['waiting_share']:.1%}{mfu}, {spent['peak_memory_gib']:.1f} GiB"
+        self.tracker.metrics(values, step=trainer.progress.images_seen)
+        self.window = []
+
+    def _names(self, trainer: Trainer, images_seen: int) -> tuple[str, ...]:
+        """Of the terms that are computed from there on: what is not is absent, not zero."""
+        warmup = warmup_at(self.config, images_seen)
+        names = phase1.terms_at(warmup) if self.phase == "phase1" else trainer.term_names
+        return tuple(n for n in names if n != "lpips" or self.config.lpips_weight > 0)
+
+    def validated(self, trainer: Trainer, values: dict[str, float], rows: list[list[Panel]]) -> None:
+        seen = trainer.progress.images_seen
+        self.tracker.metrics(values, step=seen)
+        self.tracker.artifact(f"previews/images-{seen:012d}.png", side_by_side(rows))
+        self.measured.append(values)
+        storage.write_json(self.measured_uri, self.measured)
+        self.tracker.artifact(f"curves/images-{seen:012d}.png", validation.draw(self.measured))
+
+    def export(self, trainer: Trainer) -> None:
+        self.remember_mlflow_run(timeout_s=60.0)
+        codec = storage.join(self.run, "codec")
+        digest = export_model(
+            trainer.averaged_model(), self.config, self.phase, trainer.progress, self.mlflow_run, codec
+        )
+        self.tracker.artifact(f"codec/{CONFIG_FILE}", storage.read_bytes(storage.join(codec, CONFIG_FILE)))
+        self.tracker.tags({FINGERPRINT: digest, CODEC: codec})
+
+    def close(self, status: str) -> None:
+        self.tracker.close(status)
+
+
+def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}.{key}")
+        else:
+            flat[f"{prefix}.{key}"] = value
+    return flat

@@ -1,0 +1,51 @@
+"""Phase 2: D alone goes on, on the rounded latents that it will see at inference; everything else is frozen.
+
+    loss = (1 - w) * MSE(D(y_hat / g_q), x_0) + w * LPIPS(D(y_hat / g_q), x_0)
+
+The frozen networks and tables are an exported codec. They are not part of the module that DeepSpeed wraps, so no
+optimizer, no partitioning and no checkpoint can touch them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from corrdiff import losses
+from corrdiff.codec import CorrDiffCodec
+from corrdiff.layers import recompute_blocks
+from corrdiff.losses import Perceptual
+from corrdiff.privileged_decoder import PrivilegedDecoder
+from pipelines.train.samples import Sample
+
+TERMS = ("loss", "mse_decoder", "lpips")
+
+
+class Phase2(nn.Module):
+    """What DeepSpeed wraps in phase 2: a batch -> loss terms of each sample, [B, len(TERMS)]."""
+
+    def __init__(
+        self,
+        codec: CorrDiffCodec,
+        decoder: PrivilegedDecoder,
+        lpips_weight: float = 0.0,
+        perceptual: Perceptual | None = None,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        if checkpoint_activations:
+            recompute_blocks(decoder)
+        self.lpips_weight = lpips_weight
+        self._frozen = (codec, perceptual)  # in a tuple: not submodules
+
+    def forward(self, sample: Sample, warmup: float) -> Tensor:
+        codec, perceptual = self._frozen
+        x = sample.x_BCHW
+        with torch.no_grad():
+            y_hat_BMhw = codec.latents_of(x, sample.q_B)
+        d_BCHW = self.decoder(y_hat_BMhw)
+        mse_B = losses.squared_error(d_BCHW, x)
+        lpips_B = losses.perceptual_or_zero(perceptual, d_BCHW, x)
+        loss_B = (1 - self.lpips_weight) * mse_B + self.lpips_weight * lpips_B
+        return torch.stack([loss_B, mse_B, lpips_B], dim=1)
