@@ -22,11 +22,11 @@ import torch
 from _measure import Row, parser, report, sample
 from PIL import Image
 
-from corrdiff.checkpoint import load_codec, save_codec
 from corrdiff.codec import Settings
+from corrdiff.codec_directory import load_codec, save_codec
 from corrdiff.config import preset
 from corrdiff.images import open_image
-from corrdiff.model import CorrDiffModel
+from corrdiff.networks.model import CorrDiffModel
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.encode_code import STAGES
 from pipelines.dataset import format as compressed

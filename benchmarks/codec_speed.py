@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from corrdiff import correction, diffusion
-from corrdiff.checkpoint import default_precision
 from corrdiff.codec import CorrDiffCodec, Precision, Settings
+from corrdiff.codec_directory import default_precision
 from corrdiff.config import PRESETS, preset
 from corrdiff.correction import Grid
-from corrdiff.model import CorrDiffModel
+from corrdiff.networks.model import CorrDiffModel
 
 CDC_STEPS = 65
 

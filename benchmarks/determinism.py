@@ -20,9 +20,9 @@ from _measure import Row, parser, report
 from torch import Tensor
 
 from corrdiff import diffusion, metrics
-from corrdiff.checkpoint import load_codec, load_networks
 from corrdiff.codec import CorrDiffCodec, Picture, Settings
-from corrdiff.entropy_tables import MEAN_FRACTION_BITS
+from corrdiff.codec_directory import load_codec, load_networks
+from corrdiff.format.entropy_tables import MEAN_FRACTION_BITS
 from corrdiff.images import open_image
 from pipelines.files import storage
 from pipelines.inputs import sources as pictures
@@ -181,7 +181,7 @@ def file_rows(codec_uri: str, originals: list[Picture]) -> tuple[list[Row], floa
 
 def _latent(codec: CorrDiffCodec, data: bytes) -> Picture:
     """y_hat of an untiled file."""
-    from corrdiff import bitstream
+    from corrdiff.format import bitstream
     from corrdiff.tiling import Layout
 
     parsed = bitstream.unpack(data, codec.fingerprint)

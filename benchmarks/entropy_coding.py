@@ -16,11 +16,11 @@ from _measure import Row, interleaved, parser, ratio, report
 from compressai.ans import RansDecoder, RansEncoder
 from compressai.entropy_models import GaussianConditional
 
-from corrdiff.checkpoint import load_codec, load_networks
-from corrdiff.entropy_model import SCALE_LOG_STEP, SCALE_MIN, scale_of_index
-from corrdiff.entropy_tables import SCALE_LEVELS, _over_cores
+from corrdiff.codec_directory import load_codec, load_networks
+from corrdiff.format.entropy_tables import SCALE_LEVELS, _over_cores
+from corrdiff.format.range_coder import RangeTables
 from corrdiff.images import open_image
-from corrdiff.range_coder import RangeTables
+from corrdiff.networks.entropy_model import SCALE_LOG_STEP, SCALE_MIN, scale_of_index
 from pipelines.inputs import sources as pictures
 
 ROWS, COLUMNS = 512 // 16, 768 // 16

@@ -17,10 +17,11 @@ import numpy.typing as npt
 import torch
 from _measure import Row, parser, report
 
-from corrdiff import bitstream, correction, metrics
-from corrdiff.bitstream import Streams
-from corrdiff.checkpoint import load_codec
+from corrdiff import correction, metrics
 from corrdiff.codec import CorrDiffCodec, Encoded, Picture, Settings
+from corrdiff.codec_directory import load_codec
+from corrdiff.format import bitstream
+from corrdiff.format.bitstream import Streams
 from corrdiff.images import open_image
 from pipelines.inputs import sources as pictures
 

@@ -22,7 +22,7 @@ from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import epoch_order as plan
 from pipelines.train import ingest
 from pipelines.train.epoch_order import Cursor
-from tests.servers import Fault, s3_server, signed
+from tests.support.servers import Fault, s3_server, signed
 
 BATCH = 16
 

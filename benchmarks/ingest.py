@@ -25,7 +25,7 @@ from _measure import Row, parser, report
 
 from pipelines.files import storage
 from pipelines.shards.format import read_manifest
-from tests.servers import s3_server, signed
+from tests.support.servers import s3_server, signed
 
 BATCH = 16
 WORKERS = 2

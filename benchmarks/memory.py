@@ -12,9 +12,9 @@ import time
 import psutil
 from _measure import Row, parser, report
 
-from corrdiff.checkpoint import save_codec
+from corrdiff.codec_directory import save_codec
 from corrdiff.config import tiny
-from corrdiff.model import CorrDiffModel
+from corrdiff.networks.model import CorrDiffModel
 
 KINDS = {
     "training worker": r"^ray::\S*TrainWorker",

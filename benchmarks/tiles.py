@@ -20,8 +20,8 @@ import numpy as np
 from _measure import Row, parser, report, sample
 
 from corrdiff import metrics
-from corrdiff.checkpoint import load_codec
 from corrdiff.codec import Picture, Settings
+from corrdiff.codec_directory import load_codec
 from corrdiff.images import open_image
 from pipelines.inputs import sources as pictures
 

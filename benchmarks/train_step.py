@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from corrdiff import heap
 from corrdiff.config import QUALITIES, preset
-from corrdiff.model import CorrDiffModel
+from corrdiff.networks.model import CorrDiffModel
 from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
 from pipelines.train.phase1 import Phase1
 from pipelines.train.samples import Sample

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from corrdiff.checkpoint import load_codec as load_codec
+    from corrdiff.codec_directory import load_codec as load_codec
 
 try:
     __version__ = version("corrdiff")
@@ -25,7 +25,7 @@ __all__ = ["__version__", "load_codec"]
 def __getattr__(name: str) -> Any:
     """Import torch only when the codec is asked for, so that `--help` and `--version` are quick."""
     if name == "load_codec":
-        from corrdiff.checkpoint import load_codec
+        from corrdiff.codec_directory import load_codec
 
         return load_codec
     raise AttributeError(name)

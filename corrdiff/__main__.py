@@ -101,7 +101,7 @@ class Decode:
     """Arithmetic of the networks; where it is not given, bf16 on GPUs and on CPUs that compute in it."""
 
     def run(self) -> None:
-        from corrdiff import bitstream
+        from corrdiff.format import bitstream
         from corrdiff.images import save_png
 
         data = _read(self.file)
@@ -127,7 +127,7 @@ class Inspect:
     """The .crdf file."""
 
     def run(self) -> None:
-        from corrdiff import bitstream
+        from corrdiff.format import bitstream
 
         data = _read(self.file)
         header, tiles = bitstream.unpack(data)
@@ -230,7 +230,7 @@ def _load(codec: str, device: str, precision: Any, lpips_weights: tuple[Path | N
     """The codec, with LPIPS as its criterion where `lpips_weights` holds its file, or None for the usual place."""
     import torch
 
-    from corrdiff.checkpoint import load_codec
+    from corrdiff.codec_directory import load_codec
 
     try:
         if torch.empty(0, device=device).is_meta:

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from corrdiff import bitstream, correction
-from corrdiff.bitstream import BitstreamError, Header, Streams
+from corrdiff import correction
 from corrdiff.correction import Grid
-from corrdiff.entropy_tables import EntropyTables, LatentStreams, Symbols
+from corrdiff.format import bitstream
+from corrdiff.format.bitstream import BitstreamError, Header, Streams
+from corrdiff.format.entropy_tables import EntropyTables, LatentStreams, Symbols
 from corrdiff.tiling import Layout
 
 Picture = npt.NDArray[np.uint8]

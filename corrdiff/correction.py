@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from corrdiff.config import GRID_UNIT
-from corrdiff.range_coder import RangeTables
+from corrdiff.format.range_coder import RangeTables
 
 PLANES = 2
 LOW, HIGH = 0, 1

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from rich.table import Table
 
 from corrdiff import metrics
-from corrdiff.checkpoint import load_codec
 from corrdiff.codec import CorrDiffCodec, Picture, Settings
+from corrdiff.codec_directory import load_codec
 from corrdiff.images import open_image
 from pipelines.compress import command as compress_command
 from pipelines.compress.config import CompressConfig

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from corrdiff.checkpoint import load_codec, save_codec
 from corrdiff.codec import CorrDiffCodec
+from corrdiff.codec_directory import load_codec, save_codec
 from corrdiff.config import TransformConfig, tiny
-from corrdiff.entropy_model import EntropyModel
-from corrdiff.model import CorrDiffModel
+from corrdiff.networks.entropy_model import EntropyModel
+from corrdiff.networks.model import CorrDiffModel
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")

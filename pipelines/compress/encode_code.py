@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import torch
 
 from corrdiff import coding, metrics
-from corrdiff.bitstream import BitstreamError
-from corrdiff.checkpoint import load_codec, load_networks
+from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.coding import Pending, Picture
-from corrdiff.entropy_tables import EntropyTables
+from corrdiff.format.bitstream import BitstreamError
+from corrdiff.format.entropy_tables import EntropyTables
 from pipelines.compress import rate_target as target
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.rate_target import Rate

@@ -7,7 +7,7 @@ import random
 import time
 from typing import NamedTuple
 
-from corrdiff.checkpoint import load_codec
+from corrdiff.codec_directory import load_codec
 from corrdiff.errors import UsageError
 from corrdiff.images import ImageError, open_image
 from pipelines.compress.config import CompressConfig

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from corrdiff.checkpoint import read_config
+from corrdiff.codec_directory import read_config
 from corrdiff.errors import JobError, UsageError
 from pipelines.compress import rate_target as target
 from pipelines.compress import read as opening

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from corrdiff import correction, rate_control
-from corrdiff.checkpoint import load_codec
 from corrdiff.codec import CorrDiffCodec, Picture, Preview, Settings
+from corrdiff.codec_directory import load_codec
 from corrdiff.config import QUALITIES
 from corrdiff.errors import JobError, UsageError
 from corrdiff.rate_control import Choice, Curve, Means, Point

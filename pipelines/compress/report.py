@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.codec import Picture
+from corrdiff.codec_directory import load_codec, read_config
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import ImageError, open_image
 from pipelines.compress.config import CompressConfig

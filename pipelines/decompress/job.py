@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from corrdiff.checkpoint import read_config
+from corrdiff.codec_directory import read_config
 from corrdiff.errors import UsageError
 from pipelines.dataset import format as compressed
 from pipelines.decompress import stages as decompress_stages

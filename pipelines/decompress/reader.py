@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from corrdiff import bitstream
-from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.codec import CorrDiffCodec, Decoding, Precision
+from corrdiff.codec_directory import load_codec, read_config
+from corrdiff.format import bitstream
 from pipelines.dataset import format as compressed
 from pipelines.decompress import stages as decompress_stages
 from pipelines.decompress.config import DecompressConfig

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from PIL import Image
 
-from corrdiff import bitstream
 from corrdiff.errors import JobError
+from corrdiff.format import bitstream
 from corrdiff.images import save_png
 from pipelines.dataset import format as compressed
 from pipelines.dataset.format import Member, Record
@@ -122,7 +122,7 @@ class Decoder:
     def __init__(self, codec: str, device: str, config: DecompressConfig) -> None:
         import torch
 
-        from corrdiff.checkpoint import load_codec
+        from corrdiff.codec_directory import load_codec
 
         if device == "cpu":
             torch.set_num_threads(1)  # an actor for each core

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corrdiff import __version__, metrics
-from corrdiff.checkpoint import read_config
+from corrdiff.codec_directory import read_config
 from corrdiff.errors import JobError, UsageError
 from pipelines.display.progress import console
 from pipelines.evaluate import anchors

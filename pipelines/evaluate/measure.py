@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 
 from corrdiff import metrics
-from corrdiff.checkpoint import load_codec
 from corrdiff.codec import CorrDiffCodec, Settings
+from corrdiff.codec_directory import load_codec
 from corrdiff.coding import Picture
 from corrdiff.images import ImageError, open_image
 from pipelines.evaluate import anchors

@@ -78,7 +78,7 @@ def own_errors() -> Iterator[None]:
         if not isinstance(error, ray.exceptions.RayError):
             raise
         text = str(error).strip()
-        ours = re.findall(r"^corrdiff\.\w+\.(\w+Error): (.+)$", text, re.MULTILINE)
+        ours = re.findall(r"^corrdiff[\w.]*\.(\w+Error): (.+)$", text, re.MULTILINE)
         if ours:
             kind, sentence = ours[-1]
             raise (JobError if kind == "JobError" else UsageError)(sentence) from None

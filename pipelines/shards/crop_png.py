@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from isal import igzip_lib, isal_zlib
 
+from corrdiff.format.range_coder import compiled
 from corrdiff.images import open_image
-from corrdiff.range_coder import compiled
 
 if TYPE_CHECKING:  # it brings torch along, and reading starts in a second without
     from corrdiff.codec import Picture

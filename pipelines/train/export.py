@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corrdiff.checkpoint import load_networks, read_config, save_codec
+from corrdiff.codec_directory import load_networks, read_config, save_codec
 from corrdiff.config import CodecConfig, preset
 from corrdiff.errors import UsageError
-from corrdiff.model import CorrDiffModel
+from corrdiff.networks.model import CorrDiffModel
 from pipelines.files import storage
 from pipelines.tracking.tracker import recorded_run
 from pipelines.train import checkpoints as train_state

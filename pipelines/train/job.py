@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from corrdiff import metrics
-from corrdiff.checkpoint import CONFIG_FILE, load_networks, read_config, save_codec
 from corrdiff.codec import CorrDiffCodec
+from corrdiff.codec_directory import CONFIG_FILE, load_networks, read_config, save_codec
 from corrdiff.errors import JobError, UsageError
 from pipelines.display.progress import console
 from pipelines.files import storage

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import torch
 
-from corrdiff.checkpoint import CONFIG_FILE, read_config
+from corrdiff.codec_directory import CONFIG_FILE, read_config
 from pipelines.display.contact_sheet import Panel, side_by_side
 from pipelines.files import storage
 from pipelines.tracking.lineage import CODEC, FINGERPRINT, KIND, lineage_tags

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from corrdiff import diffusion, losses
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE
-from corrdiff.layers import recompute_blocks
 from corrdiff.losses import Perceptual
-from corrdiff.model import CorrDiffModel, beta_of_quality
+from corrdiff.networks.layers import recompute_blocks
+from corrdiff.networks.model import CorrDiffModel, beta_of_quality
 from pipelines.train.samples import Sample
 
 TERMS = ("loss", "bpp", "mse_decoder", "mse_score", "lpips")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from corrdiff import losses
 from corrdiff.codec import CorrDiffCodec
-from corrdiff.layers import recompute_blocks
 from corrdiff.losses import Perceptual
-from corrdiff.privileged_decoder import PrivilegedDecoder
+from corrdiff.networks.layers import recompute_blocks
+from corrdiff.networks.privileged_decoder import PrivilegedDecoder
 from pipelines.train.samples import Sample
 
 TERMS = ("loss", "mse_decoder", "lpips")

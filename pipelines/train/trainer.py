@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from corrdiff import heap, metrics
-from corrdiff.checkpoint import load_codec, load_networks
+from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.config import TransformConfig, preset
 from corrdiff.ema import Ema
 from corrdiff.errors import JobError, UsageError
 from corrdiff.losses import Perceptual
-from corrdiff.model import CorrDiffModel
+from corrdiff.networks.model import CorrDiffModel
 from pipelines.shards.format import Manifest
 from pipelines.train import checkpoints as train_state
 from pipelines.train import epoch_order as plan

@@ -19,9 +19,8 @@ from pipelines.cli import main
 from pipelines.files import storage
 from pipelines.runtime.session import ray_session
 from pipelines.tracking.tracker import EXPERIMENT
-
-from ..fake_cloud import FakeCloud, fake_cloud
-from ..servers import MlflowServer, S3Server, s3_server
+from tests.support.fake_cloud import FakeCloud, fake_cloud
+from tests.support.servers import MlflowServer, S3Server, s3_server
 
 MLFLOW_PASSWORD = "plantedpassword77"
 

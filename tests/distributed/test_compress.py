@@ -23,17 +23,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from corrdiff import load_codec
-from corrdiff.checkpoint import save_codec
+from corrdiff.codec_directory import save_codec
 from corrdiff.config import tiny
 from corrdiff.metrics import psnr
-from corrdiff.model import CorrDiffModel
+from corrdiff.networks.model import CorrDiffModel
 from pipelines.cli import main
 from pipelines.dataset import format as compressed
 from pipelines.decompress.reader import CompressedPictures, read_compressed
 from pipelines.files import storage
-
-from ..servers import S3Server
-from .conftest import make_picture, read_files, read_table
+from tests.distributed.conftest import make_picture, read_files, read_table
+from tests.support.servers import S3Server
 
 SIZES = [(40, 64), (64, 40), (17, 90), (64, 64)]
 COUNT = 26

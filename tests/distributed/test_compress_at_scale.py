@@ -26,9 +26,8 @@ from ray.cluster_utils import Cluster
 
 from pipelines.cli import main
 from pipelines.dataset import format as compressed
-
-from ..servers import Fault, S3Server, wait_for
-from .conftest import NODE, read_files, read_table
+from tests.distributed.conftest import NODE, read_files, read_table
+from tests.support.servers import Fault, S3Server, wait_for
 
 SIDES = 16, 256
 FORMATS = ["png", "jpeg", "webp", "tiff", "bmp"]

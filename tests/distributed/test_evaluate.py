@@ -14,12 +14,11 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from corrdiff import metrics
-from corrdiff.checkpoint import load_codec, read_config
 from corrdiff.codec import Settings
+from corrdiff.codec_directory import load_codec, read_config
 from pipelines.cli import main
 from pipelines.tracking.tracker import EXPERIMENT
-
-from ..servers import MlflowServer
+from tests.support.servers import MlflowServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

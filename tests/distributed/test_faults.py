@@ -19,10 +19,9 @@ from pipelines.train import checkpoints as train_state
 from pipelines.train import epoch_order as plan
 from pipelines.train import ingest
 from pipelines.train.epoch_order import Cursor
-
-from ..servers import Fault, S3Server
-from .conftest import train_args
-from .test_resume import assert_same_weights
+from tests.distributed.conftest import train_args
+from tests.distributed.test_resume import assert_same_weights
+from tests.support.servers import Fault, S3Server
 
 BATCH = 8
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from . import multi_host
-from .multi_host import NoNamespacesError
+from tests.support import hosts as multi_host
+from tests.support.hosts import NoNamespacesError
 
 
 @pytest.mark.slow

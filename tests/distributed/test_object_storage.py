@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ..servers import S3_SECRET, free_port
+from tests.support.servers import S3_SECRET, free_port
 
 
 @pytest.mark.parametrize(

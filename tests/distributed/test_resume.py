@@ -20,9 +20,8 @@ import torch
 from pipelines.cli import main
 from pipelines.files import storage
 from pipelines.train import checkpoints as train_state
-
-from ..servers import wait_for
-from .conftest import recorded, train_apart, train_args
+from tests.distributed.conftest import recorded, train_apart, train_args
+from tests.support.servers import wait_for
 
 LENGTH = {"images_total": 104, "checkpoint_every": 24}
 

@@ -20,14 +20,13 @@ from mlflow.entities import Run
 from PIL import Image
 
 from corrdiff import load_codec
-from corrdiff.checkpoint import read_config
+from corrdiff.codec_directory import read_config
 from corrdiff.metrics import psnr
 from pipelines.cli import main
 from pipelines.files import storage
 from pipelines.tracking.tracker import EXPERIMENT
-
-from ..servers import MlflowServer
-from .conftest import Road, read_files, read_table, train_args
+from tests.distributed.conftest import Road, read_files, read_table, train_args
+from tests.support.servers import MlflowServer
 
 
 @pytest.fixture(autouse=True)

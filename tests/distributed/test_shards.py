@@ -20,8 +20,7 @@ from pipelines.shards.format import read_manifest
 from pipelines.train import epoch_order as plan
 from pipelines.train import ingest
 from pipelines.train.epoch_order import Cursor
-
-from .conftest import make_picture
+from tests.distributed.conftest import make_picture
 
 
 def test_webdataset_reads_a_shard_and_every_crop_is_the_picture_at_its_place(shards: str, photographs: Path) -> None:

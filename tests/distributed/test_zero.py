@@ -10,9 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from corrdiff.checkpoint import save_codec
+from corrdiff.codec_directory import save_codec
 from corrdiff.config import tiny
-from corrdiff.model import CorrDiffModel
+from corrdiff.networks.model import CorrDiffModel
 from pipelines.cli import main
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import epoch_order as plan
@@ -22,8 +22,7 @@ from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.ingest import Batch
-
-from .conftest import recorded, train_args
+from tests.distributed.conftest import recorded, train_args
 
 STEPS = 20
 BATCH = 8

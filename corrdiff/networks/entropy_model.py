@@ -1,0 +1,177 @@
+"""The entropy model in training, and its freezing into the tables that coding uses.
+
+    y --H_a--> z --+u--> p(z)
+               z_hat --H_s--> m, sigma
+    y --+u--> N(m, sigma) * U
+
+The networks here are floating point. `freeze` makes whole numbers of them once, at export (`entropy_tables.py`).
+
+Shapes: y_BMhw latent at 1/16 after the gain; z_BNuv hyperlatent at 1/64; u_* uniform noise in [-0.5, 0.5).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from corrdiff.config import TransformConfig
+from corrdiff.format.entropy_tables import ACTIVATION_FRACTION_BITS, SCALE_LEVELS, WEIGHT_LIMIT, EntropyTables
+from corrdiff.networks.transforms import SCALE_INDEX_BIAS, SCALE_INDEX_GAIN, HyperAnalysis, HyperSynthesis
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # compressai scripts its layers with torch.jit at import
+    from compressai.entropy_models import EntropyBottleneck, GaussianConditional
+    from compressai.entropy_models.entropy_models import pmf_to_quantized_cdf
+
+SCALE_MIN = 0.11
+"""Smallest sigma in the table (compressai's scale bound)."""
+SCALE_MAX = 64.0
+SCALE_LOG_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALE_LEVELS - 1)
+
+_PRIOR_RANGE = 256
+"""Support searched for the table of one hyperlatent channel; rarer symbols take the escape code."""
+_PRIOR_TAIL = 2.0**-15
+
+
+class LatentRate(NamedTuple):
+    """What training needs of the latents."""
+
+    y_hat_BMhw: Tensor
+    """Rounded, gradient passed straight through."""
+    bits_B: Tensor
+    """Estimated bits of y and z together."""
+
+
+def round_straight_through(x: Tensor) -> Tensor:
+    """round(x) forwards, identity backwards."""
+    return x + (x.round() - x).detach()
+
+
+def scale_of_index(index: Tensor) -> Tensor:
+    """sigma at a continuous position in the scale table, clamped to the table."""
+    return SCALE_MIN * torch.exp(index.clamp(0, SCALE_LEVELS - 1) * SCALE_LOG_STEP)
+
+
+class FactorizedPrior(EntropyBottleneck):  # type: ignore[misc]
+    """p(z): the fully factorised density of arXiv 1802.01436, with the noise given by the caller.
+
+    The median is fixed at 0, so that z_hat is a whole number.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.quantiles.requires_grad_(False)
+
+    def forward(self, z_tilde_BNuv: Tensor) -> Tensor:
+        """Likelihood of each element, integrated over a unit interval around it."""
+        values = z_tilde_BNuv.transpose(0, 1).reshape(self.channels, 1, -1)
+        likelihood = self.likelihood_lower_bound(self._likelihood(values)[0])
+        b, n, u, v = z_tilde_BNuv.shape
+        out: Tensor = likelihood.reshape(n, b, u, v).transpose(0, 1)
+        return out
+
+
+class EntropyModel(nn.Module):
+    """Hyperprior (arXiv 1802.01436, with means as in 1809.02736) over the gained latent, for training."""
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.hyper_analysis = HyperAnalysis(config)
+        self.hyper_synthesis = HyperSynthesis(config)
+        self.prior = FactorizedPrior(config.hyper_channels)
+        self.gaussian = GaussianConditional(None)
+
+    def forward(self, y_BMhw: Tensor, u_y_BMhw: Tensor | None, u_z_BNuv: Tensor | None) -> LatentRate:
+        """Rate with additive noise (training), or with rounding where the noise is None (evaluation)."""
+        y_BMhw = y_BMhw.float()
+        z_BNuv = self.hyper_analysis(y_BMhw)
+        z_hat_BNuv = round_straight_through(z_BNuv)
+        m_BMhw, index_BMhw = self.hyper_synthesis(z_hat_BNuv)
+        y_hat_BMhw = round_straight_through(y_BMhw - m_BMhw) + m_BMhw
+        z_rate_BNuv = z_hat_BNuv if u_z_BNuv is None else z_BNuv + u_z_BNuv
+        y_rate_BMhw = y_hat_BMhw if u_y_BMhw is None else y_BMhw + u_y_BMhw
+        p_z = self.prior(z_rate_BNuv)
+        p_y = self.gaussian._likelihood(y_rate_BMhw, scale_of_index(index_BMhw), m_BMhw)
+        p_y = self.gaussian.likelihood_lower_bound(p_y)
+        bits_B = -(p_z.log2().flatten(1).sum(1) + p_y.log2().flatten(1).sum(1))
+        return LatentRate(y_hat_BMhw, bits_B)
+
+    @torch.no_grad()
+    def freeze(self) -> EntropyTables:
+        """Range tables and the integer network, from the weights as they are now."""
+        tensors = {
+            **_table_tensors("z", *_prior_tables(self.prior)),
+            **_table_tensors("y", *_gaussian_tables()),
+            **_integer_layers(self.hyper_synthesis),
+        }
+        return EntropyTables(tensors)
+
+
+def _table_tensors(name: str, cdf: Tensor, length: Tensor, offset: Tensor) -> dict[str, Tensor]:
+    parts = {"cdf": cdf, "length": length, "offset": offset}
+    return {f"{name}.{part}": tensor.to("cpu", torch.int32).contiguous() for part, tensor in parts.items()}
+
+
+def _pack_rows(rows: list[Tensor]) -> Tensor:
+    """Cumulative rows of different lengths -> one table padded with zeros."""
+    packed = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.int32)
+    for i, row in enumerate(rows):
+        packed[i, : len(row)] = row
+    return packed
+
+
+def _prior_tables(prior: FactorizedPrior) -> tuple[Tensor, Tensor, Tensor]:
+    support = torch.arange(-_PRIOR_RANGE, _PRIOR_RANGE + 1, dtype=torch.float32)
+    device = next(prior.parameters()).device
+    p = prior(support.expand(prior.channels, -1)[None, :, None].to(device))[0, :, 0].double().cpu()
+    rows: list[Tensor] = []
+    offsets: list[int] = []
+    for p_channel in p:
+        kept = (p_channel > _PRIOR_TAIL).nonzero()[:, 0].tolist() or [_PRIOR_RANGE]
+        low, high = min(kept[0], _PRIOR_RANGE), max(kept[-1], _PRIOR_RANGE)
+        pmf = p_channel[low : high + 1]
+        rows.append(_quantised_cdf(pmf))
+        offsets.append(low - _PRIOR_RANGE)
+    lengths = torch.tensor([len(row) for row in rows])
+    return _pack_rows(rows), lengths, torch.tensor(offsets)
+
+
+def _quantised_cdf(pmf: Tensor) -> Tensor:
+    """16-bit cumulative frequencies of a distribution and, behind it, of the escape code."""
+    tail = (1.0 - pmf.sum()).clamp(min=2.0**-16)
+    cdf: Tensor = pmf_to_quantized_cdf(torch.cat([pmf, tail[None]]).float())
+    return cdf
+
+
+def _gaussian_tables() -> tuple[Tensor, Tensor, Tensor]:
+    gaussian = GaussianConditional(None)
+    gaussian.update_scale_table(scale_of_index(torch.arange(float(SCALE_LEVELS))).tolist())
+    return gaussian.quantized_cdf, gaussian.cdf_length, gaussian.offset
+
+
+def _integer_layers(h_s: HyperSynthesis) -> dict[str, Tensor]:
+    """Weights of H_s as whole numbers with a power-of-two scale of their own for each layer."""
+    tensors: dict[str, Tensor] = {}
+    fraction_in = 0
+    for i, conv in enumerate((h_s.conv1, h_s.conv2, h_s.conv3)):
+        weight, bias = conv.weight.detach().double().cpu(), conv.bias
+        assert bias is not None
+        bias64 = bias.detach().double().cpu()
+        if i == 2:  # fold what HyperSynthesis.forward does to the index half
+            half = weight.shape[0] // 2
+            gain = torch.ones(weight.shape[0], dtype=torch.float64)
+            gain[half:] = SCALE_INDEX_GAIN
+            weight, bias64 = weight * gain[:, None, None, None], bias64 * gain
+            bias64[half:] += SCALE_INDEX_BIAS
+        largest = max(float(weight.abs().max()), 1e-6)
+        bits = min(20, math.floor(math.log2((WEIGHT_LIMIT - 1) / largest)))
+        fraction = fraction_in + bits
+        tensors[f"h_s.{i}.weight"] = (weight * 2.0**bits).round().to(torch.int32).contiguous()
+        tensors[f"h_s.{i}.bias"] = (bias64 * 2.0**fraction).round().to(torch.int64).contiguous()
+        tensors[f"h_s.{i}.fraction_bits"] = torch.tensor(fraction, dtype=torch.int32)
+        fraction_in = ACTIVATION_FRACTION_BITS
+    return tensors
