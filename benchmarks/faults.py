@@ -19,8 +19,7 @@ from _measure import Row, parser, report
 
 from pipelines.files import storage
 from pipelines.shards.format import Manifest, read_manifest
-from pipelines.train import epoch_order as plan
-from pipelines.train import ingest
+from pipelines.train import epoch_order, ingest
 from pipelines.train.epoch_order import Cursor
 from tests.support.servers import Fault, s3_server, signed
 
@@ -33,7 +32,7 @@ def main() -> None:
     made.add_argument("--times", type=int, nargs="+", default=[1, 4], help="how many are, one after the other")
     arguments = made.parse_args()
     with tempfile.TemporaryDirectory() as root, s3_server(Path(root) / "s3") as server:
-        cut = ["sample:", f"{root}/shards", "--crop", "128", "--stride", "32", "--images-per-shard", "5"]
+        cut = ["sample:", f"{root}/shards", "--crop", "128", "--stride", "32", "--pictures-per-shard", "5"]
         subprocess.run([sys.executable, "-m", "pipelines", "shard", *cut], check=True)
         for file in Path(f"{root}/shards").iterdir():
             if file.is_file():
@@ -63,7 +62,7 @@ def main() -> None:
 
 def ours(uri: str, manifest: Manifest) -> int:
     reader = ingest.CropReader(uri, manifest, seed=0, batch=BATCH)
-    batches = reader.batches(Cursor(0, 0), plan.steps_per_epoch(manifest, BATCH))
+    batches = reader.batches(Cursor(0, 0), epoch_order.steps_per_epoch(manifest, BATCH))
     return len({key for batch in batches for key in batch.keys if key})
 
 

@@ -50,7 +50,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as root, s3_server(Path(root) / "s3") as server:
         local = f"{root}/shards"
-        cut = [arguments.images, local, "--crop", arguments.crop, "--stride", arguments.stride, "--images-per-shard", 1]
+        size = ["--crop", arguments.crop, "--stride", arguments.stride, "--pictures-per-shard", 1]
+        cut = [arguments.images, local, *size]
         subprocess.run([sys.executable, "-m", "pipelines", "shard", *map(str, cut)], check=True)
         os.environ["AWS_ENDPOINT_URL"] = server.endpoint
         manifest = read_manifest(local)
@@ -131,7 +132,7 @@ def ours(uri: str, epochs: int) -> Begin:
     import ray
 
     from pipelines.runtime.session import quiet
-    from pipelines.train import epoch_order as plan
+    from pipelines.train import epoch_order
     from pipelines.train.epoch_order import Cursor
     from pipelines.train.ingest import CropReader
 
@@ -139,7 +140,7 @@ def ours(uri: str, epochs: int) -> Begin:
     quiet()
     manifest = read_manifest(uri)
     reader = CropReader(uri, manifest, seed=0, batch=BATCH)
-    steps = epochs * plan.steps_per_epoch(manifest, BATCH)
+    steps = epochs * epoch_order.steps_per_epoch(manifest, BATCH)
 
     def begin() -> Iterator[int]:
         for batch in reader.batches(Cursor(0, 0), steps):
@@ -198,9 +199,9 @@ def web_dataset(decode: Callable[[bytes], Any] | None) -> Callable[[str, int], B
 
 
 def our_decoder(data: bytes) -> Any:
-    from pipelines.shards import crop_png as png
+    from pipelines.shards import crop_png
 
-    return png.decode(memoryview(data))
+    return crop_png.decode(memoryview(data))
 
 
 def mosaicml(uri: str, epochs: int) -> Begin:

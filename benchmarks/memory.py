@@ -34,11 +34,11 @@ def main() -> None:
     arguments = made.parse_args()
     with tempfile.TemporaryDirectory() as root:
         common = [sys.executable, "-m", "pipelines"]
-        cut = ["sample:", f"{root}/shards", "--crop", "96", "--stride", "48", "--images-per-shard", "1"]
+        cut = ["sample:", f"{root}/shards", "--crop", "96", "--stride", "48", "--pictures-per-shard", "1"]
         subprocess.run([*common, "shard", *cut], check=True, stdout=subprocess.DEVNULL)
         train = [
             *common, "train", arguments.phase, "--init-from", untrained(f"{root}/codec"),
-            "--shards", f"{root}/shards", "--storage", root, "--images-total", str(arguments.crops),
+            "--shards", f"{root}/shards", "--storage", root, "--crops-total", str(arguments.crops),
             "--crop", str(arguments.crop), "--batch", str(arguments.batch),
             "--validate-every", str(arguments.crops), "--checkpoint-every", str(arguments.crops // 5),
         ]  # fmt: skip

@@ -49,7 +49,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as root:
         shards = f"{root}/shards"
-        corrdiff("shard", "sample:", shards, "--crop", arguments.crop + 64, "--stride", 64, "--images-per-shard", 1)
+        corrdiff("shard", "sample:", shards, "--crop", arguments.crop + 64, "--stride", 64, "--pictures-per-shard", 1)
         rows: list[Row] = []
         for workers in arguments.workers:
             found: dict[str, list[float]] = {"ours": [], "bare": []}
@@ -89,7 +89,7 @@ def ours(arguments: argparse.Namespace, shards: str, storage: str, workers: int)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{storage}/mlflow.db"
     corrdiff(
         "train", "phase1", "--shards", shards, "--storage", storage, "--preset", arguments.preset,
-        "--images-total", arguments.steps * arguments.batch, "--batch", arguments.batch, "--crop", arguments.crop,
+        "--crops-total", arguments.steps * arguments.batch, "--batch", arguments.batch, "--crop", arguments.crop,
         "--precision", arguments.precision, "--workers", workers, "--log-every", LOG_EVERY,
     )  # fmt: skip
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
@@ -97,7 +97,7 @@ def ours(arguments: argparse.Namespace, shards: str, storage: str, workers: int)
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     values = []
-    for name in ("images_per_s", "waiting_share"):
+    for name in ("crops_per_s", "waiting_share"):
         history = sorted(client.get_metric_history(run.info.run_id, name), key=lambda m: m.step)
         values.append(statistics.median(m.value for m in history[SKIPPED_WINDOWS:]))
     return values[0], values[1]

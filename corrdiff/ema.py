@@ -14,14 +14,14 @@ RAMP_UP = 0.1
 class Ema:
     """Averages in float32, by name."""
 
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]], halflife_images: float) -> None:
-        self.halflife_images = halflife_images
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], halflife_crops: float) -> None:
+        self.halflife_crops = halflife_crops
         self.average = {name: p.detach().float().clone() for name, p in parameters}
 
     @torch.no_grad()
-    def update(self, parameters: Iterable[tuple[str, Tensor]], batch_images: int, images_seen: int) -> None:
-        """Move towards `parameters` after a batch; `images_seen` counts that batch too."""
-        halflife = max(min(self.halflife_images, images_seen * RAMP_UP), 1e-8)
-        rate = 1 - 0.5 ** (batch_images / halflife)
+    def update(self, parameters: Iterable[tuple[str, Tensor]], batch_crops: int, crops_seen: int) -> None:
+        """Move towards `parameters` after a batch; `crops_seen` counts that batch too."""
+        halflife = max(min(self.halflife_crops, crops_seen * RAMP_UP), 1e-8)
+        rate = 1 - 0.5 ** (batch_crops / halflife)
         for name, p in parameters:
             self.average[name].lerp_(p.detach().float(), rate)

@@ -82,7 +82,7 @@ class Shard:
 class TrainPhase1:
     """Train everything: transforms, entropy model, score network and privileged decoder.
 
-    Example: corrdiff train phase1 --shards shards --storage runs --name first --preset tiny --images-total 20000
+    Example: corrdiff train phase1 --shards shards --storage runs --name first --preset tiny --crops-total 20000
     """
 
     config: TrainConfig
@@ -100,7 +100,7 @@ class TrainPhase2:
 
     Starts from --init-from, or from phase 1 of the run of the same name.
 
-    Example: corrdiff train phase2 --shards shards --storage runs --name first --images-total 5000
+    Example: corrdiff train phase2 --shards shards --storage runs --name first --crops-total 5000
     """
 
     config: TrainConfig
@@ -131,7 +131,7 @@ class TrainAll:
     """
 
     config: TrainConfig
-    phase2_images_total: int | None = None
+    phase2_crops_total: int | None = None
     """Length of phase 2 in crops; a quarter of phase 1 where it is not given."""
 
     def run(self) -> None:
@@ -140,15 +140,15 @@ class TrainAll:
             from pipelines.train.job import train
 
             codec = train(config, "phase1")
-            length = self.phase2_images_total or max(1, config.images_total // 4)
-            train(dataclasses.replace(config, init_from=codec, images_total=length), "phase2")
+            length = self.phase2_crops_total or max(1, config.crops_total // 4)
+            train(dataclasses.replace(config, init_from=codec, crops_total=length), "phase2")
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
     """Train a codec with Ray Train and DeepSpeed; the same command goes on where an interrupted run stopped.
 
-    Example: corrdiff train all --shards shards --storage runs --name first --preset tiny --images-total 20000
+    Example: corrdiff train all --shards shards --storage runs --name first --preset tiny --crops-total 20000
     """
 
     phase: (

@@ -56,15 +56,17 @@ def demo(out: Path) -> list[Measured]:
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{out / 'mlflow.db'}")
     config = TrainConfig(
         shards=str(out / "shards"), storage=str(out / "runs"), name="demo", preset="tiny",
-        images_total=PHASE1_CROPS, batch=8, checkpoint_every=2000, validate_every=2000,
+        crops_total=PHASE1_CROPS, batch=8, checkpoint_every=2000, validate_every=2000,
     )  # fmt: skip
     with ray_session():
         _headline("1. shards of training crops")
-        shards_command.run_sharding("sample:train", config.shards, ShardConfig(crop=192, stride=96, images_per_shard=1))
+        shards_command.run_sharding(
+            "sample:train", config.shards, ShardConfig(crop=192, stride=96, pictures_per_shard=1)
+        )
         _headline("2. phase 1: all networks")
         codec = train(config, "phase1")
         _headline("3. phase 2: the privileged decoder")
-        codec = train(dataclasses.replace(config, init_from=codec, images_total=PHASE2_CROPS), "phase2")
+        codec = train(dataclasses.replace(config, init_from=codec, crops_total=PHASE2_CROPS), "phase2")
         _headline("4. a dataset to bitstreams, and back")
         compressed = str(out / "compressed")
         settings = CompressConfig(quality=REPORT_QUALITY, unit=3)

@@ -30,7 +30,7 @@ from pipelines.display.progress import console
 from pipelines.files import storage
 from pipelines.inputs import units
 from pipelines.options import differences
-from pipelines.runtime.session import own_errors, pools, ray_session
+from pipelines.runtime.session import pools, ray_errors, ray_session
 from pipelines.tracking.run_log import RunLog
 from pipelines.tracking.tracker import Tracker, tracking_uri
 
@@ -165,7 +165,7 @@ def _run(
     write = ray.remote(parts.write_unit).options(num_cpus=0)
     assembly = Assembly()
     writes: list[Any] = []
-    with own_errors(), _all_written(writes):
+    with ray_errors(), _all_written(writes):
         for row in dataset.iter_rows():
             tally.add(row["chunk"])
             whole = assembly.add(row["chunk"])

@@ -37,7 +37,7 @@ from pipelines.compress.read import Chunk
 from pipelines.dataset.format import RATE, Plan
 from pipelines.display.progress import console
 from pipelines.files import storage
-from pipelines.runtime.session import own_errors, pools
+from pipelines.runtime.session import pools, ray_errors
 
 FIRST_UNITS = 64
 """Each further round doubles the sample."""
@@ -233,7 +233,7 @@ def _look(
     dataset = opening.open_units(numbers, directory, config, stages, every).map(
         Sampler, fn_constructor_args=(codec, config, stages.device, in_full), **stages.networks
     )
-    with own_errors():
+    with ray_errors():
         return [sampled for row in dataset.iter_rows() for sampled in row["sampled"]]
 
 

@@ -17,7 +17,7 @@ from pipelines.decompress import stages as decompress_stages
 from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
 from pipelines.options import differences
-from pipelines.runtime.session import own_errors, pools, ray_session
+from pipelines.runtime.session import pools, ray_errors, ray_session
 
 DONE = "_decompressed"
 KEYS_A_ROW = 64
@@ -68,7 +68,7 @@ def _run(
     if not rows:
         return
     chunks: dict[int, int] = {}
-    with ray_session(), own_errors():
+    with ray_session(), ray_errors():
         stages = pools(config.device, config.workers)
         saved = decompress_stages.decoded(rows, dataset, codec, config, stages).map(
             decompress_stages.save_chunk, **stages.tasks,

@@ -37,7 +37,7 @@ from pipelines.files import storage
 from pipelines.files.storage import READERS
 from pipelines.inputs import units
 from pipelines.options import differences
-from pipelines.runtime.session import own_errors, pools, ray_session
+from pipelines.runtime.session import pools, ray_errors, ray_session
 from pipelines.tracking.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.tracking.tracker import RunSpec, Tracker, record_run, recorded_run, tracking_uri
 
@@ -190,7 +190,7 @@ def _measure(places: list[Place], systems: list[System], out: str, config: Evalu
             Measurer, fn_constructor_args=(out, config, stages.device), **stages.networks
         )
         dataset.context.target_max_block_size = 1  # each comes out as soon as it is measured
-        with own_errors():
+        with ray_errors():
             for row in dataset.iter_rows():
                 done, errors = done + 1, errors + row["errors"]
                 yield Progress(done, len(every), errors)

@@ -65,7 +65,7 @@ def ray_session() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_errors() -> Iterator[None]:
+def ray_errors() -> Iterator[None]:
     """Give what a Ray task raised as the plain error that it was, and a failure of Ray itself as a `JobError`.
 
     Ray Data passes on an error's text and not always the error, so its last line that names one of ours is looked for.

@@ -16,12 +16,12 @@ def run_sharding(images: str, out: str, config: ShardConfig, only: str | None = 
     steps = cut_shards.cut_shards(images, out, config, only)
     first = next(steps)
     assert isinstance(first, cut_shards.Progress)
-    with display("shards", first.images_total, "pictures") as shown:
-        shown.update(first.images_done)
+    with display("shards", first.pictures_total, "pictures") as shown:
+        shown.update(first.pictures_done)
         for step in steps:
             if not isinstance(step, cut_shards.Progress):
                 break
-            shown.update(step.images_done, f"{step.crops:,} crops")
+            shown.update(step.pictures_done, f"{step.crops:,} crops")
     assert not isinstance(step, cut_shards.Progress)
     for split, manifest in step.items():
         size = sum(shard.bytes for shard in manifest.shards)

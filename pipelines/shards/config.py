@@ -15,7 +15,7 @@ class ShardConfig:
     """Side of a crop in pixels."""
     stride: int | None = None
     """Distance between crops; the crop's side where it is not given. Crops always reach the picture's borders."""
-    images_per_shard: int = 64
+    pictures_per_shard: int = 64
     """Pictures that go into one shard."""
     val_fraction: float = 0.0
     """Share of the pictures that is held out for validation, in shards of its own under OUT/val."""
@@ -33,5 +33,5 @@ class ShardConfig:
             raise UsageError(f"--crop must be from 16 to 4096 pixels, not {self.crop}")
         if self.stride is not None and not 1 <= self.stride <= self.crop:
             raise UsageError(f"--stride must be from 1 to the crop's side, not {self.stride}")
-        if self.images_per_shard < 1:
-            raise UsageError("--images-per-shard must be at least 1")
+        if self.pictures_per_shard < 1:
+            raise UsageError("--pictures-per-shard must be at least 1")

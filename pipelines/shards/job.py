@@ -25,7 +25,7 @@ from pipelines.files import storage
 from pipelines.files.tar import add_member
 from pipelines.inputs import sources as pictures
 from pipelines.inputs.sources import Source
-from pipelines.runtime.session import own_errors, ray_session
+from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.shards.config import ShardConfig
 from pipelines.shards.format import FORMAT, MANIFEST, VALIDATION, Index, Manifest, Shard, read_manifest, verify_shard
 
@@ -54,8 +54,8 @@ class Group(NamedTuple):
 class Progress(NamedTuple):
     """After a group of pictures is cut."""
 
-    images_done: int
-    images_total: int
+    pictures_done: int
+    pictures_total: int
     crops: int
 
 
@@ -98,7 +98,7 @@ def cut_shards(
             for g in missing
         ]
         arguments = {"out": out, "config": dataclasses.asdict(config), "plan": plan}
-        with ray_session(), own_errors():
+        with ray_session(), ray_errors():
             for row in _in_parallel(rows, _cut_group, fn_kwargs=arguments):
                 record = json.loads(row["record"])
                 records[record["group"]] = record
@@ -117,7 +117,7 @@ def verify_shards(uri: str) -> Iterator[tuple[str, str | None]]:
         if not prefix or storage.exists(storage.join(uri, prefix, MANIFEST)):
             where = storage.join(uri, prefix) if prefix else uri
             rows += [{"uri": where, **dataclasses.asdict(shard)} for shard in read_manifest(where).shards]
-    with ray_session(), own_errors():
+    with ray_session(), ray_errors():
         for row in _in_parallel(rows, _verify):
             yield f"{row['uri']}/{row['name']}", row["wrong"] or None
 
@@ -142,7 +142,7 @@ def plan_groups(sources: list[Source], config: ShardConfig) -> list[Group]:
     shuffled = [sources[i] for i in order]
     held_out = int(np.ceil(config.val_fraction * len(sources)))
     parts: dict[Split, list[Source]] = {"val": shuffled[:held_out], "train": shuffled[held_out:]}
-    n = config.images_per_shard
+    n = config.pictures_per_shard
     return [Group(split, i // n, part[i : i + n]) for split, part in parts.items() for i in range(0, len(part), n)]
 
 

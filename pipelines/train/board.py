@@ -18,7 +18,7 @@ class Board:
     """A Ray actor between rank 0 and whoever watches; it outlives the workers and sums what their restarts cost."""
 
     def __init__(self, phase: PhaseName, run: str) -> None:
-        self._state: dict[str, Any] = {"images": 0, "note": "", "failed": "", "said": []}
+        self._state: dict[str, Any] = {"crops": 0, "note": "", "failed": "", "said": []}
         self._log = RunLog(phase, run)
 
     def write(self, **values: Any) -> None:
@@ -31,7 +31,7 @@ class Board:
     def spend(self, costs: Costs) -> None:
         before = self._state.get("costs")
         self._state["costs"] = costs if before is None else before.joined(costs)
-        self._log.values({"images": float(self._state["images"]), **costs.metrics()}, self._state["images"])
+        self._log.values({"crops": float(self._state["crops"]), **costs.metrics()}, self._state["crops"])
 
     def read(self) -> dict[str, Any]:
         return self._state
@@ -54,7 +54,7 @@ def watch(board: Any, title: str, total: int, stop: threading.Event) -> None:
             for sentence in state["said"][said:]:
                 console.print(sentence)
             said = len(state["said"])
-            if state["images"]:
-                shown.update(min(state["images"], total), state["note"])
+            if state["crops"]:
+                shown.update(min(state["crops"], total), state["note"])
             if ended:
                 return

@@ -1,6 +1,6 @@
 """What a resume needs, and how it is kept: checkpoints that any number of workers and any ZeRO stage can read.
 
-    RUN/PHASE/checkpoints/images-000000004096/
+    RUN/PHASE/checkpoints/crops-000000004096/
         part-0-of-2.safetensors   weight/NAME, ema/NAME, exp_avg/NAME, exp_avg_sq/NAME: whole fp32 tensors
         COMPLETE.json             written last: progress, and size and SHA-256 of each part
 
@@ -31,7 +31,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Progress(NamedTuple):
     """How far a run is, beside its tensors."""
 
-    images_seen: int
+    crops_seen: int
     optimizer_steps: int
     cursor: Cursor
 
@@ -76,7 +76,7 @@ def load(uri: str) -> Restored:
     try:
         marker = storage.read_json(storage.join(uri, COMPLETE))
         progress = Progress(
-            int(marker["images_seen"]), int(marker["optimizer_steps"]), Cursor(*(int(v) for v in marker["cursor"]))
+            int(marker["crops_seen"]), int(marker["optimizer_steps"]), Cursor(*(int(v) for v in marker["cursor"]))
         )
         parts: dict[str, dict[str, Any]] = marker["parts"]
     except (FileNotFoundError, UsageError, KeyError, TypeError, ValueError) as error:
@@ -102,7 +102,7 @@ def save(directory: str, engine: Any, ema: Ema, progress: Progress, keep: int) -
     Raises `JobError` on every rank where one of them could not write.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    uri = storage.join(directory, f"images-{progress.images_seen:012d}")
+    uri = storage.join(directory, f"crops-{progress.crops_seen:012d}")
     mine: dict[str, Tensor] = {}
     for i, (name, state) in enumerate(_full_states(engine)):
         if i % world_size == rank:
@@ -121,7 +121,7 @@ def save(directory: str, engine: Any, ema: Ema, progress: Progress, keep: int) -
     outcome: dict[str, Any] = {}
     if rank == 0:
         marker = {
-            "images_seen": progress.images_seen,
+            "crops_seen": progress.crops_seen,
             "optimizer_steps": progress.optimizer_steps,
             "cursor": list(progress.cursor),
             "parts": {i["name"]: {"bytes": i["bytes"], "sha256": i["sha256"]} for i in infos},

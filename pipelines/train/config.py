@@ -29,7 +29,7 @@ class TrainConfig:
     """Size of the networks."""
     init_from: str | None = None
     """Codec directory to start from (needed by phase 2 unless this run has finished phase 1)."""
-    images_total: int = 1_000_000
+    crops_total: int = 1_000_000
     """Length of the phase in crops; all schedules scale with it."""
     batch: int = 16
     """Crops in a step over all workers."""
@@ -81,7 +81,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_positive(
-            self, "images_total", "batch", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"
+            self, "crops_total", "batch", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"
         )
         if self.crop % 64 or self.crop < 64:
             raise UsageError(f"--crop must be a multiple of 64, not {self.crop}")

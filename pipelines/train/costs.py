@@ -20,7 +20,7 @@ PEAK_FLOPS = {
 class Costs(NamedTuple):
     """Over all workers since the last time."""
 
-    images: int
+    crops: int
     seconds: float
     waited_s: float
     """Mean over the workers."""
@@ -40,7 +40,7 @@ class Costs(NamedTuple):
         """Of both stretches of time."""
         peaks = [peak for peak in (self.peak_flops, later.peak_flops) if peak is not None]
         return Costs(
-            images=self.images + later.images, seconds=self.seconds + later.seconds,
+            crops=self.crops + later.crops, seconds=self.seconds + later.seconds,
             waited_s=self.waited_s + later.waited_s, read_bytes=self.read_bytes + later.read_bytes,
             peak_memory_bytes=max(self.peak_memory_bytes, later.peak_memory_bytes), flops=self.flops + later.flops,
             peak_flops=sum(peaks) if len(peaks) == 2 else None,
@@ -51,8 +51,8 @@ class Costs(NamedTuple):
         """As MLflow gets them."""
         seconds = max(self.seconds, 1e-9)
         values = {
-            "images_per_s": self.images / seconds,
-            "images_per_s_per_worker": self.images / max(self.worker_s, 1e-9),
+            "crops_per_s": self.crops / seconds,
+            "crops_per_s_per_worker": self.crops / max(self.worker_s, 1e-9),
             "waiting_share": self.waited_s / seconds,
             "read_mb_per_s": self.read_bytes / 1e6 / seconds,
             "peak_memory_gib": self.peak_memory_bytes / 2**30,
@@ -67,13 +67,13 @@ class Costs(NamedTuple):
 class Meter:
     """Counts on one worker."""
 
-    def __init__(self, device: torch.device, flops_per_image: float) -> None:
-        self.device, self.flops_per_image = device, flops_per_image
+    def __init__(self, device: torch.device, flops_per_crop: float) -> None:
+        self.device, self.flops_per_crop = device, flops_per_crop
         self._reset()
 
-    def add(self, images: int, waited_s: float, read_bytes: int) -> None:
+    def add(self, crops: int, waited_s: float, read_bytes: int) -> None:
         """A step: crops over all workers, this worker's wait and bytes."""
-        self._images += images
+        self._crops += crops
         self._waited_s += waited_s
         self._read_bytes += read_bytes
 
@@ -89,16 +89,16 @@ class Meter:
         table = torch.stack(every).cpu()
         peak, worker_s = peak_flops(self.device), seconds * len(every)
         costs = Costs(
-            images=self._images, seconds=seconds, waited_s=float(table[:, 0].mean()),
+            crops=self._crops, seconds=seconds, waited_s=float(table[:, 0].mean()),
             read_bytes=int(table[:, 1].sum()), peak_memory_bytes=int(table[:, 2].max()),
-            flops=self._images * self.flops_per_image, peak_flops=peak * worker_s if peak else None,
+            flops=self._crops * self.flops_per_crop, peak_flops=peak * worker_s if peak else None,
             worker_s=worker_s, workers=len(every),
         )  # fmt: skip
         self._reset()
         return costs
 
     def _reset(self) -> None:
-        self._since, self._images, self._waited_s, self._read_bytes = time.monotonic(), 0, 0.0, 0
+        self._since, self._crops, self._waited_s, self._read_bytes = time.monotonic(), 0, 0.0, 0
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -14,7 +14,7 @@ from corrdiff.errors import UsageError
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.files import storage
 from pipelines.tracking.tracker import recorded_run
-from pipelines.train import checkpoints as train_state
+from pipelines.train import checkpoints
 from pipelines.train.checkpoints import Progress
 from pipelines.train.config import PhaseName, TrainConfig
 
@@ -33,7 +33,7 @@ def export(run: str, out: str, compact: bool = False) -> str:
     run = storage.absolute(run)
     phases: tuple[PhaseName, ...] = ("phase2", "phase1")
     for root in [run, *(storage.join(run, phase) for phase in phases)]:
-        found = train_state.latest(storage.join(root, "checkpoints"))
+        found = checkpoints.latest(storage.join(root, "checkpoints"))
         if found is None:
             continue
         record = storage.read_json(storage.join(root, "run.json"))
@@ -41,7 +41,7 @@ def export(run: str, out: str, compact: bool = False) -> str:
         phase: PhaseName = record["phase"]
         if phase == "phase2":
             config = dataclasses.replace(config, init_from=storage.join(root, "init-codec"))
-        restored = train_state.load(found)
+        restored = checkpoints.load(found)
         model = model_with(config, phase, restored.tensors["ema"])
         return export_model(model, config, phase, restored.progress, recorded_run(root), storage.absolute(out), compact)
     raise UsageError(f"no finished checkpoint under {run} (looked in checkpoints/, phase2/ and phase1/)")
@@ -85,7 +85,7 @@ def export_model(
         tables = load_networks(config.init_from)[1]
     provenance = {
         **provenance,
-        f"{phase}_images": progress.images_seen,
+        f"{phase}_crops": progress.crops_seen,
         f"{phase}_shards": config.shards,
         **({f"{phase}_mlflow_run": mlflow_run} if mlflow_run else {}),
     }

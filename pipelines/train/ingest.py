@@ -20,10 +20,10 @@ from ray.train import DataConfig
 
 from corrdiff.errors import JobError
 from corrdiff.images import ImageError
-from pipelines.runtime.session import calm, own_errors
-from pipelines.shards import crop_png as png
+from pipelines.runtime.session import calm, ray_errors
+from pipelines.shards import crop_png
 from pipelines.shards.format import Manifest, Shard, read_crops
-from pipelines.train import epoch_order as plan
+from pipelines.train import epoch_order
 from pipelines.train.epoch_order import Cursor, Part, Rows
 
 SEGMENT_PARTS = 64
@@ -87,7 +87,7 @@ class CropReader(NamedTuple):
         """
         share = self.batch // self.world_size
         cursor = start
-        for segment in _segments(plan.parts(self.manifest, self.seed, start, steps, self.batch), self.batch):
+        for segment in _segments(epoch_order.parts(self.manifest, self.seed, start, steps, self.batch), self.batch):
             planned = self._planned(segment)
             for columns in self._execute(segment):
                 shards, members = columns["shard"], columns["member"]
@@ -96,7 +96,7 @@ class CropReader(NamedTuple):
                     raise JobError(
                         f"crops came in another order than planned at epoch {cursor.epoch}, step {cursor.step}"
                     )
-                after = plan.advance(self.manifest, self.batch, cursor)
+                after = epoch_order.advance(self.manifest, self.batch, cursor)
                 yield Batch(
                     epoch=cursor.epoch,
                     keys=[
@@ -138,7 +138,7 @@ class CropReader(NamedTuple):
         dataset.context.execution_options.preserve_order = True
         # Blocks under this are held back until they make one of it, and those over it by a half are cut.
         dataset.context.target_max_block_size = int(0.9 * shares[0].block_rows * shares[0].row_bytes)
-        with own_errors():
+        with ray_errors():
             yield from dataset.iter_batches(
                 batch_size=self.batch // self.world_size, batch_format="numpy", prefetch_batches=PREFETCH_BATCHES
             )
@@ -158,7 +158,7 @@ class Share(NamedTuple):
 
     @property
     def row_count(self) -> int:
-        return plan.row_count(self.part, self.batch, self.rank, self.world_size)
+        return epoch_order.row_count(self.part, self.batch, self.rank, self.world_size)
 
     @property
     def row_bytes(self) -> int:
@@ -172,7 +172,7 @@ class Share(NamedTuple):
 
     def rows(self) -> Rows:
         counts = [shard.count for shard in self.shards]
-        return plan.rows_of(counts, self.seed, self.part, self.batch, self.rank, self.world_size)
+        return epoch_order.rows_of(counts, self.seed, self.part, self.batch, self.rank, self.world_size)
 
     def __call__(self) -> Iterable[Block]:
         """Fetch, check and decode; yields Arrow blocks of whole steps."""
@@ -200,7 +200,7 @@ class Share(NamedTuple):
 
     def _decoded(self, data: memoryview, shard: Shard, member: int) -> npt.NDArray[np.uint8]:
         try:
-            pixels = png.decode(data)
+            pixels = crop_png.decode(data)
         except ImageError as error:
             raise JobError(f"shard {self.uri}/{shard.name}: crop {shard.key(member)}.png: {error}") from None
         if pixels.shape != (self.crop, self.crop, 3):

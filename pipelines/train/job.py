@@ -1,7 +1,7 @@
 """The one training loop: Ray Train starts the workers, DeepSpeed steps, Ray Data feeds. Blind to what a phase trains.
 
 RUN/PHASE/run.json        what this run is; another run of the same name is refused
-RUN/PHASE/checkpoints/    see train_state.py
+RUN/PHASE/checkpoints/    see checkpoints.py
 RUN/PHASE/init-codec/     phase 2: the frozen networks
 RUN/PHASE/codec/          the export, when the phase has ended
 """
@@ -30,8 +30,7 @@ from pipelines.options import differences
 from pipelines.runtime.session import cluster_cpus, cluster_gpus, may_grow
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.tracking.tracker import tracking_uri
-from pipelines.train import checkpoints as train_state
-from pipelines.train import ingest, validation
+from pipelines.train import checkpoints, ingest, validation
 from pipelines.train.board import Board, watch
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.costs import Costs, Meter
@@ -106,7 +105,7 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
         ),
     )  # fmt: skip
     watching = threading.Event()
-    watcher = threading.Thread(target=watch, args=(board, phase, config.images_total, watching), daemon=True)
+    watcher = threading.Thread(target=watch, args=(board, phase, config.crops_total, watching), daemon=True)
     watcher.start()
     failure: Exception | None = None
     try:
@@ -120,7 +119,7 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
     if state["failed"]:
         raise JobError(state["failed"])
     if failure is not None:
-        raise JobError(f"{phase} failed after {state['images']:,} crops: {_reason(failure)}") from failure
+        raise JobError(f"{phase} failed after {state['crops']:,} crops: {_reason(failure)}") from failure
     console.print(_spent(phase, state))
     console.print(f"{phase}: codec {codec_uri}")
     return codec_uri
@@ -134,8 +133,8 @@ def _spent(phase: str, state: dict[str, Any]) -> str:
     m = costs.metrics()
     use = f", MFU {m['mfu']:.1%}" if "mfu" in m else ""
     return (
-        f"{phase}: {costs.images:,} crops in {costs.seconds:.0f} s: {m['images_per_s']:.1f} crops/s, "
-        f"{m['images_per_s_per_worker']:.1f} a worker; {m['waiting_share']:.1%} of the time waiting for data; "
+        f"{phase}: {costs.crops:,} crops in {costs.seconds:.0f} s: {m['crops_per_s']:.1f} crops/s, "
+        f"{m['crops_per_s_per_worker']:.1f} a worker; {m['waiting_share']:.1%} of the time waiting for data; "
         f"{costs.read_bytes / 1e6:,.1f} MB read; {m['tflops_per_s']:.3f} TFLOP/s{use}; "
         f"peak memory {m['peak_memory_gib']:.2f} GiB a worker"
     )
@@ -209,29 +208,29 @@ def _train_loop(
     import ray.train
 
     manifest = read_manifest(config.shards)
-    checkpoints = storage.join(run, "checkpoints")
-    restored, problems = train_state.load_newest(checkpoints)
+    directory = storage.join(run, "checkpoints")
+    restored, problems = checkpoints.load_newest(directory)
     trainer = Trainer(config, phase, device, restored)
     _check_agreement(trainer)
     if observer:
         for problem in problems:
             observer.say(f"{problem}; going on from the one before")
         if restored:
-            observer.say(f"{phase} goes on from {trainer.progress.images_seen:,} crops")
+            observer.say(f"{phase} goes on from {trainer.progress.crops_seen:,} crops")
     del restored
     steps = steps_left(config, manifest, trainer.progress)
     reader = ray.train.get_dataset_shard(ingest.DATASET)
     assert isinstance(reader, ingest.CropReader)
     held_out = validation.read_held_out(config.shards)
-    meter = Meter(device, trainer.flops_per_image)
+    meter = Meter(device, trainer.flops_per_crop)
     epoch_rows, epoch_from = 0, trainer.progress.cursor
     saved_for_leaving = False
     waited_from = time.monotonic()
     for i, batch in enumerate(reader.batches(trainer.progress.cursor, steps)):
         meter.add(batch.real_rows, time.monotonic() - waited_from, batch.read_bytes)
-        before = trainer.progress.images_seen
+        before = trainer.progress.crops_seen
         result = trainer.step(batch, _leaving())
-        seen = trainer.progress.images_seen
+        seen = trainer.progress.crops_seen
         last = i == steps - 1
         epoch_rows += int(batch.weight_B.sum())
         if trainer.progress.cursor.epoch > batch.epoch:
@@ -245,8 +244,8 @@ def _train_loop(
                 observer.after_window(trainer, costs)
         if _crossed(before, seen, config.checkpoint_every) or last or (result.leaving and not saved_for_leaving):
             saved_for_leaving = result.leaving
-            train_state.save(checkpoints, trainer.engine, trainer.ema, trainer.progress, config.keep_checkpoints)
-            ray.train.report({"images_seen": seen, "loss": result.terms[0]})
+            checkpoints.save(directory, trainer.engine, trainer.ema, trainer.progress, config.keep_checkpoints)
+            ray.train.report({"crops_seen": seen, "loss": result.terms[0]})
             if result.leaving and observer:
                 observer.say(f"{phase}: a machine is about to go away; checkpoint at {seen:,} crops")
         if _crossed(before, seen, config.validate_every) or last:
@@ -269,7 +268,7 @@ def _check_agreement(trainer: Trainer) -> None:
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, trainer.progress)
     if any(progress != trainer.progress for progress in every):
-        raise JobError(f"the workers restored different checkpoints: {sorted({p.images_seen for p in every})} crops")
+        raise JobError(f"the workers restored different checkpoints: {sorted({p.crops_seen for p in every})} crops")
 
 
 def _check_epoch(manifest: Manifest, batch: int, start: Cursor, rows: int, device: torch.device) -> None:

@@ -57,11 +57,11 @@ class Observer:
 
     def after_step(self, trainer: Trainer, result: StepResult, rows: int) -> None:
         """Show how far it is."""
-        names = self._names(trainer, trainer.progress.images_seen - rows)
+        names = self._names(trainer, trainer.progress.crops_seen - rows)
         self.window.append((result, rows, names))
         terms = dict(zip(trainer.term_names, result.terms, strict=True))
         note = " ".join(f"{name} {terms[name]:.3f}" for name in names[:3])
-        self.board.write.remote(images=trainer.progress.images_seen, note=f"{note}{self.cost_note}")
+        self.board.write.remote(crops=trainer.progress.crops_seen, note=f"{note}{self.cost_note}")
         self.remember_mlflow_run(timeout_s=0.0)
 
     def after_window(self, trainer: Trainer, costs: Costs) -> None:
@@ -86,22 +86,22 @@ class Observer:
                 values["gpu_percent"] = float(torch.cuda.utilization())
         mfu = f", MFU {spent['mfu']:.0%}" if "mfu" in spent else ""
         self.cost_note = f", waiting {spent['waiting_share']:.1%}{mfu}, {spent['peak_memory_gib']:.1f} GiB"
-        self.tracker.metrics(values, step=trainer.progress.images_seen)
+        self.tracker.metrics(values, step=trainer.progress.crops_seen)
         self.window = []
 
-    def _names(self, trainer: Trainer, images_seen: int) -> tuple[str, ...]:
+    def _names(self, trainer: Trainer, crops_seen: int) -> tuple[str, ...]:
         """Of the terms that are computed from there on: what is not is absent, not zero."""
-        warmup = warmup_at(self.config, images_seen)
+        warmup = warmup_at(self.config, crops_seen)
         names = phase1.terms_at(warmup) if self.phase == "phase1" else trainer.term_names
         return tuple(n for n in names if n != "lpips" or self.config.lpips_weight > 0)
 
     def validated(self, trainer: Trainer, values: dict[str, float], rows: list[list[Panel]]) -> None:
-        seen = trainer.progress.images_seen
+        seen = trainer.progress.crops_seen
         self.tracker.metrics(values, step=seen)
-        self.tracker.artifact(f"previews/images-{seen:012d}.png", side_by_side(rows))
+        self.tracker.artifact(f"previews/crops-{seen:012d}.png", side_by_side(rows))
         self.measured.append(values)
         storage.write_json(self.measured_uri, self.measured)
-        self.tracker.artifact(f"curves/images-{seen:012d}.png", validation.draw(self.measured))
+        self.tracker.artifact(f"curves/crops-{seen:012d}.png", validation.draw(self.measured))
 
     def export(self, trainer: Trainer) -> None:
         self.remember_mlflow_run(timeout_s=60.0)

@@ -21,10 +21,7 @@ from corrdiff.errors import JobError, UsageError
 from corrdiff.losses import Perceptual
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.shards.format import Manifest
-from pipelines.train import checkpoints as train_state
-from pipelines.train import epoch_order as plan
-from pipelines.train import phase1, phase2
-from pipelines.train import samples as augment
+from pipelines.train import checkpoints, epoch_order, phase1, phase2, samples
 from pipelines.train.checkpoints import Progress, Restored
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.deepspeed_config import choose_stage, deepspeed_config
@@ -50,19 +47,19 @@ class StepResult(NamedTuple):
     """Some worker has said that its machine is about to go away."""
 
 
-def lr_at(config: TrainConfig, images_seen: int) -> float:
+def lr_at(config: TrainConfig, crops_seen: int) -> float:
     """Linear warm-up, plateau, cosine decay; all in crops."""
-    share = images_seen / config.images_total
+    share = crops_seen / config.crops_total
     if share < WARMUP_LR_SHARE:
         return config.lr * share / WARMUP_LR_SHARE
     decay = max(0.0, (share - DECAY_FROM_SHARE) / (1 - DECAY_FROM_SHARE))
     return config.lr * (FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * min(decay, 1.0))))
 
 
-def warmup_at(config: TrainConfig, images_seen: int) -> float:
+def warmup_at(config: TrainConfig, crops_seen: int) -> float:
     """Share of phase 1's warm-up that is done, at most 1."""
-    length = config.warmup_share * config.images_total
-    return min(1.0, images_seen / length) if length > 0 else 1.0
+    length = config.warmup_share * config.crops_total
+    return min(1.0, crops_seen / length) if length > 0 else 1.0
 
 
 def build_model(config: TrainConfig) -> CorrDiffModel:
@@ -99,12 +96,12 @@ class Trainer:
         module = build_phase(config, phase, device, _perceptual(config, device))
         module.to(device)  # pictures are channels_last; DeepSpeed wants the weights themselves contiguous
         self.transform = (module.model if isinstance(module, phase1.Phase1) else module._frozen[0]).config.transform
-        trained = train_state.trained_parameters(module)
+        trained = checkpoints.trained_parameters(module)
         if restored:
             with torch.no_grad():
                 for name, p in trained:
                     p.copy_(restored.tensors["weight"][name])
-        self.ema = Ema(trained, EMA_HALFLIFE_SHARE * config.images_total)
+        self.ema = Ema(trained, EMA_HALFLIFE_SHARE * config.crops_total)
         if restored:
             self.ema.average = {name: restored.tensors["ema"][name].to(device) for name, _ in trained}
         if device.type == "cpu":
@@ -114,15 +111,15 @@ class Trainer:
         world_size, parameters = dist.get_world_size(), sum(p.numel() for _, p in trained)
         self.zero_stage = choose_stage(config, parameters, world_size, _memory_bytes(device))
         # Only the first worker's count is used, and counting takes a while.
-        self.flops_per_image = (
-            flops_per_image(module, self.transform, config.crop, device) if dist.get_rank() == 0 else 0.0
+        self.flops_per_crop = (
+            flops_per_crop(module, self.transform, config.crop, device) if dist.get_rank() == 0 else 0.0
         )
         self.engine, *_ = deepspeed.initialize(
             model=module, model_parameters=[p for _, p in trained],
             config=deepspeed_config(config, world_size, self.zero_stage),
         )  # fmt: skip
         if restored:
-            train_state.restore_moments(self.engine, restored)
+            checkpoints.restore_moments(self.engine, restored)
 
     def step(self, batch: Batch, leaving: bool = False) -> StepResult:
         """Forward, backward and update on this worker's part of a batch.
@@ -132,14 +129,14 @@ class Trainer:
         Raises `JobError` on every worker, before the update, where a loss term is not finite.
         """
         config, world_size = self.config, dist.get_world_size()
-        lr = lr_at(config, self.progress.images_seen + batch.real_rows)
+        lr = lr_at(config, self.progress.crops_seen + batch.real_rows)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        warmup = warmup_at(config, self.progress.images_seen)
-        sample = augment.draw(batch, config.seed, config.crop, self.transform, self.device)
+        warmup = warmup_at(config, self.progress.crops_seen)
+        sample = samples.draw(batch, config.seed, config.crop, self.transform, self.device)
         totals = torch.zeros(len(self.term_names) + 1, device=self.device)
         totals[-1] = leaving
-        parts = augment.micro_batches(sample, config.micro_batch_size(world_size))
+        parts = samples.micro_batches(sample, config.micro_batch_size(world_size))
         for i, part in enumerate(parts):
             if i > 0:
                 self.engine.step()  # counts the micro-batch before
@@ -152,9 +149,9 @@ class Trainer:
         self._check_finite(totals[:-1] / batch.real_rows, batch)
         grad_norm = self._update()
         if not math.isfinite(grad_norm):
-            raise JobError(f"{self.phase}: the gradient is not finite after {self.progress.images_seen:,} crops")
-        seen = self.progress.images_seen + batch.real_rows
-        self.ema.update(train_state.full_weights(self.engine), batch.real_rows, seen)
+            raise JobError(f"{self.phase}: the gradient is not finite after {self.progress.crops_seen:,} crops")
+        seen = self.progress.crops_seen + batch.real_rows
+        self.ema.update(checkpoints.full_weights(self.engine), batch.real_rows, seen)
         self.progress = Progress(seen, self.progress.optimizer_steps + 1, batch.next)
         values = totals.tolist()
         return StepResult([v / batch.real_rows for v in values[:-1]], grad_norm, lr, values[-1] > 0)
@@ -173,7 +170,7 @@ class Trainer:
             named = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.term_names, terms.tolist(), strict=True))
             raise JobError(
                 f"{self.phase}: the loss is not finite at step {self.progress.optimizer_steps + 1} "
-                f"({self.progress.images_seen:,} crops, epoch {batch.epoch}): {named}; no update was made. "
+                f"({self.progress.crops_seen:,} crops, epoch {batch.epoch}): {named}; no update was made. "
                 "A lower --lr, or fp32, usually helps"
             )
 
@@ -182,13 +179,13 @@ class Trainer:
         return model_with(self.config, self.phase, {k: v.cpu() for k, v in self.ema.average.items()})
 
 
-def flops_per_image(module: nn.Module, transform: TransformConfig, crop: int, device: torch.device) -> float:
+def flops_per_crop(module: nn.Module, transform: TransformConfig, crop: int, device: torch.device) -> float:
     """Of a forward and a backward pass over one crop, recomputation of activations included."""
     blank = np.zeros((1, crop, crop, 3), np.uint8)
     batch = Batch(0, ["blank"], blank, np.ones(1, np.float32), 1, Cursor(0, 0), 0)
     # Apart from training: under the counter some operations run in another form, with other last bits.
     with FlopCounterMode(display=False) as counter:
-        module(augment.draw(batch, 0, crop, transform, device), 1.0)[:, 0].sum().backward()
+        module(samples.draw(batch, 0, crop, transform, device), 1.0)[:, 0].sum().backward()
     module.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())
 
@@ -201,9 +198,9 @@ def _memory_bytes(device: torch.device) -> int:
 
 
 def steps_left(config: TrainConfig, manifest: Manifest, progress: Progress) -> int:
-    """Steps until `images_total` crops are seen; the last step of an epoch has fewer crops than the others."""
-    epoch_steps = plan.steps_per_epoch(manifest, config.batch)
-    left = config.images_total - progress.images_seen
+    """Steps until `crops_total` crops are seen; the last step of an epoch has fewer crops than the others."""
+    epoch_steps = epoch_order.steps_per_epoch(manifest, config.batch)
+    left = config.crops_total - progress.crops_seen
     rest_of_epoch = manifest.count - min(manifest.count, progress.cursor.step * config.batch)
     if left <= rest_of_epoch:
         return max(0, -(-left // config.batch))

@@ -14,7 +14,7 @@ from corrdiff.codec import CorrDiffCodec, Picture, Settings
 from pipelines.display import curves
 from pipelines.display.contact_sheet import Panel
 from pipelines.files import storage
-from pipelines.shards import crop_png as png
+from pipelines.shards import crop_png
 from pipelines.shards.format import VALIDATION, has_validation, read_crops, read_manifest
 
 QUALITIES = (1, 4, 7)
@@ -40,7 +40,7 @@ def read_held_out(shards: str) -> HeldOut:
     chosen = read_manifest(uri).shards[: CROPS if name == "val" else 1]
     each = -(-CROPS // len(chosen))
     files = [data for shard in chosen for data in read_crops(uri, shard, 0, min(each, shard.count))]
-    return HeldOut(name, [png.decode(data) for data in files[:CROPS]])
+    return HeldOut(name, [crop_png.decode(data) for data in files[:CROPS]])
 
 
 def measure(

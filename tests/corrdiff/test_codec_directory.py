@@ -74,8 +74,8 @@ def test_loaded_weights_are_those_that_were_saved(codec_dir: Path, tmp_path: Pat
 
 def test_provenance_is_kept_and_is_no_part_of_the_fingerprint(codec_dir: Path, tmp_path: Path) -> None:
     model, tables, digest = load_networks(str(codec_dir))
-    assert save_codec(model, tables, str(tmp_path / "again"), {"images_seen": 5}) == digest
-    assert read_config(str(tmp_path / "again"))[2] == {"images_seen": 5}
+    assert save_codec(model, tables, str(tmp_path / "again"), {"crops_seen": 5}) == digest
+    assert read_config(str(tmp_path / "again"))[2] == {"crops_seen": 5}
 
 
 @pytest.mark.parametrize("name", ["weights", "tables"])

@@ -6,8 +6,8 @@ import torch
 from corrdiff.ema import RAMP_UP, Ema
 
 
-def _ema(start: float, halflife_images: float) -> Ema:
-    return Ema([("w", torch.full((3,), start))], halflife_images)
+def _ema(start: float, halflife_crops: float) -> Ema:
+    return Ema([("w", torch.full((3,), start))], halflife_crops)
 
 
 def test_the_average_starts_at_the_weights_and_does_not_share_them() -> None:
@@ -19,7 +19,7 @@ def test_the_average_starts_at_the_weights_and_does_not_share_them() -> None:
 
 def test_after_a_half_life_the_average_has_gone_half_the_way() -> None:
     ema = _ema(0.0, 1000)
-    ema.update([("w", torch.ones(3))], batch_images=1000, images_seen=10**9)
+    ema.update([("w", torch.ones(3))], batch_crops=1000, crops_seen=10**9)
     assert torch.allclose(ema.average["w"], torch.full((3,), 0.5))
 
 
@@ -33,7 +33,7 @@ def test_the_average_counts_pictures_and_not_batches() -> None:
 
 def test_early_on_the_half_life_is_a_share_of_the_pictures_seen() -> None:
     ema = _ema(0.0, 1e6)
-    ema.update([("w", torch.ones(3))], batch_images=10, images_seen=round(10 / RAMP_UP))
+    ema.update([("w", torch.ones(3))], batch_crops=10, crops_seen=round(10 / RAMP_UP))
     assert torch.allclose(ema.average["w"], torch.full((3,), 0.5))
 
 
@@ -46,7 +46,7 @@ def test_equal_weights_leave_the_average_where_it_is() -> None:
 def test_weights_in_bf16_are_averaged_in_float32() -> None:
     ema = Ema([("w", torch.zeros(1, dtype=torch.bfloat16))], 1e4)
     for _ in range(10):
-        ema.update([("w", torch.ones(1, dtype=torch.bfloat16))], batch_images=1, images_seen=10**9)
+        ema.update([("w", torch.ones(1, dtype=torch.bfloat16))], batch_crops=1, crops_seen=10**9)
     assert ema.average["w"].dtype == torch.float32
     assert float(ema.average["w"]) == pytest.approx(1 - 0.5 ** (10 / 1e4), rel=1e-3)
 

@@ -113,13 +113,13 @@ def make_picture(height: int, width: int, seed: int) -> np.ndarray[tuple[int, ..
 def shards(ray_cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Local shards of 64-pixel crops."""
     out = str(tmp_path_factory.mktemp("shards"))
-    assert main(["shard", str(photographs), out, "--crop", "64", "--images-per-shard", "2"]) == 0
+    assert main(["shard", str(photographs), out, "--crop", "64", "--pictures-per-shard", "2"]) == 0
     return out
 
 
 def train_args(shards: str, storage: str, **options: object) -> list[str]:
     """A short training command's options."""
-    defaults = {"images_total": 48, "batch": 8, "crop": 64, "checkpoint_every": 24, "name": "run"}
+    defaults = {"crops_total": 48, "batch": 8, "crop": 64, "checkpoint_every": 24, "name": "run"}
     merged = {**defaults, **options}
     flags = [part for k, v in merged.items() for part in (f"--{k.replace('_', '-')}", str(v))]
     return ["--shards", shards, "--storage", storage, *flags]
@@ -184,12 +184,12 @@ class Road(NamedTuple):
 
 def road_commands(root: str) -> dict[str, list[str]]:
     """The whole road, by the commands that a person types."""
-    cut = ["--crop", "64", "--images-per-shard", "3", "--val-fraction", "0.3"]
+    cut = ["--crop", "64", "--pictures-per-shard", "3", "--val-fraction", "0.3"]
     options = train_args(f"{root}/shards", f"{root}/runs", workers=2, zero_stage=2)
     flags = ["--codec", f"{root}/runs/run/phase2/codec", "--unit", "3", "--steps", "2", "--quality", "5"]
     return {
         "shard": ["shard", f"{root}/photographs", f"{root}/shards", *cut],
-        "train": ["train", "all", *options, "--phase2-images-total", "24"],
+        "train": ["train", "all", *options, "--phase2-crops-total", "24"],
         "compress": ["compress", f"{root}/photographs", f"{root}/compressed", *flags],
     }
 

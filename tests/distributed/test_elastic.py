@@ -18,12 +18,12 @@ from ray.cluster_utils import Cluster
 
 from pipelines.dataset import format as compressed
 from pipelines.files import storage
-from pipelines.train import checkpoints as train_state
+from pipelines.train import checkpoints
 from tests.distributed.conftest import NODE, make_picture, read_files, read_table, recorded, train_apart, train_args
 from tests.support.servers import MetadataServer, wait_for
 
 # A low learning rate, so that the order of sums on another number of workers does not grow over 60 steps.
-LENGTH = {"images_total": 480, "batch": 8, "checkpoint_every": 48, "log_every": 1, "lr": 1e-4}
+LENGTH = {"crops_total": 480, "batch": 8, "checkpoint_every": 48, "log_every": 1, "lr": 1e-4}
 
 
 @pytest.fixture
@@ -76,11 +76,11 @@ def test_a_run_grows_when_a_machine_comes_and_shrinks_when_it_is_drained(
 ) -> None:
     options = train_args(shards, str(tmp_path), **LENGTH, workers="1:2", resize_every=5, max_failures=0)
     command = Command(cluster, options)
-    checkpoints = f"{tmp_path}/run/phase1/checkpoints"
-    wait_for("a checkpoint", lambda: train_state.latest(checkpoints) is not None, timeout_s=240)
+    directory = f"{tmp_path}/run/phase1/checkpoints"
+    wait_for("a checkpoint", lambda: checkpoints.latest(directory) is not None, timeout_s=240)
     spot = cluster.add_node(**NODE)
     command.wait_to_say(r"goes on from \d+ crops")
-    wait_for("two workers", lambda: bool(parts_of(checkpoints, "part-1-of-2")), timeout_s=240)
+    wait_for("two workers", lambda: bool(parts_of(directory, "part-1-of-2")), timeout_s=240)
     with watched(cluster, spot.node_id) as service:
         at = service.give_notice(60)
         command.wait_to_say("a machine is about to go away; checkpoint at")
@@ -104,8 +104,8 @@ def test_a_machine_that_vanishes_costs_the_steps_since_the_last_checkpoint(
     spot = cluster.add_node(**NODE)
     options = train_args(shards, str(tmp_path), **LENGTH, workers="1:2", resize_every=5)
     command = Command(cluster, options)
-    checkpoints = f"{tmp_path}/run/phase1/checkpoints"
-    wait_for("two workers", lambda: bool(parts_of(checkpoints, "part-1-of-2")), timeout_s=240)
+    directory = f"{tmp_path}/run/phase1/checkpoints"
+    wait_for("two workers", lambda: bool(parts_of(directory, "part-1-of-2")), timeout_s=240)
     cluster.remove_node(spot, allow_graceful=False)
     command.wait()
     assert re.search(r"goes on from [1-9]\d* crops", command.said)
@@ -175,7 +175,7 @@ def alive(cluster: Cluster, node_id: str) -> bool:
     return any(node["NodeID"] == node_id and node["Alive"] for node in cluster.global_state.node_table())
 
 
-def parts_of(checkpoints: str, prefix: str) -> list[str]:
+def parts_of(directory: str, prefix: str) -> list[str]:
     return [
-        name for uri in train_state.finished(checkpoints) for name in storage.list_names(uri) if name.startswith(prefix)
+        name for uri in checkpoints.finished(directory) for name in storage.list_names(uri) if name.startswith(prefix)
     ]

@@ -15,9 +15,7 @@ from corrdiff.errors import JobError
 from pipelines.cli import main
 from pipelines.files import storage
 from pipelines.shards.format import Manifest, read_manifest
-from pipelines.train import checkpoints as train_state
-from pipelines.train import epoch_order as plan
-from pipelines.train import ingest
+from pipelines.train import checkpoints, epoch_order, ingest
 from pipelines.train.epoch_order import Cursor
 from tests.distributed.conftest import train_args
 from tests.distributed.test_resume import assert_same_weights
@@ -38,7 +36,7 @@ def remote(s3_storage: S3Server, shards: str) -> str:
 
 def keys_of(uri: str, manifest: Manifest, epochs: int = 2) -> Counter[str]:
     """Every crop that two workers get in some epochs."""
-    steps = epochs * plan.steps_per_epoch(manifest, BATCH)
+    steps = epochs * epoch_order.steps_per_epoch(manifest, BATCH)
     seen: Counter[str] = Counter()
     for rank in range(2):
         for batch in ingest.CropReader(uri, manifest, 0, BATCH, rank, 2).batches(Cursor(0, 0), steps):
@@ -134,12 +132,12 @@ def test_a_disk_that_is_full_at_a_checkpoint_ends_the_run_with_the_one_before_wh
     options = train_args(shards, str(root), max_failures=0)
     assert main(["train", "phase1", *options]) == 1
     said = capsys.readouterr().err
-    assert "images-000000000048 could not be written" in said
+    assert "crops-000000000048 could not be written" in said
     assert "No space left on device" in said
     assert "Traceback" not in said
-    checkpoints = str(root / "run" / "phase1" / "checkpoints")
-    (whole,) = train_state.finished(checkpoints)
-    assert train_state.load(whole).progress.images_seen == 24
+    directory = str(root / "run" / "phase1" / "checkpoints")
+    (whole,) = checkpoints.finished(directory)
+    assert checkpoints.load(whole).progress.crops_seen == 24
     disk(checkpoint * 5)
     assert main(["train", "phase1", *options]) == 0
     assert "phase1 goes on from 24 crops" in capsys.readouterr().out
@@ -153,7 +151,7 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_serves(
     options = train_args(shards, str(tmp_path))
     assert main(["train", "phase1", *options]) == 0
     run = tmp_path / "run" / "phase1"
-    newest, before = train_state.finished(str(run / "checkpoints"))
+    newest, before = checkpoints.finished(str(run / "checkpoints"))
     part = Path(newest) / "part-0-of-1.safetensors"
     part.write_bytes(part.read_bytes()[:-1] + b"x")
     weights = (run / "codec" / "weights.safetensors").read_bytes()
@@ -167,9 +165,9 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_serves(
 
 
 def test_no_checkpoint_that_can_be_read_is_an_error(shards: str, tmp_path: Path) -> None:
-    directory = tmp_path / "checkpoints" / "images-000000000024"
+    directory = tmp_path / "checkpoints" / "crops-000000000024"
     directory.mkdir(parents=True)
     (directory / "COMPLETE.json").write_text("{")
     with pytest.raises(JobError, match=r"no checkpoint can be read: checkpoint .* COMPLETE\.json cannot be read"):
-        train_state.load_newest(str(tmp_path / "checkpoints"))
-    assert np.array_equal(train_state.finished(str(tmp_path / "nowhere")), [])
+        checkpoints.load_newest(str(tmp_path / "checkpoints"))
+    assert np.array_equal(checkpoints.finished(str(tmp_path / "nowhere")), [])

@@ -120,13 +120,13 @@ def test_the_whole_road_as_plain_ray_jobs_on_a_cluster_that_grows_for_them(
         ("compress", "FINISHED"), ("phase1", "FINISHED"), ("phase2", "FINISHED"),
     ]  # fmt: skip
 
-    assert any(re.search(r'ray_corrdiff_images_per_s\{.*run="run"', line) for line in watched["train"].metrics)
+    assert any(re.search(r'ray_corrdiff_crops_per_s\{.*run="run"', line) for line in watched["train"].metrics)
     (log,) = (cloud.root / "session_latest" / "logs").glob("corrdiff-phase1-run.log")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {(line["kind"], line["run"]) for line in lines} == {("phase1", "run")}
     last = [line for line in lines if "images" in line][-1]
     assert last["images"] == 51
-    assert last["images_per_s"] > 0
+    assert last["crops_per_s"] > 0
     assert_no_secret(cloud, s3_storage, mlflow_server)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import hosts as multi_host
+from tests.support import hosts
 from tests.support.hosts import NoNamespacesError
 
 
@@ -14,7 +14,7 @@ from tests.support.hosts import NoNamespacesError
 @pytest.mark.timeout(900)
 def test_a_run_on_two_hosts_survives_a_pulled_cable(tmp_path: Path) -> None:
     try:
-        said = multi_host.run(tmp_path)
+        said = hosts.run(tmp_path)
     except NoNamespacesError as error:
         pytest.skip(f"network namespaces are not allowed here: {error}")
-    multi_host.check(said)
+    hosts.check(said)

@@ -19,11 +19,11 @@ import torch
 
 from pipelines.cli import main
 from pipelines.files import storage
-from pipelines.train import checkpoints as train_state
+from pipelines.train import checkpoints
 from tests.distributed.conftest import recorded, train_apart, train_args
 from tests.support.servers import wait_for
 
-LENGTH = {"images_total": 104, "checkpoint_every": 24}
+LENGTH = {"crops_total": 104, "checkpoint_every": 24}
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,11 @@ def undisturbed(shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_nothing_had_happened(
     shards: str, undisturbed: str, tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoints = f"{tmp_path}/run/phase1/checkpoints"
+    directory = f"{tmp_path}/run/phase1/checkpoints"
     killed: list[int] = []
 
     def kill_after_the_first_checkpoint() -> None:
-        wait_for("a checkpoint", lambda: train_state.latest(checkpoints) is not None, timeout_s=240)
+        wait_for("a checkpoint", lambda: checkpoints.latest(directory) is not None, timeout_s=240)
         workers = train_workers()
         killed.extend(p.pid for p in workers)
         for process in workers:
@@ -61,10 +61,10 @@ def test_after_the_driver_was_killed_the_same_command_goes_on(
     shards: str, undisturbed: str, tmp_path: Path, tracking: str
 ) -> None:
     command = [sys.executable, "-m", "pipelines", "train", "phase1", *train_args(shards, str(tmp_path), **LENGTH)]
-    checkpoints = f"{tmp_path}/run/phase1/checkpoints"
+    directory = f"{tmp_path}/run/phase1/checkpoints"
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for("a checkpoint", lambda: train_state.latest(checkpoints) is not None, timeout_s=240)
+    wait_for("a checkpoint", lambda: checkpoints.latest(directory) is not None, timeout_s=240)
     first.send_signal(signal.SIGKILL)
     first.wait()
     time.sleep(2)  # its Ray processes notice and end
@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
     assert "Traceback" not in said
 
 
-CHANGING = {"images_total": 480, "batch": 12, "checkpoint_every": 120, "log_every": 1, "keep_checkpoints": 9}
+CHANGING = {"crops_total": 480, "batch": 12, "checkpoint_every": 120, "log_every": 1, "keep_checkpoints": 9}
 NEXT_STEPS = 20
 
 

@@ -125,7 +125,7 @@ def test_mlflow_has_a_run_for_each_step_linked_by_tags(road: Road) -> None:
     measured = runs["phase1"].data.metrics
     assert {"loss", "bpp", "psnr_decoder_db", "lr", "grad_norm", "cpu_percent"} <= measured.keys()
     assert measured["workers"] == 2
-    assert measured["images_per_s"] == pytest.approx(2 * measured["images_per_s_per_worker"])
+    assert measured["crops_per_s"] == pytest.approx(2 * measured["crops_per_s_per_worker"])
     assert 0 <= measured["waiting_share"] < 1
     assert measured["read_mb_per_s"] > 0
     assert measured["tflops_per_s"] > 0
@@ -140,11 +140,11 @@ def test_mlflow_has_a_run_for_each_step_linked_by_tags(road: Road) -> None:
         assert held_out.keys() == {"bpp"} | {f"{m}{kind}" for m in ("psnr_db", "texture_error") for kind in kinds}
         assert 0 < held_out["bpp"] < 24
     previews = client.list_artifacts(runs["phase1"].info.run_id, "previews")
-    assert [a.path for a in previews] == ["previews/images-000000000051.png"]
+    assert [a.path for a in previews] == ["previews/crops-000000000051.png"]
     local = client.download_artifacts(runs["phase1"].info.run_id, previews[0].path)
     assert np.asarray(Image.open(local)).std() > 10
     drawn_curves = client.list_artifacts(runs["phase2"].info.run_id, "curves")
-    assert [a.path for a in drawn_curves] == ["curves/images-000000000024.png"]
+    assert [a.path for a in drawn_curves] == ["curves/crops-000000000024.png"]
     names = {a.path for a in client.list_artifacts(runs["compress"].info.run_id)}
     drawn = {"histograms.png", "rate_quality.png", "worst.png"}
     assert names == drawn | {"summary.json", "failures.json"}

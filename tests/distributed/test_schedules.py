@@ -18,8 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.shards.format import Manifest, read_manifest
-from pipelines.train import epoch_order as plan
-from pipelines.train import ingest
+from pipelines.train import epoch_order, ingest
 from pipelines.train.epoch_order import Cursor
 
 BATCH, EPOCHS = 6, 3
@@ -56,7 +55,7 @@ def consume(loop: dict[str, Any]) -> None:
 def test_each_epoch_is_exactly_the_manifest_whatever_happens(seed: int, shards: str, tmp_path: Path) -> None:
     chance = random.Random(seed)
     manifest = read_manifest(shards)
-    steps = EPOCHS * plan.steps_per_epoch(manifest, BATCH)
+    steps = EPOCHS * epoch_order.steps_per_epoch(manifest, BATCH)
     (tmp_path / "keys").mkdir()
     (tmp_path / "state.json").write_text(json.dumps({"done": 0, "cursor": [0, 0], "kept": []}))
     attempts: list[int] = []

@@ -17,8 +17,7 @@ from corrdiff.errors import JobError
 from pipelines.cli import main
 from pipelines.runtime.session import STEP_S
 from pipelines.shards.format import read_manifest
-from pipelines.train import epoch_order as plan
-from pipelines.train import ingest
+from pipelines.train import epoch_order, ingest
 from pipelines.train.epoch_order import Cursor
 from tests.distributed.conftest import make_picture
 
@@ -62,7 +61,7 @@ def test_the_same_pictures_give_the_same_shards_and_other_settings_are_refused(
     shards: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again = str(tmp_path / "again")
-    assert main(["shard", str(photographs), again, "--crop", "64", "--images-per-shard", "2"]) == 0
+    assert main(["shard", str(photographs), again, "--crop", "64", "--pictures-per-shard", "2"]) == 0
     assert read_manifest(again) == read_manifest(shards)
     assert main(["shard", str(photographs), again, "--crop", "128"]) == 2
     assert "other pictures or settings" in capsys.readouterr().err
@@ -70,7 +69,7 @@ def test_the_same_pictures_give_the_same_shards_and_other_settings_are_refused(
 
 def test_an_interrupted_cut_does_only_what_is_missing(shards: str, photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = ["shard", str(photographs), str(out), "--crop", "64", "--images-per-shard", "2"]
+    command = ["shard", str(photographs), str(out), "--crop", "64", "--pictures-per-shard", "2"]
     assert main(command) == 0
     (out / "manifest.json").unlink()
     (out / "_groups" / "train-00001.json").unlink()
@@ -83,7 +82,7 @@ def test_an_interrupted_cut_does_only_what_is_missing(shards: str, photographs: 
 
 def test_two_workers_stream_every_crop_of_two_epochs_exactly_twice(shards: str) -> None:
     manifest = read_manifest(shards)
-    steps = 2 * plan.steps_per_epoch(manifest, 8)
+    steps = 2 * epoch_order.steps_per_epoch(manifest, 8)
     seen: Counter[str] = Counter()
     for rank in range(2):
         batches = list(ingest.CropReader(shards, manifest, 0, 8, rank, 2).batches(Cursor(0, 0), steps))
@@ -169,7 +168,8 @@ def test_held_out_pictures_are_in_no_training_shard(
     ray_cluster: None, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    command = ["shard", str(photographs), str(out), "--crop", "64", "--images-per-shard", "2", "--val-fraction", "0.3"]
+    split = ["--pictures-per-shard", "2", "--val-fraction", "0.3"]
+    command = ["shard", str(photographs), str(out), "--crop", "64", *split]
     assert main(command) == 0
     sources: dict[str, set[str]] = {}
     for split, directory in (("train", out), ("val", out / "val")):

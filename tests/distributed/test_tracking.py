@@ -10,7 +10,6 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines.cli import main
-from pipelines.tracking import tracker as tracking
 from pipelines.tracking.tracker import EXPERIMENT, RunSpec, Tracker
 from tests.distributed.conftest import train_args
 from tests.support.servers import MlflowServer, free_port, wait_for
@@ -35,7 +34,7 @@ def kept(local: Path) -> list[dict[str, object]]:
 def test_what_is_measured_while_the_server_is_away_arrives_when_it_is_back(
     server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "RETRY_EVERY_S", 0.5)
+    monkeypatch.setattr("pipelines.tracking.tracker.RETRY_EVERY_S", 0.5)
     said: list[str] = []
     tracker = Tracker(server.uri, SPEC, str(tmp_path / "local"), said.append)
     run_id = tracker.run_id()
@@ -98,7 +97,7 @@ def test_training_ends_well_without_its_tracking_server(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    assert main(["train", "phase1", *train_args(shards, str(tmp_path), images_total=24, log_every=1)]) == 0
+    assert main(["train", "phase1", *train_args(shards, str(tmp_path), crops_total=24, log_every=1)]) == 0
     assert capsys.readouterr().out.count("cannot be reached") == 1
     steps = [line["step"] for line in kept(tmp_path / "run" / "phase1") if "loss" in line]
     assert steps == [8, 16, 24]

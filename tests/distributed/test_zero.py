@@ -15,9 +15,7 @@ from corrdiff.config import tiny
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.cli import main
 from pipelines.shards.format import Manifest, read_manifest
-from pipelines.train import epoch_order as plan
-from pipelines.train import ingest, trainer
-from pipelines.train import samples as augment
+from pipelines.train import epoch_order, ingest, samples, trainer
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
 from pipelines.train.epoch_order import Cursor
@@ -62,7 +60,7 @@ def test_losses_of_two_workers_equal_a_plain_pytorch_loop(
     phase: PhaseName, stage: int, shards: str, start_codec: str, plain: dict[str, Plain], tmp_path: Path, tracking: str
 ) -> None:
     options = train_args(
-        shards, str(tmp_path), images_total=images_total(read_manifest(shards)), batch=BATCH, workers=2,
+        shards, str(tmp_path), crops_total=crops_total(read_manifest(shards)), batch=BATCH, workers=2,
         zero_stage=stage, log_every=1, init_from=start_codec, checkpoint_every=1_000_000, micro_batch=2,
     )  # fmt: skip
     assert main(["train", phase, *options]) == 0
@@ -75,9 +73,7 @@ def test_losses_of_two_workers_equal_a_plain_pytorch_loop(
 def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> Plain:
     """One process, one batch a step, torch's own Adam and clipping."""
     manifest = read_manifest(shards)
-    config = TrainConfig(
-        shards=shards, images_total=images_total(manifest), batch=BATCH, crop=64, init_from=start_codec
-    )
+    config = TrainConfig(shards=shards, crops_total=crops_total(manifest), batch=BATCH, crop=64, init_from=start_codec)
     module = trainer.build_phase(config, phase, torch.device("cpu"), None)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, betas=ADAM_BETAS, eps=ADAM_EPS)
@@ -85,7 +81,7 @@ def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> Plain:
     for batch in batches(shards, manifest):
         for group in optimizer.param_groups:
             group["lr"] = trainer.lr_at(config, seen + batch.real_rows)
-        sample = augment.draw(batch, config.seed, config.crop, tiny().transform, torch.device("cpu"))
+        sample = samples.draw(batch, config.seed, config.crop, tiny().transform, torch.device("cpu"))
         terms = module(sample, trainer.warmup_at(config, seen))
         loss = (terms[:, 0] * sample.w_B).sum() / sample.w_B.sum()
         optimizer.zero_grad()
@@ -100,7 +96,7 @@ def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> Plain:
 def batches(shards: str, manifest: Manifest) -> list[Batch]:
     """The plan of `STEPS` steps, read without Ray Data."""
     result = []
-    for part in plan.parts(manifest, 0, Cursor(0, 0), STEPS, BATCH):
+    for part in epoch_order.parts(manifest, 0, Cursor(0, 0), STEPS, BATCH):
         share = ingest.CropReader(shards, manifest, 0, BATCH).share_of(part)
         (table,) = share()  # these shards are one small window
         pixels = table.column("pixels").combine_chunks().to_numpy_ndarray()
@@ -115,9 +111,9 @@ def batches(shards: str, manifest: Manifest) -> list[Batch]:
     return result
 
 
-def images_total(manifest: Manifest) -> int:
+def crops_total(manifest: Manifest) -> int:
     """Crops in `STEPS` steps, which end some epochs with a smaller step."""
-    epoch_steps = plan.steps_per_epoch(manifest, BATCH)
+    epoch_steps = epoch_order.steps_per_epoch(manifest, BATCH)
     epochs, rest = divmod(STEPS, epoch_steps)
     return epochs * manifest.count + rest * BATCH
 
@@ -134,7 +130,7 @@ def test_bf16_follows_fp32_and_keeps_weights_in_fp32(
     shards: str, start_codec: str, plain: dict[str, Plain], tmp_path: Path, tracking: str
 ) -> None:
     options = train_args(
-        shards, str(tmp_path), images_total=images_total(read_manifest(shards)), batch=BATCH, workers=2,
+        shards, str(tmp_path), crops_total=crops_total(read_manifest(shards)), batch=BATCH, workers=2,
         zero_stage=3, log_every=1, init_from=start_codec, checkpoint_every=1_000_000, precision="bf16",
     )  # fmt: skip
     assert main(["train", "phase1", *options]) == 0

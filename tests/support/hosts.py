@@ -24,7 +24,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipelines.files import storage
-from pipelines.train import checkpoints as train_state
+from pipelines.train import checkpoints
 from tests.distributed.conftest import make_picture, train_args
 from tests.support.fake_cloud import PATH, kill_all, names
 from tests.support.servers import free_port, wait_for
@@ -131,10 +131,10 @@ def run(root: Path) -> str:
         for i in range(6):
             Image.fromarray(make_picture(160, 192, seed=i)).save(photographs / f"{i}.png")
         corrdiff = [sys.executable, "-m", "pipelines"]
-        cut = ["shard", str(photographs), str(root / "shards"), "--crop", "64", "--images-per-shard", "2"]
+        cut = ["shard", str(photographs), str(root / "shards"), "--crop", "64", "--pictures-per-shard", "2"]
         subprocess.run([*corrdiff, *cut], env=environment, check=True)
         options = train_args(
-            str(root / "shards"), str(root), images_total=960, checkpoint_every=48, workers="1:2", resize_every=5
+            str(root / "shards"), str(root), crops_total=960, checkpoint_every=48, workers="1:2", resize_every=5
         )
         log = root / "train.log"
         with log.open("w") as said:
@@ -142,11 +142,11 @@ def run(root: Path) -> str:
                 [*corrdiff, "train", "phase1", *options], env=environment, stdout=said, stderr=subprocess.STDOUT
             )
         try:
-            checkpoints = f"{root}/run/phase1/checkpoints"
+            directory = f"{root}/run/phase1/checkpoints"
 
             def both_at_work() -> bool:
                 assert training.poll() is None, log.read_text()
-                parts = [n for uri in train_state.finished(checkpoints) for n in storage.list_names(uri)]
+                parts = [n for uri in checkpoints.finished(directory) for n in storage.list_names(uri)]
                 return any(name.startswith("part-1-of-2") for name in parts)
 
             wait_for("a checkpoint of two hosts", both_at_work, timeout_s=240)

@@ -7,7 +7,7 @@ import pytest
 from corrdiff.config import Settings
 from corrdiff.errors import UsageError
 from pipelines.evaluate import job as evaluate
-from pipelines.evaluate import measure as evaluate_stages
+from pipelines.evaluate import measure
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.measure import RATES, System
 
@@ -66,7 +66,7 @@ def _row(bpp: float, **other: object) -> dict[str, object]:
 
 def test_what_is_shown_is_the_nearest_rate_that_is_near_enough() -> None:
     rows = [_row(0.05), _row(0.095), _row(0.11), _row(0.3)]
-    assert {rate: found["anchor"]["bpp"] for rate in RATES if (found := evaluate_stages.nearest_rows(rows, rate))} == {
+    assert {rate: found["anchor"]["bpp"] for rate in RATES if (found := measure.nearest_rows(rows, rate))} == {
         0.1: 0.095, 0.4: 0.3,
     }  # fmt: skip
 
@@ -76,4 +76,4 @@ def test_each_way_to_decode_is_a_curve_and_other_numbers_of_steps_are_none() -> 
         _row(0.1, decoding="corrected", fidelity=0.5), _row(0.1, decoding="privileged", fidelity=1.0),
         _row(0.1, decoding="corrected", fidelity=0.25, usual_steps=False),
     ]  # fmt: skip
-    assert evaluate_stages.nearest_rows(rows, 0.1).keys() == {"fidelity-0.5", "privileged"}
+    assert measure.nearest_rows(rows, 0.1).keys() == {"fidelity-0.5", "privileged"}

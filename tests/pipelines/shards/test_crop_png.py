@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from corrdiff.images import ImageError, open_image, save_png
-from pipelines.shards import crop_png as png
+from pipelines.shards import crop_png
 from tests.distributed.conftest import make_picture
 
 
@@ -18,11 +18,11 @@ def png_file(rows: bytes, width: int, height: int, extra: bytes = b"") -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + png.RGB8
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + crop_png.RGB8
     compressed = zlib.compress(rows)
     half = len(compressed) // 2  # in two chunks, as large pictures are
     body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", compressed[:half]) + chunk(b"IDAT", compressed[half:])
-    return png.SIGNATURE + body + chunk(b"IEND", b"")
+    return crop_png.SIGNATURE + body + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 3, 4, "mixed"])
@@ -32,12 +32,12 @@ def test_every_filter_is_undone_as_the_general_decoder_does(kind: int | str) -> 
     rows = rng.integers(0, 256, (height, 3 * width + 1), dtype=np.uint8)
     rows[:, 0] = rng.integers(0, 5, height) if kind == "mixed" else kind
     data = png_file(rows.tobytes(), width, height)
-    np.testing.assert_array_equal(png.decode(memoryview(data)), open_image(data).pixels)
+    np.testing.assert_array_equal(crop_png.decode(memoryview(data)), open_image(data).pixels)
 
 
 def test_what_the_shard_writer_writes_comes_back() -> None:
     pixels = make_picture(96, 128, seed=1)
-    np.testing.assert_array_equal(png.decode(memoryview(save_png(pixels))), pixels)
+    np.testing.assert_array_equal(crop_png.decode(memoryview(save_png(pixels))), pixels)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
@@ -45,7 +45,7 @@ def test_other_kinds_of_png_take_the_general_way(mode: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray(make_picture(32, 48, seed=2)).convert(mode).save(buffer, "PNG")
     data = buffer.getvalue()
-    np.testing.assert_array_equal(png.decode(memoryview(data)), open_image(data).pixels)
+    np.testing.assert_array_equal(crop_png.decode(memoryview(data)), open_image(data).pixels)
 
 
 @pytest.mark.parametrize(
@@ -56,4 +56,4 @@ def test_other_kinds_of_png_take_the_general_way(mode: str) -> None:
 def test_damage_is_an_image_error(damage: object) -> None:
     assert callable(damage)
     with pytest.raises(ImageError):
-        png.decode(memoryview(damage(save_png(make_picture(64, 64, seed=3)))))
+        crop_png.decode(memoryview(damage(save_png(make_picture(64, 64, seed=3)))))

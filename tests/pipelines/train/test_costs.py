@@ -7,23 +7,23 @@ import torch
 from corrdiff.config import tiny
 from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel
-from pipelines.train import samples as augment
+from pipelines.train import samples
 from pipelines.train.costs import PEAK_FLOPS, Costs, peak_flops
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.ingest import Batch
 from pipelines.train.phase1 import Phase1
-from pipelines.train.trainer import flops_per_image
+from pipelines.train.trainer import flops_per_crop
 
 ONE = Costs(
-    images=100, seconds=10.0, waited_s=0.5, read_bytes=2_000_000, peak_memory_bytes=1 << 30, flops=3e11,
+    crops=100, seconds=10.0, waited_s=0.5, read_bytes=2_000_000, peak_memory_bytes=1 << 30, flops=3e11,
     peak_flops=None, worker_s=20.0, workers=2,
 )  # fmt: skip
 
 
 def test_costs_are_rates_over_all_workers_and_shares_of_the_time() -> None:
     values = ONE.metrics()
-    assert values["images_per_s"] == 10
-    assert values["images_per_s_per_worker"] == 5
+    assert values["crops_per_s"] == 10
+    assert values["crops_per_s_per_worker"] == 5
     assert values["waiting_share"] == pytest.approx(0.05)
     assert values["read_mb_per_s"] == pytest.approx(0.2)
     assert values["peak_memory_gib"] == 1
@@ -35,9 +35,9 @@ def test_costs_are_rates_over_all_workers_and_shares_of_the_time() -> None:
 def test_stretches_of_time_add_up_and_memory_is_the_highest() -> None:
     later = ONE._replace(seconds=30.0, peak_memory_bytes=5, worker_s=30.0, workers=1, peak_flops=1e13)
     joined = ONE.joined(later)
-    assert (joined.images, joined.seconds, joined.read_bytes, joined.flops) == (200, 40.0, 4_000_000, 6e11)
+    assert (joined.crops, joined.seconds, joined.read_bytes, joined.flops) == (200, 40.0, 4_000_000, 6e11)
     assert joined.peak_memory_bytes == 1 << 30
-    assert joined.metrics()["images_per_s_per_worker"] == 4
+    assert joined.metrics()["crops_per_s_per_worker"] == 4
     assert joined.peak_flops is None
     assert later.joined(later).peak_flops == 2e13
 
@@ -53,10 +53,10 @@ def test_the_longest_name_of_a_gpu_that_fits_counts(monkeypatch: pytest.MonkeyPa
 def test_the_operations_of_a_crop_are_counted_and_leave_no_gradient() -> None:
     config = tiny()
     module = Phase1(CorrDiffModel(config), 0.0066)
-    flops = flops_per_image(module, config.transform, 64, torch.device("cpu"))
+    flops = flops_per_crop(module, config.transform, 64, torch.device("cpu"))
     assert all(p.grad is None for p in module.parameters())
     recompute_blocks(module)
-    assert flops_per_image(module, config.transform, 64, torch.device("cpu")) > 1.1 * flops
+    assert flops_per_crop(module, config.transform, 64, torch.device("cpu")) > 1.1 * flops
     # Each weight of a convolution works at many positions, in two passes more backwards than forwards.
     assert flops > 6 * sum(p.numel() for p in module.model.decoder.parameters())
 
@@ -67,7 +67,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
     module = Phase1(CorrDiffModel(config), 0.0066)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     batch = Batch(0, ["a", "b"], pixels, np.ones(2, np.float32), 2, Cursor(0, 0), 0)
-    sample = augment.draw(batch, 0, 64, config.transform, torch.device("cpu"))
+    sample = samples.draw(batch, 0, 64, config.transform, torch.device("cpu"))
 
     def gradients() -> list[torch.Tensor]:
         module.zero_grad()

@@ -34,7 +34,7 @@ def test_bf16_is_autocast_and_leaves_weights_in_fp32() -> None:
         ({"micro_batch": 0}, "--micro-batch must be at least 1"),
         ({"crop": 100}, "multiple of 64"),
         ({"name": "a/b"}, "plain name"),
-        ({"images_total": 0}, "--images-total must be at least 1"),
+        ({"crops_total": 0}, "--crops-total must be at least 1"),
         ({"lpips_weight": 1.5}, "--lpips-weight"),
     ],
 )
@@ -46,7 +46,7 @@ def test_settings_that_cannot_work_are_refused_with_the_option_named(options: di
 def test_identity_ignores_what_may_change_on_resume_and_nothing_else() -> None:
     one = TrainConfig(shards="s", workers="1", zero_stage=0, storage="a")
     assert one.identity() == TrainConfig(shards="s", workers="1:2", zero_stage=3, storage="b", batch=16).identity()
-    for change in ({"lr": 1e-4}, {"seed": 1}, {"batch": 32}, {"beta": 0.1}, {"images_total": 7}, {"precision": "bf16"}):
+    for change in ({"lr": 1e-4}, {"seed": 1}, {"batch": 32}, {"beta": 0.1}, {"crops_total": 7}, {"precision": "bf16"}):
         assert one.identity() != TrainConfig(shards="s", **change).identity()  # type: ignore[arg-type]
 
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.shards.format import Manifest, Shard
-from pipelines.train import epoch_order as plan
-from pipelines.train import ingest
+from pipelines.train import epoch_order, ingest
 from pipelines.train.epoch_order import Cursor
 
 Crop = tuple[int, int]
@@ -36,7 +35,7 @@ def steps_of(manifest: Manifest, seed: int, start: Cursor, steps: int, batch: in
     per_step: list[list[Crop]] = [[] for _ in range(steps)]
     for rank in range(world_size):
         reader = ingest.CropReader("", manifest, seed, batch, rank, world_size)
-        parts = plan.parts(manifest, seed, start, steps, batch)
+        parts = epoch_order.parts(manifest, seed, start, steps, batch)
         planned = [row for segment in ingest._segments(parts, batch) for row in reader._planned(segment)]
         assert len(planned) == steps
         for step, (shards, members) in zip(per_step, planned, strict=True):
@@ -53,7 +52,7 @@ def real(steps: list[list[Crop]]) -> list[list[Crop]]:
 @settings(max_examples=200, deadline=None)
 def test_an_epoch_is_exactly_the_manifest(manifest: Manifest, seed: int, epoch: int, size: tuple[int, int]) -> None:
     batch, world_size = size
-    steps = plan.steps_per_epoch(manifest, batch)
+    steps = epoch_order.steps_per_epoch(manifest, batch)
     found = real(steps_of(manifest, seed, Cursor(epoch, 0), steps, batch, world_size))
     assert Counter(c for step in found for c in step) == every_crop(manifest)
     assert [len(step) for step in found[:-1]] == [batch] * (steps - 1)
@@ -71,7 +70,7 @@ def test_kills_and_resumes_with_any_number_of_workers_give_each_epoch_exactly(
     """A random schedule: run some steps on some workers, be killed at the last checkpoint or beyond it, go on."""
     chance = random.Random(schedule)
     batch, epochs = 12, 3
-    total = epochs * plan.steps_per_epoch(manifest, batch)
+    total = epochs * epoch_order.steps_per_epoch(manifest, batch)
     undisturbed = steps_of(manifest, seed, Cursor(0, 0), total, batch, 1)
     cursor, kept, found = Cursor(0, 0), 0, []
     while kept < total:
@@ -82,7 +81,7 @@ def test_kills_and_resumes_with_any_number_of_workers_give_each_epoch_exactly(
         found += steps
         kept += saved
         for _ in range(saved):
-            cursor = plan.advance(manifest, batch, cursor)
+            cursor = epoch_order.advance(manifest, batch, cursor)
     assert found == undisturbed  # the same crops in the same slots of the same steps
     per_epoch = total // epochs
     for epoch in range(epochs):
@@ -96,21 +95,21 @@ def test_counting_a_workers_rows_agrees_with_listing_them(
     manifest: Manifest, seed: int, size: tuple[int, int], skip: int
 ) -> None:
     batch, world_size = size
-    start = Cursor(0, skip % plan.steps_per_epoch(manifest, batch))
-    for part in plan.parts(manifest, seed, start, 7, batch):
+    start = Cursor(0, skip % epoch_order.steps_per_epoch(manifest, batch))
+    for part in epoch_order.parts(manifest, seed, start, 7, batch):
         counts = [manifest.shards[i].count for i in part.shards]
         for rank in range(world_size):
-            rows = plan.rows_of(counts, seed, part, batch, rank, world_size)
-            assert len(rows.place) == len(rows.member) == plan.row_count(part, batch, rank, world_size)
+            rows = epoch_order.rows_of(counts, seed, part, batch, rank, world_size)
+            assert len(rows.place) == len(rows.member) == epoch_order.row_count(part, batch, rank, world_size)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_workers_read_disjoint_runs_of_a_window(world_size: int) -> None:
     manifest = manifest_of([40, 40, 40])
-    (part,) = plan.parts(manifest, 0, Cursor(0, 0), 15, 8)
+    (part,) = epoch_order.parts(manifest, 0, Cursor(0, 0), 15, 8)
     before = 0
     for rank in range(world_size):
-        rows = plan.rows_of([40, 40, 40], 0, part, 8, rank, world_size)
+        rows = epoch_order.rows_of([40, 40, 40], 0, part, 8, rank, world_size)
         flat = np.sort(rows.place * 40 + rows.member)
         assert flat.tolist() == list(range(before, before + 120 // world_size))
         before += 120 // world_size
@@ -126,11 +125,11 @@ def test_epochs_and_seeds_differ_in_order() -> None:
 
 
 def test_windows_are_bounded_in_bytes_and_shuffled_inside() -> None:
-    assert plan.window_shards(manifest_of([50] * 300, stored=1)) == plan.MAX_WINDOW_SHARDS
-    assert plan.window_shards(manifest_of([50] * 300, stored=32 << 20)) == 4
-    assert plan.window_shards(manifest_of([50] * 300, stored=1 << 30)) == 1
+    assert epoch_order.window_shards(manifest_of([50] * 300, stored=1)) == epoch_order.MAX_WINDOW_SHARDS
+    assert epoch_order.window_shards(manifest_of([50] * 300, stored=32 << 20)) == 4
+    assert epoch_order.window_shards(manifest_of([50] * 300, stored=1 << 30)) == 1
     manifest = manifest_of([50] * 10, stored=32 << 20)
-    windows = plan.epoch_windows(manifest, seed=3, epoch=0)
+    windows = epoch_order.epoch_windows(manifest, seed=3, epoch=0)
     assert [len(w) for w in windows] == [4, 4, 2]
     steps = steps_of(manifest, 3, Cursor(0, 0), 20, 10, 1)
     assert all(len({shard for shard, _ in step}) == 4 for step in steps)  # each batch is from all of its window
@@ -139,9 +138,9 @@ def test_windows_are_bounded_in_bytes_and_shuffled_inside() -> None:
 
 def test_long_runs_are_cut_where_a_step_ends() -> None:
     manifest = manifest_of([7] * 200, stored=1 << 30)
-    segments = list(ingest._segments(plan.parts(manifest, 0, Cursor(0, 0), 200, 16), 16))
+    segments = list(ingest._segments(epoch_order.parts(manifest, 0, Cursor(0, 0), 200, 16), 16))
     assert len(segments) >= 3
     assert all(segment[-1].end % 16 == 0 for segment in segments)
     positions = [(part.epoch, p) for segment in segments for part in segment for p in range(part.start, part.end)]
-    epoch = plan.steps_per_epoch(manifest, 16) * 16
+    epoch = epoch_order.steps_per_epoch(manifest, 16) * 16
     assert positions == [divmod(i, epoch) for i in range(200 * 16)]
