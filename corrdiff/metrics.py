@@ -9,7 +9,9 @@ import functools
 import math
 import pickle
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,20 +31,6 @@ LPIPS_MIN_SIDE = 32
 
 LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 """The file that torchvision would download for `lpips.LPIPS(net="alex")`."""
-
-
-def quality(original: Picture, picture: Picture, lpips: nn.Module | None) -> dict[str, float | None]:
-    """Everything that says how near a picture is to its original, by the names under which it is recorded.
-
-    Of equal pictures PSNR is absent, of small ones MS-SSIM and LPIPS are, and LPIPS where there is no network.
-    """
-    decibels = psnr(original, picture)
-    return {
-        "psnr_db": decibels if math.isfinite(decibels) else None,
-        "ms_ssim": ms_ssim(original, picture),
-        "texture_error": texture_error(original, picture),
-        "lpips": lpips_distance(original, picture, lpips) if lpips is not None else None,
-    }
 
 
 def bits_per_pixel(data_bytes: int, height: int, width: int) -> float:
@@ -159,3 +147,46 @@ def lpips_map(path: Path, device: str | torch.device) -> correction.Perceptual:
 
 def _signed(picture: Picture) -> Tensor:
     return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+
+
+class Metric(NamedTuple):
+    """How near a picture is to its original, in one number; a row of the table that everything else is made from."""
+
+    name: str
+    """Of a column, an MLflow metric, an option."""
+    title: str
+    """For people, on an axis too."""
+    better: Literal["higher", "lower", "one"]
+    measure: Callable[[Picture, Picture, nn.Module | None], float | None]
+    """(original, picture, LPIPS or None) -> the value, or None where there is none."""
+    on_axis: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None = None
+    """What curves and BD-rates take instead of the value."""
+    axis: str = ""
+    """Title of an axis of that; the metric's own title where it is empty."""
+    in_datasets: bool = True
+    """Whether a compression records it for every picture."""
+
+
+def _finite_psnr(original: Picture, picture: Picture, _: nn.Module | None) -> float | None:
+    decibels = psnr(original, picture)
+    return decibels if math.isfinite(decibels) else None
+
+
+METRICS = (
+    Metric("psnr_db", "PSNR, dB", "higher", _finite_psnr),
+    Metric("ms_ssim", "MS-SSIM", "higher", lambda o, p, _: ms_ssim(o, p), ms_ssim_db, "MS-SSIM, dB"),
+    Metric("texture_error", "texture error", "lower", lambda o, p, _: texture_error(o, p)),
+    Metric("lpips", "LPIPS", "lower", lambda o, p, lpips: lpips_distance(o, p, lpips) if lpips is not None else None),
+    Metric("high_frequency", "high frequencies", "one", lambda o, p, _: high_frequency(o, p),
+           axis="high frequencies, of the original's", in_datasets=False),
+)  # fmt: skip
+"""Of equal pictures PSNR is absent, of small ones MS-SSIM and LPIPS are, and LPIPS where there is no network."""
+
+DATASET_METRICS = tuple(metric for metric in METRICS if metric.in_datasets)
+
+
+def quality(
+    original: Picture, picture: Picture, lpips: nn.Module | None, metrics: Sequence[Metric] = METRICS
+) -> dict[str, float | None]:
+    """Everything that says how near a picture is to its original, by the names under which it is recorded."""
+    return {metric.name: metric.measure(original, picture, lpips) for metric in metrics}

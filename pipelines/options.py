@@ -1,7 +1,8 @@
-"""What options of several commands have in common."""
+"""What the options of several commands have in common."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 from corrdiff.errors import UsageError
@@ -9,10 +10,16 @@ from corrdiff.errors import UsageError
 Device = Literal["auto", "cpu", "cuda"]
 
 
-def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
-    """What makes two identities differ, for the sentence that refuses; empty where they are the same."""
-    names = sorted(k for k in {*there, *now} if there.get(k) != now.get(k))
-    return "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in names)
+def may_change(default: Any) -> Any:
+    """A dataclass field that may have another value when a job goes on; every other field is part of its identity."""
+    return dataclasses.field(default=default, metadata={"may_change": True})
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """What makes two jobs the same job: all fields of a configuration but those declared with `may_change`."""
+    fields = [field.name for field in dataclasses.fields(config) if not field.metadata.get("may_change")]
+    values = dataclasses.asdict(config)
+    return {name: values[name] for name in fields}
 
 
 def check_positive(config: object, *fields: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 import re
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, Settings
 from corrdiff.errors import UsageError
-from pipelines.options import Device, check_positive
+from pipelines.options import Device, check_positive, identity, may_change
 
 
 @dataclass(frozen=True)
@@ -33,22 +32,22 @@ class CompressConfig:
     """Pictures in one part of the output, which is done or not done as a whole."""
     batch: int = 4
     """Pictures of one size that go through the networks together."""
-    workers: int | None = None
+    workers: int | None = may_change(None)
     """Most workers at a time; where it is not given, as many as the cluster has GPUs or CPUs."""
-    device: Device = "auto"
+    device: Device = may_change("auto")
     """GPUs where the cluster has them, unless told."""
     precision: Literal["fp32", "bf16"] | None = None
     """Where it is not given, bf16 on GPUs and on CPUs that compute in it."""
-    max_pixels: int = 1 << 28
+    max_pixels: int = may_change(1 << 28)
     """Larger pictures are failures."""
-    lpips_weights: str | None = None
+    lpips_weights: str | None = may_change(None)
     """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
     column: str | None = None
     """Of Parquet tables: the column with the pictures' bytes, or with their paths or URIs."""
     verify: str = "latents"
     """Every file is read back to its latents before it counts. pixels decodes it in full too, pixels:0.05 does that to
     5% of them; their quality is then that of the decoded file."""
-    max_failures: int | None = None
+    max_failures: int | None = may_change(None)
     """End the job when more pictures than this have failed."""
 
     def __post_init__(self) -> None:
@@ -84,7 +83,5 @@ class CompressConfig:
         return int.from_bytes(digest, "little") < self._verified_share() * 2**32
 
     def identity(self) -> dict[str, Any]:
-        """What makes two compressions the same; the rest may change when one goes on."""
-        may_change = {"workers", "device", "max_failures", "lpips_weights", "max_pixels"}
-        quality = None if self.has_target else self.settings().quality
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in may_change} | {"quality": quality}
+        """What makes two compressions the same; with a target, no quality does."""
+        return identity(self) | {"quality": None if self.has_target else self.settings().quality}

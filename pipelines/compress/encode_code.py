@@ -135,7 +135,7 @@ def _code(encoded: Encoded, tables: EntropyTables, lpips: Any) -> Done:
     row = {
         "key": opened.key, "source": opened.source, "width": width, "height": height, "bytes": len(data),
         "bpp": metrics.bits_per_pixel(len(data), height, width),
-        **metrics.quality(opened.pixels, encoded.shown, lpips),
+        **metrics.quality(opened.pixels, encoded.shown, lpips, metrics.DATASET_METRICS),
         "quality": encoded.pending.header.quality, "quality_source": encoded.quality_source,
         "status": "ok", "error": None,
     }  # fmt: skip

@@ -28,8 +28,8 @@ from pipelines.dataset import format as compressed
 from pipelines.dataset.format import Plan
 from pipelines.display.progress import console
 from pipelines.files import storage
+from pipelines.files.records import differences
 from pipelines.inputs import units
-from pipelines.options import differences
 from pipelines.runtime.session import pools, ray_errors, ray_session
 from pipelines.tracking.run_log import RunLog
 from pipelines.tracking.tracker import Tracker, tracking_uri

@@ -16,7 +16,7 @@ from pipelines.dataset import format as compressed
 from pipelines.decompress import stages as decompress_stages
 from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
-from pipelines.options import differences
+from pipelines.files.records import differences
 from pipelines.runtime.session import pools, ray_errors, ray_session
 
 DONE = "_decompressed"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 5.0
 WORST_REASONS = 5
@@ -17,10 +20,39 @@ if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=120)
 
 
+T = TypeVar("T")
+
+
+class Progress(NamedTuple):
+    """How far a long command is."""
+
+    done: int
+    """Counted from where the whole job, not this process, began."""
+    total: int
+    unit: str
+    """What is counted, in the plural."""
+    note: str = ""
+
+
+def show(title: str, steps: Generator[Progress, None, T]) -> T:
+    """Run a long command to its end and show the progress that it yields; returns its result."""
+    result: list[T] = []
+
+    def kept() -> Iterator[Progress]:
+        result.append((yield from steps))
+
+    progress = kept()
+    for first in progress:
+        with display(title, first.total, first.unit) as shown:
+            for step in itertools.chain([first], progress):
+                shown.update(step.done, step.note)
+    return result[0]
+
+
 class Display:
     """One long step: how many of how many, how fast, how long still."""
 
-    def __init__(self, title: str, total: int, unit: str, bar: Progress | None) -> None:
+    def __init__(self, title: str, total: int, unit: str, bar: rich.progress.Progress | None) -> None:
         self.title, self.total, self.unit = title, total, unit
         self._bar = bar
         self._task = bar.add_task(title, total=total, rate="", note="") if bar else None
@@ -68,7 +100,7 @@ def display(title: str, total: int, unit: str) -> Iterator[Display]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
+    with rich.progress.Progress(*columns, console=console) as bar:
         yield Display(title, total, unit, bar)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, Settings
 from corrdiff.errors import UsageError
-from pipelines.options import Device, check_positive
+from pipelines.options import Device, check_positive, may_change
 
 AnchorName = Literal["jpeg", "jpeg2000", "webp", "avif", "jxl"]
 
@@ -25,21 +24,21 @@ class EvaluateConfig:
     """Numbers of steps other than the codec's own, at the middle quality and fidelity."""
     anchors: tuple[AnchorName, ...] = ("jpeg", "jpeg2000", "webp", "avif", "jxl")
     """Codecs that people know, to stand beside."""
-    reference: AnchorName = "jpeg"
+    reference: AnchorName = may_change("jpeg")
     """The anchor against which BD-rates are."""
     limit: int | None = None
     """Only so many of the pictures, the first ones."""
     show: int = 4
     """Pictures in the report to look at, spread over all."""
-    workers: int | None = None
+    workers: int | None = may_change(None)
     """Most workers at a time; where it is not given, as many as the cluster has GPUs or CPUs."""
-    device: Device = "auto"
+    device: Device = may_change("auto")
     """GPUs where the cluster has them, unless told."""
     precision: Literal["fp32", "bf16"] | None = None
     """Where it is not given, bf16 on GPUs and on CPUs that compute in it."""
-    max_pixels: int = 1 << 26
+    max_pixels: int = may_change(1 << 26)
     """Larger pictures are failures."""
-    lpips_weights: str | None = None
+    lpips_weights: str | None = may_change(None)
     """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
     column: str | None = None
     """Of Parquet tables: the column with the pictures' bytes, or with their paths or URIs."""
@@ -68,8 +67,3 @@ class EvaluateConfig:
     def decodes_both(self, settings: Settings) -> bool:
         """Whether a file is decoded by D alone and without the correction too: one of each quality."""
         return settings.steps is None and settings.fidelity == self.fidelities[0]
-
-    def identity(self) -> dict[str, Any]:
-        """What makes two evaluations the same; the rest may change when one goes on."""
-        may_change = {"workers", "device", "reference", "lpips_weights", "max_pixels"}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in may_change}

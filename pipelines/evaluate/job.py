@@ -34,9 +34,10 @@ from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.measure import FAILED, ROWS, Measurer, Place, System, stem
 from pipelines.evaluate.page import Evaluation
 from pipelines.files import storage
+from pipelines.files.records import differences
 from pipelines.files.storage import READERS
 from pipelines.inputs import units
-from pipelines.options import differences
+from pipelines.options import identity
 from pipelines.runtime.session import pools, ray_errors, ray_session
 from pipelines.tracking.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.tracking.tracker import RunSpec, Tracker, record_run, recorded_run, tracking_uri
@@ -140,14 +141,14 @@ def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig)
     """Make sure that `out` is this evaluation's, or nobody's; the codecs' fingerprints."""
     fingerprints = {s.name: read_config(s.codec)[1] for s in systems if s.codec}
     # As JSON has it, so that it is the same when it is read again.
-    identity = json.loads(json.dumps({"images": images, "codecs": fingerprints, **config.identity(), **_means(config)}))
+    mine = json.loads(json.dumps({"images": images, "codecs": fingerprints, **identity(config), **_means(config)}))
     uri = storage.join(out, IDENTITY)
     if storage.exists(uri):
-        said = differences(storage.read_json(uri), identity)
+        said = differences(storage.read_json(uri), mine)
         if said:
             raise UsageError(f"{out} holds another evaluation ({said}); choose another directory")
     else:
-        storage.write_json(uri, identity)
+        storage.write_json(uri, mine)
     return fingerprints
 
 

@@ -125,8 +125,7 @@ class Measurer:
             yield from _codec_points(codec, original, settings, self._quality, self.config.decodes_both(settings))
 
     def _quality(self, original: Picture, picture: Picture) -> dict[str, float | None]:
-        detail = metrics.high_frequency(original, picture)
-        return {**metrics.quality(original, picture, self.lpips), "high_frequency": detail}
+        return metrics.quality(original, picture, self.lpips)
 
     def _keep_windows(self, name: str, original: Picture, points: list[Point]) -> None:
         by_row = {id(point.row): point.picture for point in points}

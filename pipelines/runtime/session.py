@@ -6,12 +6,12 @@ import contextlib
 import logging
 import os
 import re
-import time
 import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from corrdiff.errors import JobError, UsageError
+from pipelines.runtime.ray_private import rest_between_steps
 
 NETWORK_CPUS, CODER_CPUS, TASK_CPUS = 0.8, 0.05, 0.15
 """What networks on a core, a coder and a task of the other stages reserve: where networks are on all cores there is
@@ -25,9 +25,6 @@ GPUS_LABEL = "corrdiff-gpus"
 
 MOST_ACTORS = 1 << 14
 """Ray Data makes as many as there is room and work for."""
-
-STEP_S = 0.03
-"""Least time between two looks of Ray Data's scheduler at its tasks."""
 
 _UNOBSERVED = {"RAY_enable_metrics_collection": "0", "RAY_task_events_report_interval_ms": "0"}
 """Ray's own measurements, which nobody can see in a session without a dashboard: on a machine of few cores its idle
@@ -57,7 +54,7 @@ def ray_session() -> Iterator[None]:
             raise
         causes = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$", f"{error.__cause__ or ''}", re.MULTILINE)
         raise UsageError(f"RAY_ADDRESS is {address}: {[str(error).splitlines()[0], *causes][-1]}") from error
-    quiet()
+    quiet_ray()
     try:
         yield
     finally:
@@ -86,28 +83,18 @@ def ray_errors() -> Iterator[None]:
         raise JobError(f"Ray: {[type(error).__name__, *text.splitlines()[-1:], *others][-1]}") from error
 
 
-def calm(context: Any) -> None:
-    """Keep the executions of a Ray Data context quiet, and let their scheduler rest between its steps.
-
-    While what has been read waits for its consumer Ray's scheduler goes round without a pause: in a trainer that held a
-    core and Python's lock, and training on two cores was less than half as quick.
-    """
-    from ray.data._internal.execution.execution_callback import ExecutionCallback
-
-    class Rest(ExecutionCallback):  # type: ignore[misc]
-        def on_execution_step(self, executor: object) -> None:
-            time.sleep(STEP_S)
-
-    context.custom_execution_callback_classes = [Rest]
+def quiet_execution(context: Any) -> None:
+    """Keep the executions of a Ray Data context quiet, and their scheduler from taking a core."""
+    rest_between_steps(context)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
 
-def quiet() -> None:
+def quiet_ray() -> None:
     """Keep Ray's own chatter out of the way; its logs stay in its session directory."""
     import ray.data
 
-    calm(ray.data.DataContext.get_current())
+    quiet_execution(ray.data.DataContext.get_current())
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

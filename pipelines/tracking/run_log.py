@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from pathlib import Path
 from typing import Any
+
+from pipelines.runtime.ray_private import logs_directory
 
 
 class RunLog:
@@ -22,8 +23,7 @@ class RunLog:
         self._tags = {"kind": kind, "run": run}
         self._job = ray.get_runtime_context().get_job_id()
         self._gauges: dict[str, Any] = {}
-        logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-        self._path = logs / f"corrdiff-{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run)[-80:]}.log"
+        self._path = logs_directory() / f"corrdiff-{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run)[-80:]}.log"
 
     def values(self, values: dict[str, float], step: int) -> None:
         """Numbers at this time, `step` pictures or crops into the run."""

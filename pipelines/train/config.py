@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from corrdiff.errors import UsageError
-from pipelines.options import Device, check_positive
+from pipelines.options import Device, check_positive, may_change
 
 PresetName = Literal["tiny", "small", "base"]
 PhaseName = Literal["phase1", "phase2"]
@@ -21,9 +20,9 @@ class TrainConfig:
 
     shards: str
     """Directory or URI that 'corrdiff shard' wrote."""
-    storage: str = "runs"
+    storage: str = may_change("runs")
     """Where runs live: a directory that every node sees, or s3://bucket/prefix."""
-    name: str = "corrdiff"
+    name: str = may_change("corrdiff")
     """Name of the run; the same command with the same name goes on where it stopped."""
     preset: PresetName = "tiny"
     """Size of the networks."""
@@ -33,7 +32,7 @@ class TrainConfig:
     """Length of the phase in crops; all schedules scale with it."""
     batch: int = 16
     """Crops in a step over all workers."""
-    micro_batch: int | None = None
+    micro_batch: int | None = may_change(None)
     """Crops in one forward pass of one worker; the rest of the batch is gradient accumulation."""
     crop: int = 128
     """Side of the training crop, cut at random from the shard's crops; a multiple of 64."""
@@ -43,7 +42,7 @@ class TrainConfig:
     """Rate weight at the middle quality; larger means smaller files."""
     lpips_weight: float = 0.0
     """Weight w of LPIPS in the loss; needs its backbone (see --lpips-weights)."""
-    lpips_weights: str | None = None
+    lpips_weights: str | None = may_change(None)
     """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
     gradient_clip: float = 1.0
     """Largest gradient norm."""
@@ -52,31 +51,31 @@ class TrainConfig:
     score network does not train at all, and steps are quicker."""
     seed: int = 0
     """Everything random is a function of this, the epoch and the crop's key."""
-    workers: str = "1"
+    workers: str = may_change("1")
     """Data-parallel workers, one GPU each where there are GPUs. MIN:MAX starts with what there is, grows when nodes
     come and shrinks when they go; the batch stays as it is."""
-    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    zero_stage: Literal["auto", 0, 1, 2, 3] = may_change("auto")
     """What DeepSpeed partitions over the workers: nothing, moments, gradients too, weights too. auto takes the lowest
     with which the states leave most of a worker's memory to activations."""
-    activation_checkpointing: bool | None = None
+    activation_checkpointing: bool | None = may_change(None)
     """Keep no activations inside residual blocks and compute them again backwards: less memory, a quarter slower. Where
     it is not given: for the base preset alone."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks; weights and moments are always fp32."""
-    device: Device = "auto"
+    device: Device = may_change("auto")
     """GPUs where the cluster has them, unless told."""
-    checkpoint_every: int = 50_000
+    checkpoint_every: int = may_change(50_000)
     """Crops between checkpoints."""
-    log_every: int = 10
+    log_every: int = may_change(10)
     """Steps between points of the curves in MLflow; each point is the mean over those steps."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = may_change(2)
     """Finished checkpoints that are kept."""
-    resize_every: float = 60.0
+    resize_every: float = may_change(60.0)
     """With --workers MIN:MAX, seconds between looks for machines that have come; a resize costs a restart."""
-    validate_every: int = 50_000
+    validate_every: int = may_change(50_000)
     """Crops between measurements of real encodes and decodes, with pictures, in MLflow: on SHARDS/val where it is, else
     on a few training crops."""
-    max_failures: int = 3
+    max_failures: int = may_change(3)
     """Restarts from the last checkpoint after worker failures."""
 
     def __post_init__(self) -> None:
@@ -127,12 +126,3 @@ class TrainConfig:
     def accumulation(self, world_size: int) -> int:
         """Micro-batches of one worker in a step."""
         return self.batch // world_size // self.micro_batch_size(world_size)
-
-    def identity(self) -> dict[str, Any]:
-        """What makes two runs of one name the same run; the rest may change when a run goes on."""
-        may_change = {
-            "storage", "name", "workers", "zero_stage", "activation_checkpointing", "micro_batch", "device",
-            "checkpoint_every", "keep_checkpoints", "validate_every", "log_every", "resize_every", "max_failures",
-            "lpips_weights",
-        }  # fmt: skip
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in may_change}

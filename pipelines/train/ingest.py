@@ -20,7 +20,7 @@ from ray.train import DataConfig
 
 from corrdiff.errors import JobError
 from corrdiff.images import ImageError
-from pipelines.runtime.session import calm, ray_errors
+from pipelines.runtime.session import quiet_execution, ray_errors
 from pipelines.shards import crop_png
 from pipelines.shards.format import Manifest, Shard, read_crops
 from pipelines.train import epoch_order
@@ -134,7 +134,7 @@ class CropReader(NamedTuple):
         dataset = read_datasource(
             ShardSource(shares), override_num_blocks=len(shares), num_cpus=0, concurrency=READ_TASKS
         )
-        calm(dataset.context)
+        quiet_execution(dataset.context)
         dataset.context.execution_options.preserve_order = True
         # Blocks under this are held back until they make one of it, and those over it by a half are cut.
         dataset.context.target_max_block_size = int(0.9 * shares[0].block_rows * shares[0].row_bytes)

@@ -26,7 +26,9 @@ from corrdiff.codec_directory import CONFIG_FILE, load_networks, read_config, sa
 from corrdiff.errors import JobError, UsageError
 from pipelines.display.progress import console
 from pipelines.files import storage
-from pipelines.options import differences
+from pipelines.files.records import differences
+from pipelines.options import identity
+from pipelines.runtime.ray_private import is_leaving
 from pipelines.runtime.session import cluster_cpus, cluster_gpus, may_grow
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.tracking.tracker import tracking_uri
@@ -152,15 +154,15 @@ def _claim(run: str, phase: PhaseName, config: TrainConfig, manifest: Manifest) 
     """Make sure that RUN/PHASE is this run's, or nobody's; copy phase 2's start into it."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(manifest), sort_keys=True).encode()).hexdigest()
     start = read_config(config.init_from)[1] if config.init_from else None
-    identity = {**config.identity(), "shards": digest, "init_from": start}
+    mine = {**identity(config), "shards": digest, "init_from": start}
     uri = storage.join(run, "run.json")
     if storage.exists(uri):
         found = storage.read_json(uri)["identity"]
-        if found != identity:
-            said = differences(found, identity)
+        if found != mine:
+            said = differences(found, mine)
             raise UsageError(f"{run} holds a different run ({said}); choose another --name or remove it")
     else:
-        storage.write_json(uri, {"identity": identity, "config": dataclasses.asdict(config), "phase": phase})
+        storage.write_json(uri, {"identity": mine, "config": dataclasses.asdict(config), "phase": phase})
     if phase == "phase2" and config.init_from:
         kept = storage.join(run, "init-codec")
         if not storage.exists(storage.join(kept, CONFIG_FILE)):
@@ -229,7 +231,7 @@ def _train_loop(
     for i, batch in enumerate(reader.batches(trainer.progress.cursor, steps)):
         meter.add(batch.real_rows, time.monotonic() - waited_from, batch.read_bytes)
         before = trainer.progress.crops_seen
-        result = trainer.step(batch, _leaving())
+        result = trainer.step(batch, is_leaving())
         seen = trainer.progress.crops_seen
         last = i == steps - 1
         epoch_rows += int(batch.weight_B.sum())
@@ -254,13 +256,6 @@ def _train_loop(
     if observer:
         observer.export(trainer)
         observer.close("FINISHED")
-
-
-def _leaving() -> bool:
-    """Whether Ray is draining a machine of this run. (Its public call is a collective of its own: slow for a step.)"""
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
 
 
 def _check_agreement(trainer: Trainer) -> None:

@@ -67,7 +67,7 @@ def measure(
             for i, original in enumerate(originals):
                 values: dict[str, float | None] = {"bpp": encoded[i].bpp}
                 for kind, pictures in decoded.items():
-                    of_kind = metrics.quality(original, pictures[i], lpips)
+                    of_kind = metrics.quality(original, pictures[i], lpips, metrics.DATASET_METRICS)
                     values |= {f"{name}{kind}": value for name, value in of_kind.items()}
                 for name, value in values.items():
                     found.setdefault(f"{held_out.name}/q{q}/{name}", []).append(value)

@@ -15,7 +15,7 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from corrdiff.errors import JobError
 from pipelines.cli import main
-from pipelines.runtime.session import STEP_S
+from pipelines.runtime.ray_private import STEP_S
 from pipelines.shards.format import read_manifest
 from pipelines.train import epoch_order, ingest
 from pipelines.train.epoch_order import Cursor

@@ -1,0 +1,96 @@
+"""The small JSON files that jobs leave for themselves: read into dataclasses, and the one that claims a directory."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any, TypeVar
+
+import pydantic
+
+from corrdiff.errors import UsageError
+from pipelines.files import storage
+
+T = TypeVar("T")
+
+
+def read_record(uri: str, kind: type[T]) -> T:
+    """A JSON file as a dataclass or named tuple.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UsageError: it is not JSON, or its fields are not those of `kind`, or are of other types.
+    """
+    return to_record(storage.read_json(uri), kind, uri)
+
+
+def to_record(value: Any, kind: type[T], uri: str) -> T:
+    """What JSON gave as a dataclass or named tuple; `uri` is where it is from, for the sentence that refuses it.
+
+    Raises `UsageError` where its fields are not those of `kind`, or are of other types.
+    """
+    any_kind: Any = kind
+    adapter = _adapter(any_kind)
+    try:
+        record: T = adapter.validate_json(json.dumps(value), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{uri} is damaged, or of another version ({where or 'all of it'}: {first['msg']})") from None
+    unknown = _unknown(value, adapter.dump_python(record, mode="json"))
+    if unknown is not None:
+        raise UsageError(f"{uri} is damaged, or of another version (it has a field '{unknown}' that is not known)")
+    return record
+
+
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
+
+
+def _unknown(given: Any, known: Any) -> str | None:
+    """The first field that was given and is not in what came of it."""
+    if isinstance(given, dict) and isinstance(known, dict):
+        for name, value in given.items():
+            found = name if name not in known else _unknown(value, known[name])
+            if found is not None:
+                return str(found)
+    if isinstance(given, list) and isinstance(known, list):
+        for one, other in zip(given, known, strict=False):
+            found = _unknown(one, other)
+            if found is not None:
+                return found
+    return None
+
+
+def claim(uri: str, record: dict[str, Any], holds: str, instead: str = "choose another directory") -> dict[str, Any]:
+    """Say whose a directory is, by a file in it that the first of several jobs creates.
+
+    Args:
+        uri: the file.
+        record: what is to be in it; its entry "identity" says what makes two jobs the same.
+        holds: what to say of a directory of another job, say "/out holds another compression".
+        instead: what a person can do then.
+
+    Returns:
+        The record that counts: this one, or that of an earlier job with the same identity.
+
+    Raises:
+        UsageError: the directory is another job's.
+    """
+    record = json.loads(json.dumps(record))  # as it will be read again
+    if storage.create_bytes(uri, storage.to_json(record)):
+        return record
+    found = storage.read_json(uri)
+    if not isinstance(found, dict) or not isinstance(found.get("identity"), dict):
+        raise UsageError(f"{uri} is damaged, or of another version (it has no identity)")
+    changed = differences(found["identity"], record["identity"])
+    if changed:
+        raise UsageError(f"{holds} ({changed}); {instead}")
+    return found
+
+
+def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+    """What makes two identities differ, for the sentence that refuses; empty where they are the same."""
+    names = sorted(k for k in {*there, *now} if there.get(k) != now.get(k))
+    return "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in names)

@@ -1,0 +1,33 @@
+"""What the pipelines on Ray Data have in common: tasks for rows, chunks that go on at once, codecs in actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from corrdiff.codec import CorrDiffCodec, Precision
+
+
+def one_block_each(rows: list[dict[str, Any]]) -> Any:
+    """A Ray dataset in which each row is a block, and so a task, of its own."""
+    import ray.data
+
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def rows_as_they_come(dataset: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a Ray dataset in any order; each goes on to the next stage as soon as it is there."""
+    dataset.context.target_max_block_size = 1
+    yield from dataset.iter_rows()
+
+
+def codec_in_actor(uri: str, device: str, precision: Precision | None) -> CorrDiffCodec:
+    """The codec of an actor that has a GPU, or a core, to itself."""
+    import torch
+
+    from corrdiff.codec_directory import load_codec
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+    return load_codec(uri, device, precision)
