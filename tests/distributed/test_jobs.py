@@ -18,9 +18,10 @@ from mlflow import MlflowClient
 import pipelines
 from cluster import submit
 from pipelines.cli import main
-from tests.distributed.conftest import MLFLOW_PASSWORD, Road, read_files, read_table, road_commands, upload
+from tests.support.commands import Road, road_commands, upload
 from tests.support.fake_cloud import HEAD_ID, TOKEN, FakeCloud
-from tests.support.servers import S3_SECRET, MlflowServer, S3Server, wait_for
+from tests.support.results import read_files, read_table
+from tests.support.servers import MLFLOW_PASSWORD, S3_SECRET, MlflowServer, S3Server, wait_for
 
 SECRETS = S3_SECRET, MLFLOW_PASSWORD, TOKEN
 
