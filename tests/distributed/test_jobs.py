@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 import pipelines
 from cluster import submit
 from pipelines.cli import main
+from pipelines.files import storage
 from tests.support.commands import Road, road_commands, upload
 from tests.support.fake_cloud import HEAD_ID, TOKEN, FakeCloud
 from tests.support.results import read_files, read_table
@@ -77,6 +78,20 @@ def test_a_wrong_command_gives_the_jobs_own_exit_code_and_sentence(
         main(["submit", "--address", cloud.jobs, "--", "compress", "s3://bucket/none", "out", "--codec", "/none"]) == 2
     )
     assert "'out' would be in the job's temporary directory" in capfd.readouterr().out
+
+
+def test_an_evaluation_that_is_submitted_writes_its_page(
+    cloud: FakeCloud, s3: str, photographs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = (photographs / "picture_0.png").read_bytes()
+    storage.write_bytes(f"{s3}/submitted/photographs/picture_0.png", picture)
+    few = ["--qualities", "4", "--fidelities", "1", "--steps", "2", "--anchors", "jpeg", "--limit", "1"]
+    job = ["evaluate", f"{s3}/submitted/photographs", "--out", f"{s3}/submitted/report", *few]
+    assert main(["submit", "--address", cloud.jobs, "--", *job]) == 0, capfd.readouterr()
+    page = storage.read_bytes(f"{s3}/submitted/report/index.html").decode()
+    assert page.startswith("<!doctype html>")
+    assert "builtin:tiny" in page
+    assert "jpeg" in page
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(cloud: FakeCloud, tmp_path: Path) -> None:
