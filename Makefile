@@ -48,9 +48,9 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## Print the benchmark tables (hours); CODEC=a trained codec directory for those of quality.
-	@for script in entropy_coding codec_speed ingest faults memory train_step batch_compress planning; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@for script in entropy_coding codec_speed ingest faults memory train_step batch_compress planning; do $(BIN)/python -m benchmarks.$$script || exit 1; done
 	@if [ -n "$(CODEC)" ]; then for script in factors tiles determinism; do \
-		$(BIN)/python benchmarks/$$script.py --codec $(CODEC) || exit 1; done; fi
+		$(BIN)/python -m benchmarks.$$script --codec $(CODEC) || exit 1; done; fi
 
 clean:  ## Remove the environment and everything that was built.
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(OUT)
