@@ -16,6 +16,5 @@ def test_options_columns_metrics_and_tags_are_those_of_surface_txt() -> None:
     )
     said = "\n".join(differences)
     assert not said, (
-        f"the public surface is another one:\n{said}\nwhere that is meant, say it in CHANGELOG.md and run "
-        "python -m tests.support.surface > tests/surface.txt"
+        f"the public surface is another one:\n{said}\nwhere that is meant, say it in CHANGELOG.md and run make surface"
     )

@@ -140,8 +140,8 @@ def test_the_whole_road_as_plain_ray_jobs_on_a_cluster_that_grows_for_them(
     (log,) = (cloud.root / "session_latest" / "logs").glob("corrdiff-phase1-run.log")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {(line["kind"], line["run"]) for line in lines} == {("phase1", "run")}
-    last = [line for line in lines if "images" in line][-1]
-    assert last["images"] == 51
+    last = [line for line in lines if "crops" in line][-1]
+    assert last["crops"] == 51
     assert last["crops_per_s"] > 0
     assert_no_secret(cloud, s3_storage, mlflow_server)
 
