@@ -38,9 +38,9 @@ def surface() -> str:
     """Everything, a section each."""
     found = {
         "options": [line for program, main in PROGRAMS.items() for line in options(program, main)],
-        "columns of a dataset's parts": columns(COLUMNS),
-        "columns of a dataset's index": columns(pa.schema([COLUMNS.field(name) for name in INDEX_COLUMNS])),
-        "columns of an evaluation's results": columns(evaluate_job.COLUMNS),
+        "columns of a dataset's parts": schema_lines(COLUMNS),
+        "columns of a dataset's index": schema_lines(pa.schema([COLUMNS.field(name) for name in INDEX_COLUMNS])),
+        "columns of an evaluation's results": schema_lines(evaluate_job.COLUMNS),
         "tags in MLflow": logged_names.tags(),
         "metrics in MLflow of a training": logged_names.training_metrics(),
         "metrics in MLflow of a compression": logged_names.compression_metrics(),
@@ -55,7 +55,7 @@ def sections(text: str) -> dict[str, list[str]]:
     return {block.splitlines()[0].strip("[]"): block.splitlines()[1:] for block in text.split("\n\n")}
 
 
-def columns(schema: pa.Schema) -> list[str]:
+def schema_lines(schema: pa.Schema) -> list[str]:
     """Name and type of each column."""
     return [f"{field.name} {field.type}" for field in schema]
 
