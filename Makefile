@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast test-distributed test-slow lint format bench clean
+.PHONY: help install demo test test-fast test-distributed test-slow lint format surface constraints bench clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -37,10 +37,11 @@ test-distributed: $(STAMP)
 test-slow: $(STAMP)  ## The tests that make test has no time for.
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)  ## ruff, mypy and import directions.
+lint: $(STAMP)  ## ruff, mypy, workflows and import directions.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/lint-imports > .lint-imports.log || { cat .lint-imports.log; exit 1; }; rm -f .lint-imports.log
 
 format: $(STAMP)  ## Format the code.
@@ -48,9 +49,19 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## Print the benchmark tables (hours); CODEC=a trained codec directory for those of quality.
-	@for script in entropy_coding codec_speed ingest faults memory train_step batch_compress planning; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@for script in entropy_coding codec_speed ingest faults memory train_step batch_compress planning; do $(BIN)/python -m benchmarks.$$script || exit 1; done
 	@if [ -n "$(CODEC)" ]; then for script in factors tiles determinism; do \
-		$(BIN)/python benchmarks/$$script.py --codec $(CODEC) || exit 1; done; fi
+		$(BIN)/python -m benchmarks.$$script --codec $(CODEC) || exit 1; done; fi
+
+surface: $(STAMP)  ## Renew tests/surface.txt, where options, columns or metrics are meant to change.
+	@mkdir -p build
+	$(BIN)/python -m tests.support.surface > build/surface.txt && mv build/surface.txt tests/surface.txt
+
+constraints:  ## Renew constraints.txt with the newest versions that pyproject.toml allows (installs 6.5 GB, apart).
+	rm -rf build/fresh && $(PYTHON) -m venv build/fresh
+	build/fresh/bin/python -m pip install --quiet --disable-pip-version-check '.[aws,cluster,dev]'
+	build/fresh/bin/python -m pip freeze --all --exclude pip --exclude wheel --exclude corrdiff | LC_ALL=C sort -f > build/constraints.txt
+	mv build/constraints.txt constraints.txt && rm -rf build/fresh
 
 clean:  ## Remove the environment and everything that was built.
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(OUT)

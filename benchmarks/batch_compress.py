@@ -12,16 +12,15 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from _measure import Row, parser, report, sample
 from PIL import Image
 
+from benchmarks.measure import Row, again, parser, report, sample
 from corrdiff.codec import Settings
 from corrdiff.codec_directory import load_codec, save_codec
 from corrdiff.config import preset
@@ -29,7 +28,7 @@ from corrdiff.images import open_image
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.encode_code import STAGES
-from pipelines.dataset import format as compressed
+from pipelines.dataset.format import finished_units, read_records
 
 SKIPPED = 0.25
 
@@ -62,7 +61,7 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name, results in found.items():
                 options = [f"--{k}={getattr(arguments, k)}" for k in ("steps", "batch", "device")]
-                command = [sys.executable, __file__, "--of", name, "--root", root, "--codec", codec, *options]
+                command = again("--of", name, "--root", root, "--codec", codec, *options)
                 environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
                 done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
                 if done.returncode:
@@ -102,7 +101,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
         for step in compress_dataset(f"{arguments.root}/pictures", out, arguments.codec, config):
             if isinstance(step, Progress):
                 points.append((time.perf_counter(), step.megapixels))
-    records = list(compressed.read_records(out, compressed.finished_units(out)))
+    records = list(read_records(out, finished_units(out)))
     a_megapixel = {stage: sum(r.seconds[stage] for r in records) / points[-1][1] for stage in STAGES}
     return {"rate": rate(points), **{stage: seconds * rate(points) for stage, seconds in a_megapixel.items()}}
 

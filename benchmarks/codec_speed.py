@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from _measure import Row, interleaved, parser, ratio, report, sample
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import Row, interleaved, parser, ratio, report, sample
 from corrdiff import correction, diffusion
 from corrdiff.codec import CorrDiffCodec, Precision, Settings
 from corrdiff.codec_directory import default_precision

@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from _measure import Row, parser, report
 from torch import Tensor
 
+from benchmarks.measure import Row, parser, report
 from corrdiff import diffusion, metrics
 from corrdiff.codec import CorrDiffCodec, Picture, Settings
 from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.format.entropy_tables import MEAN_FRACTION_BITS
 from corrdiff.images import open_image
 from pipelines.files import storage
-from pipelines.inputs import sources as pictures
+from pipelines.inputs import sources
 
 SHAPE = 2
 """Draws have a hyperlatent of 2x2, a picture of 128x128."""
@@ -84,8 +84,8 @@ def main() -> None:
         draw_rows(arguments.codec, arguments.draws),
         arguments.json,
     )
-    sources = pictures.list_pictures(arguments.images)
-    originals = [open_image(pictures.read(s)).pixels for s in sources]
+    places = sources.list_pictures(arguments.images)
+    originals = [open_image(sources.read(s)).pixels for s in places]
     rows, spread = file_rows(storage.absolute(arguments.codec), originals)
     report(f"{len(originals)} pictures written on each setting, read on every setting", rows, arguments.json)
     print(f"largest difference between two settings' mean PSNR: {spread:.4f} dB")

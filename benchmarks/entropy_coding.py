@@ -12,16 +12,16 @@ import statistics
 
 import numpy as np
 import torch
-from _measure import Row, interleaved, parser, ratio, report
 from compressai.ans import RansDecoder, RansEncoder
 from compressai.entropy_models import GaussianConditional
 
+from benchmarks.measure import Row, interleaved, parser, ratio, report
 from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.format.entropy_tables import SCALE_LEVELS, _over_cores
 from corrdiff.format.range_coder import RangeTables
 from corrdiff.images import open_image
 from corrdiff.networks.entropy_model import SCALE_LOG_STEP, SCALE_MIN, scale_of_index
-from pipelines.inputs import sources as pictures
+from pipelines.inputs import sources
 
 ROWS, COLUMNS = 512 // 16, 768 // 16
 BATCH = 16
@@ -140,7 +140,7 @@ def rate_rows(codec_uri: str, uri: str, limit: int = 20) -> list[Row]:
     codec = load_codec(codec_uri, precision="fp32")
     model = load_networks(codec_uri)[0].eval()
     entropy = model.entropy
-    images = [open_image(pictures.read(s)).pixels for s in pictures.list_pictures(uri)[:limit]]
+    images = [open_image(sources.read(s)).pixels for s in sources.list_pictures(uri)[:limit]]
     rows = []
     for quality in (0, 2, 4, 6):
         floats = integers = real = estimate = 0.0

@@ -15,15 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from _measure import Row, parser, report
 
+from benchmarks.measure import Row, parser, report
 from corrdiff import correction, metrics
 from corrdiff.codec import CorrDiffCodec, Encoded, Picture, Settings
 from corrdiff.codec_directory import load_codec
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import Streams
 from corrdiff.images import open_image
-from pipelines.inputs import sources as pictures
+from pipelines.inputs import sources
 
 FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BETWEEN = (0.4, 0.45, 0.52, 0.54)
@@ -47,9 +47,9 @@ def main() -> None:
     made.add_argument("--limit", type=int, default=24, help="spread over the pictures")
     made.add_argument("--quality", type=int, default=4)
     arguments = made.parse_args()
-    sources = pictures.list_pictures(arguments.images)
-    sources = sources[:: max(1, len(sources) // arguments.limit)][: arguments.limit]
-    originals = [open_image(pictures.read(s)).pixels for s in sources]
+    places = sources.list_pictures(arguments.images)
+    places = places[:: max(1, len(places) // arguments.limit)][: arguments.limit]
+    originals = [open_image(sources.read(s)).pixels for s in places]
     codec = load_codec(arguments.codec)
     whole = load_codec(arguments.codec)
     whole.model.config = dataclasses.replace(

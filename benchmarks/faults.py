@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.fs
-from _measure import Row, parser, report
 
+from benchmarks.measure import Row, parser, report
 from pipelines.files import storage
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import epoch_order, ingest

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _measure import Row, parser, report
 
+from benchmarks.measure import Row, again, parser, report
 from pipelines.files import storage
 from pipelines.shards.format import read_manifest
 from tests.support.servers import s3_server, signed
@@ -72,7 +72,7 @@ def compare(uri: str, rounds: int, epochs: int) -> list[Row]:
     failed: dict[str, str] = {}
     for _ in range(rounds):
         for name in READERS:
-            command = [sys.executable, __file__, "--reader", name, "--uri", uri, "--epochs", str(epochs)]
+            command = again("--reader", name, "--uri", uri, "--epochs", epochs)
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))

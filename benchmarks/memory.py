@@ -10,8 +10,8 @@ import threading
 import time
 
 import psutil
-from _measure import Row, parser, report
 
+from benchmarks.measure import Row, parser, report
 from corrdiff.codec_directory import save_codec
 from corrdiff.config import tiny
 from corrdiff.networks.model import CorrDiffModel

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,8 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from _measure import Row, parser, report
-
+from benchmarks.measure import Row, again, parser, report
 from pipelines.files import storage
 from pipelines.inputs import units
 
@@ -52,7 +50,7 @@ def main() -> None:
                     (Path(root) / name(i)).touch()
             for place, uri in (("S3", "s3://bucket/photos"), ("disk", root)):
                 for what in ("ours", "fsspec find"):
-                    command = [sys.executable, __file__, "--of", what, "--uri", uri]
+                    command = again("--of", what, "--uri", uri)
                     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
                     rows.append({"keys": keys, "place": place, "": what, **json.loads(done.stdout.splitlines()[-1])})
         server.shutdown()

@@ -8,22 +8,22 @@ against the same step anywhere else, and both pictures' PSNR.
 
 from __future__ import annotations
 
+import argparse
 import resource
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from _measure import Row, parser, report, sample
 
+from benchmarks.measure import Row, again, parser, report, sample
 from corrdiff import metrics
 from corrdiff.codec import Picture, Settings
 from corrdiff.codec_directory import load_codec
 from corrdiff.images import open_image
-from pipelines.inputs import sources as pictures
+from pipelines.inputs import sources
 
 MIB = 1 << 20
 SIDE = 256
@@ -36,7 +36,7 @@ def main() -> None:
     made.add_argument("--limit", type=int, default=24)
     made.add_argument("--megapixels", type=float, nargs="*", default=[1, 12, 50, 100])
     made.add_argument("--steps", type=int, default=2)
-    made.add_argument("--one", nargs=2, metavar=("MEGAPIXELS", "FILE"), help=made.epilog)
+    made.add_argument("--one", nargs=2, metavar=("MEGAPIXELS", "FILE"), help=argparse.SUPPRESS)
     arguments = made.parse_args()
     if arguments.one:
         one_picture(arguments.codec, float(arguments.one[0]), Path(arguments.one[1]), arguments.steps)
@@ -56,7 +56,7 @@ def memory_rows(codec: str, megapixels: list[float], steps: int) -> list[Row]:
             file = Path(directory) / "picture.crdf"
             for what in ("encode", "decode"):  # the file's presence says which
                 done = subprocess.run(
-                    [sys.executable, __file__, "--codec", codec, "--steps", str(steps), "--one", str(size), str(file)],
+                    again("--codec", codec, "--steps", steps, "--one", size, file),
                     capture_output=True, text=True, check=True,
                 )  # fmt: skip
                 width, height, before, peak, seconds = (float(v) for v in done.stdout.split())
@@ -104,9 +104,9 @@ def _peak() -> float:
 
 def seam_rows(codec_uri: str, images: str, limit: int) -> list[Row]:
     codec = load_codec(codec_uri)
-    sources = pictures.list_pictures(images)
-    sources = sources[:: max(1, len(sources) // limit)][:limit]
-    originals = [open_image(pictures.read(s)).pixels for s in sources]
+    places = sources.list_pictures(images)
+    places = places[:: max(1, len(places) // limit)][:limit]
+    originals = [open_image(sources.read(s)).pixels for s in places]
     rows = []
     for fidelity in (0.0, 0.5, 1.0):
         shown: dict[str, list[Picture]] = {"tiled": [], "untiled": []}

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from _measure import Row, parser, report
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.measure import Row, again, parser, report
 from corrdiff import heap
 from corrdiff.config import QUALITIES, preset
 from corrdiff.networks.model import CorrDiffModel
@@ -110,7 +110,7 @@ def bare(arguments: argparse.Namespace, workers: int) -> float:
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571", "WORLD_SIZE": str(workers)}
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, *map(str, options), "--bare-rank", str(rank)],
+            again(*options, "--bare-rank", rank),
             env={**environment, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True,
         )
         for rank in range(workers)

@@ -1,23 +1,19 @@
 """Is a cluster fit for an expensive job? One table, one verdict.
 
-On every node an actor looks: versions, GPUs, memory, disk, clock, object storage, MLflow; then all of them reduce a
-tensor together, as training will. What was found is judged by pure functions, a check each.
+`survey` looks; what it found is judged here by pure functions, a check each.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import sys
-import time
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from cluster.errors import EXIT_FAILED, EXIT_OK, JobError, UsageError, run_command
-from cluster.probe import PACKAGES, REDUCED_BYTES, STORAGE_BYTES, TIMEOUT_S, Facts, Probe, Reduced, Transfer, first_line
+from cluster.errors import EXIT_FAILED, EXIT_OK, run_command
+from cluster.probe import PACKAGES, REDUCED_BYTES, STORAGE_BYTES, Facts, Reduced
+from cluster.survey import Wanted, look
 
 GIB = 1 << 30
 MIN_SHARED_MEMORY = GIB // 2
@@ -59,11 +55,8 @@ class Check(NamedTuple):
     """None: it was not asked for."""
 
 
-# --- judging
-
-
 def judge(options: Preflight, nodes: Sequence[Facts], reduced: Reduced) -> list[Check]:
-    """All checks of what was found."""
+    """Make every check of what was found."""
     return [
         _nodes(options, nodes), *(_version(name, nodes) for name in ("python", *PACKAGES, "cuda")),
         _gpus(options, nodes), _all_reduce(reduced), _storage(options, nodes), _mlflow(nodes), _clock(nodes),
@@ -87,7 +80,7 @@ def _version(name: str, nodes: Sequence[Facts]) -> Check:
         version = next(iter(by_version))
         return Check(name, version, version != "missing")
     least = sorted(by_version.items(), key=lambda item: -len(item[1]))
-    return Check(name, "; ".join(f"{version} on {_some(where)}" for version, where in least), False)
+    return Check(name, "; ".join(f"{version} on {_listed(where)}" for version, where in least), False)
 
 
 def _gpus(options: Preflight, nodes: Sequence[Facts]) -> Check:
@@ -125,7 +118,7 @@ def _storage(options: Preflight, nodes: Sequence[Facts]) -> Check:
         if n.storage and n.storage.unseen
     ]
     if wrong:
-        return Check("storage", _some(wrong), False)
+        return Check("storage", _listed(wrong), False)
     slowest = [
         max(times) for times in zip(*((n.storage.write_s, n.storage.read_s) for n in nodes if n.storage), strict=True)
     ]
@@ -142,7 +135,7 @@ def _mlflow(nodes: Sequence[Facts]) -> Check:
         for n in nodes
         if n.mlflow != ""
     ]
-    return Check("MLflow", _some(wrong) if wrong else "answers on every node", not wrong)
+    return Check("MLflow", _listed(wrong) if wrong else "answers on every node", not wrong)
 
 
 def _clock(nodes: Sequence[Facts]) -> Check:
@@ -160,155 +153,20 @@ def _shared_memory(nodes: Sequence[Facts]) -> Check:
         if n.shared_memory < max(MIN_SHARED_MEMORY, n.object_store)
     ]
     if small:
-        return Check("shared memory", f"{_some(small)}; in a container, --shm-size", False)
+        return Check("shared memory", f"{_listed(small)}; in a container, --shm-size", False)
     return Check("shared memory", f"at least {min(n.shared_memory for n in nodes) / GIB:.1f} GiB", True)
 
 
 def _spill_disk(nodes: Sequence[Facts]) -> Check:
     small = [f"{n.node}: {n.spill_disk / GIB:.1f} GiB free" for n in nodes if n.spill_disk < MIN_SPILL_DISK]
     if small:
-        return Check("spill disk", f"{_some(small)}, less than {MIN_SPILL_DISK / GIB:.0f} GiB", False)
+        return Check("spill disk", f"{_listed(small)}, less than {MIN_SPILL_DISK / GIB:.0f} GiB", False)
     return Check("spill disk", f"at least {min(n.spill_disk for n in nodes) / GIB:.0f} GiB free", True)
 
 
-def _some(parts: Sequence[str], most: int = 4) -> str:
+def _listed(parts: Sequence[str], most: int = 4) -> str:
     more = f" and {len(parts) - most} more" if len(parts) > most else ""
     return ", ".join(parts[:most]) + more
-
-
-# --- looking
-
-
-def look(options: Preflight) -> tuple[list[Facts], Reduced]:
-    """What all nodes of the cluster say, and whether they can work together."""
-    import ray
-
-    with _asked_for(ray, options):
-        return _look(ray, options)
-
-
-def _look(ray: Any, options: Preflight) -> tuple[list[Facts], Reduced]:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    probes, names = [], []
-    for node in alive:
-        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        probes.append(ray.remote(Probe).options(num_cpus=0, scheduling_strategy=here).remote())
-        names.append(f"{node['NodeManagerAddress']} ({node['NodeID'][-6:]})")
-    ask = _asker(ray)
-    nodes: list[Facts] = ask([p.facts.remote(n, a["Resources"]) for p, n, a in zip(probes, names, alive, strict=True)])
-    nodes = [n._replace(skew_s=_skew(ask, p)) for n, p in zip(nodes, probes, strict=True)]
-    problems = ask([p.mlflow.remote(options.mlflow, len(probes) == 1) for p in probes])
-    nodes = [n._replace(mlflow=problem) for n, problem in zip(nodes, problems, strict=True)]
-    if options.storage is not None:
-        nodes = [
-            n._replace(storage=t) for n, t in zip(nodes, _transfer(ask, options.storage, probes, names), strict=True)
-        ]
-    return nodes, _reduce(ray, probes, sum(n.gpus_of_ray for n in nodes))
-
-
-@contextlib.contextmanager
-def _asked_for(ray: Any, options: Preflight) -> Iterator[None]:
-    """Have the machines that are wanted, or as many of them as came in time."""
-    from ray.autoscaler.sdk import request_resources
-
-    wanted = {"CPU": options.cpus or 0, "GPU": options.gpus or 0}
-    bundles = [{kind: 1} for kind, number in wanted.items() for _ in range(number)]
-    if not bundles:
-        yield
-        return
-    request_resources(bundles=bundles)
-    try:
-        deadline, said = time.monotonic() + options.wait, ""
-        while missing := {k: n for k, n in wanted.items() if ray.cluster_resources().get(k, 0) < n}:
-            if time.monotonic() > deadline:
-                break
-            there = ", ".join(f"{ray.cluster_resources().get(k, 0):g} of {n} {k}s" for k, n in missing.items())
-            if there != said:
-                print(f"waiting for machines: {there}", flush=True)
-            said = there
-            time.sleep(2)
-        yield
-    finally:
-        request_resources(bundles=[])
-
-
-def _asker(ray: Any) -> Callable[[list[Any]], list[Any]]:
-    def ask(refs: list[Any]) -> list[Any]:
-        try:
-            return list(ray.get(refs, timeout=TIMEOUT_S))
-        except ray.exceptions.GetTimeoutError:
-            raise JobError(f"not every node answered in {TIMEOUT_S:.0f} s; is the cluster busy? (ray status)") from None
-        except ray.exceptions.RayError as error:
-            raise JobError(f"a node could not be asked: {first_line(error)}") from None
-
-    return ask
-
-
-def _skew(ask: Callable[[list[Any]], list[Any]], probe: Any) -> float:
-    """Of a node's clock against ours; its error is at most half of the quickest answer's time."""
-    best, skew = float("inf"), 0.0
-    for _ in range(5):
-        sent = time.time()
-        said = float(ask([probe.now.remote()])[0])
-        came = time.time()
-        if came - sent < best:
-            best, skew = came - sent, said - (sent + came) / 2
-    return skew
-
-
-def _transfer(
-    ask: Callable[[list[Any]], list[Any]], storage: str, probes: list[Any], names: list[str]
-) -> list[Transfer]:
-    """Every node writes and reads an object of its own, and looks for its neighbour's."""
-    uris = [f"{storage.rstrip('/')}/preflight-{uuid.uuid4().hex[:12]}/object" for _ in probes]
-    transfers: list[Transfer] = ask([p.transfer.remote(uri) for p, uri in zip(probes, uris, strict=True)])
-    neighbours = [(i + 1) % len(probes) for i in range(len(probes))]
-    seen = ask([p.sees.remote(uris[j]) for p, j in zip(probes, neighbours, strict=True)])
-    errors = ask([p.delete.remote(uri) for p, uri in zip(probes, uris, strict=True)])
-    return [
-        t._replace(error=t.error or error, unseen="" if ok or transfers[j].error else names[j])
-        for t, ok, j, error in zip(transfers, seen, neighbours, errors, strict=True)
-    ]
-
-
-def _reduce(ray: Any, probes: list[Any], gpus: int) -> Reduced:
-    """One rank for each GPU, or for each node where there are none."""
-    backend = "nccl" if gpus else "gloo"
-    if gpus:
-        probes = [ray.remote(Probe).options(num_cpus=0, num_gpus=1).remote() for _ in range(gpus)]
-    if len(probes) < 2:
-        return Reduced(backend, len(probes))
-    try:
-        at = ray.get(probes[0].open_port.remote(), timeout=TIMEOUT_S)
-        refs = [p.reduce.remote(backend, at, rank, len(probes)) for rank, p in enumerate(probes)]
-        every: list[Reduced] = ray.get(refs, timeout=TIMEOUT_S)
-    except ray.exceptions.GetTimeoutError:
-        return Reduced(
-            backend, len(probes), error=f"no answer in {TIMEOUT_S:.0f} s: busy GPUs, or a closed port between nodes"
-        )
-    except ray.exceptions.RayError as error:
-        return Reduced(backend, len(probes), error=first_line(error))
-    wrong = next((r for r in every if r.error), None)
-    return wrong or max(every, key=lambda r: r.seconds)
-
-
-@contextlib.contextmanager
-def _session() -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names, else this machine alone."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    try:
-        ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, ignore_reinit_error=True)
-    except ConnectionError as error:
-        raise UsageError(f"no Ray cluster at {os.environ.get('RAY_ADDRESS')}: {str(error).splitlines()[0]}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def preflight(options: Preflight) -> int:
@@ -316,8 +174,8 @@ def preflight(options: Preflight) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    with _session():
-        checks = judge(options, *look(options))
+    wanted = Wanted(options.cpus or 0, options.gpus or 0, options.wait)
+    checks = judge(options, *look(options.storage, options.mlflow, wanted))
     table = Table("check", "found", "")
     marks = {True: "[green]ok", False: "[red]FAILED", None: "-"}
     for check in checks:

@@ -11,6 +11,8 @@ import time
 from importlib import metadata
 from typing import NamedTuple
 
+from cluster.ray_private import spill_directory
+
 PACKAGES = "ray", "torch", "deepspeed", "mlflow", "s3fs"
 STORAGE_BYTES = 32 << 20
 REDUCED_BYTES = 64 << 20
@@ -64,7 +66,6 @@ class Probe:
 
     def facts(self, node: str, resources: dict[str, float]) -> Facts:
         import psutil
-        import ray
 
         versions = {"python": platform.python_version()}
         for name in PACKAGES:
@@ -74,13 +75,11 @@ class Probe:
             import torch
 
             versions["cuda"] = str(torch.version.cuda or "none")
-        node_of_ray = ray._private.worker._global_node
-        spills_to = getattr(node_of_ray, "_fallback_directory", None) or node_of_ray.get_session_dir_path()
         return Facts(
             node=node, versions=versions, cpus=resources.get("CPU", 0), gpus_of_ray=int(resources.get("GPU", 0)),
             gpus=_visible_gpus(), memory=int(psutil.virtual_memory().total),
             object_store=int(resources.get("object_store_memory", 0)),
-            shared_memory=shutil.disk_usage("/dev/shm").total, spill_disk=shutil.disk_usage(spills_to).free,
+            shared_memory=shutil.disk_usage("/dev/shm").total, spill_disk=shutil.disk_usage(spill_directory()).free,
         )  # fmt: skip
 
     def now(self) -> float:

@@ -2,8 +2,8 @@
 
     these packages' code  -->  job server (HTTP)  -->  python -m pipelines COMMAND, on the cluster
 
-Only the code of the three packages is sent, whatever lies beside it: no data, no caches, no credentials. A job's
-credentials are those of the machines that it runs on.
+Only the files of the three packages are sent, whatever lies beside or among them: no data, no caches, no credentials. A
+job's credentials are those of the machines that it runs on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import fnmatch
 import os
 import re
 import shlex
@@ -26,8 +27,9 @@ from typing import Any
 from cluster.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, JobError, UsageError, run_command
 
 PACKAGES = "corrdiff", "pipelines", "cluster"
-SENT = ".py", ".json", ".safetensors"
-"""Kinds of files that belong to the packages."""
+KINDS = "*.py", "py.typed", "*.html", "*.json", "*.safetensors", "*.csv", "*.md"
+"""Names of the files that belong to the packages; all but *.py stand in pyproject.toml as package data as well.
+tests/test_wheel.py compares what a job is sent, what a wheel holds and what is in the repository."""
 DASHBOARD = "http://127.0.0.1:8265"
 RECONNECT_S = 2.0
 LOST_S = 120.0
@@ -75,16 +77,16 @@ def submit(options: Submit, command: Sequence[str]) -> int:
     address = address if "://" in address else f"http://{address}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray's client would take another one from here
     job = options.job_id or f"corrdiff-{command[0]}-{uuid.uuid4().hex[:8]}"
-    ways = f"  ray job logs --address {address} --follow {job}\n  ray job stop --address {address} {job}"
+    to_come_back = f"  ray job logs --address {address} --follow {job}\n  ray job stop --address {address} {job}"
     try:
         client = _send(address, job, command, environment)
         print(f"job {job} at {address}", flush=True)
         if not options.wait:
-            print(ways)
+            print(to_come_back)
             return EXIT_OK
         return follow(client, job)
     except KeyboardInterrupt:
-        print(f"\nthe job goes on; to come back to it, or to stop it:\n{ways}", flush=True)
+        print(f"\nthe job goes on; to come back to it, or to stop it:\n{to_come_back}", flush=True)
         return EXIT_INTERRUPTED
 
 
@@ -103,7 +105,7 @@ def _send(address: str, job: str, command: Sequence[str], environment: dict[str,
 
 
 def exit_code(info: Any) -> int:
-    """Of a job that has ended."""
+    """Say on the terminal how a job ended, where its log does not; returns its exit code."""
     status = str(info.status)
     if status == "SUCCEEDED":
         return EXIT_OK
@@ -158,16 +160,24 @@ class Log:
 
 @contextlib.contextmanager
 def packaged() -> Iterator[Path]:
-    """A directory that holds the code of the packages and nothing else."""
+    """Make a directory that holds the files of the packages and nothing else, for the length of a block."""
     root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as directory:
-        for package in PACKAGES:
-            for file in sorted((root / package).rglob("*")):
-                relative = file.relative_to(root)
-                if file.suffix in SENT and not any(p.startswith((".", "__pycache__")) for p in relative.parts):
-                    (Path(directory) / relative).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, Path(directory) / relative)
+        for name in package_files(root):
+            (Path(directory) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, Path(directory) / name)
         yield Path(directory)
+
+
+def package_files(root: Path) -> list[Path]:
+    """List the files of the packages under a directory, as paths from there."""
+    found = (file.relative_to(root) for package in PACKAGES for file in (root / package).rglob("*"))
+    return sorted(
+        path
+        for path in found
+        if any(fnmatch.fnmatchcase(path.name, kind) for kind in KINDS)
+        and not any(part.startswith((".", "__pycache__")) for part in path.parts)
+    )
 
 
 def _environment(given: Sequence[str]) -> dict[str, str]:
@@ -209,8 +219,8 @@ def _clear_errors(address: str) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    own, command = arguments[:split], arguments[split + 1 :]
-    return run_command(Submit, "corrdiff submit", own, lambda options: submit(options, command))
+    ours, command = arguments[:split], arguments[split + 1 :]
+    return run_command(Submit, "corrdiff submit", ours, lambda options: submit(options, command))
 
 
 if __name__ == "__main__":

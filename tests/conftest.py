@@ -16,6 +16,7 @@ from corrdiff.codec_directory import load_codec, save_codec
 from corrdiff.config import TransformConfig, tiny
 from corrdiff.networks.entropy_model import EntropyModel
 from corrdiff.networks.model import CorrDiffModel
+from tests.support import drawn
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
@@ -24,22 +25,10 @@ hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)
 
 
-def _draw(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """Smooth gradients, edges and some noise: RGB uint8 [H, W, 3], the same for the same arguments."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-    phase = rng.uniform(0, 2 * np.pi, 6)
-    waves = [np.sin(x / 23 + y / (31 + 7 * c) + phase[c]) + np.sin(y / 11 - x / 47 + phase[3 + c]) for c in range(3)]
-    edges = 60.0 * ((x // 24 + y // 16) % 2)
-    noise = rng.normal(0, 8, (height, width, 3))
-    picture = 110 + 40 * np.stack(waves, axis=-1) + edges[..., None] + noise
-    return picture.clip(0, 255).astype(np.uint8)
-
-
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., npt.NDArray[np.uint8]]:
     """draw(height, width, seed=0) -> a natural enough picture."""
-    return _draw
+    return drawn.draw
 
 
 @pytest.fixture(scope="session")

@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 import skimage.data
 from PIL import Image
 
+from cluster import submit
 from corrdiff.metrics import psnr
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_wheel_installs_and_works_outside_the_clone(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"corrdiff", "pipelines", "cluster"}
-    assert "pipelines/evaluate/page.html" in names
+@pytest.fixture(scope="module")
+def tracked() -> list[Path]:
+    """What is in the repository, and what is new and not ignored, as paths from the root."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [Path(name) for name in said.split("\0") if name and (ROOT / name).exists()]
+
+
+@pytest.fixture(scope="module")
+def wheel(tracked: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, built from a copy of the repository: what an earlier build left in the clone has no part in it."""
+    copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
+    for name in tracked:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(copy)]
+    subprocess.run(build, check=True, capture_output=True)
+    (made,) = out.glob("*.whl")
+    return made
+
+
+def test_a_wheel_and_a_job_hold_the_files_that_the_repository_has_in_the_packages(
+    tracked: list[Path], wheel: Path
+) -> None:
+    there = {str(path) for path in tracked if path.parts[0] in submit.PACKAGES}
+    with submit.packaged() as directory:
+        sent = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
+    built = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert sent == there
+    assert built == there
+    assert "pipelines/evaluate/page.html" in there
+
+
+def test_a_wheel_installs_and_works_outside_the_clone(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([*pip, str(wheel)], check=True)

@@ -13,7 +13,7 @@ import pytest
 from cluster import preemption
 from cluster.errors import JobError
 from cluster.preemption import Metadata, Notice, Watch
-from tests.support.servers import MetadataServer
+from tests.support.metadata_server import MetadataServer
 
 
 @pytest.fixture

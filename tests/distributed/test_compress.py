@@ -31,7 +31,8 @@ from pipelines.cli import main
 from pipelines.dataset import format as compressed
 from pipelines.decompress.reader import CompressedPictures, read_compressed
 from pipelines.files import storage
-from tests.distributed.conftest import make_picture, read_files, read_table
+from tests.support.drawn import make_picture
+from tests.support.results import read_files, read_table
 from tests.support.servers import S3Server
 
 SIZES = [(40, 64), (64, 40), (17, 90), (64, 64)]

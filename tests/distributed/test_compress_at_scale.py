@@ -26,8 +26,8 @@ from ray.cluster_utils import Cluster
 
 from pipelines.cli import main
 from pipelines.dataset import format as compressed
-from tests.distributed.conftest import NODE, read_files, read_table
-from tests.support.servers import Fault, S3Server, wait_for
+from tests.support.results import read_files, read_table
+from tests.support.servers import NODE, Fault, S3Server, wait_for
 
 SIDES = 16, 256
 FORMATS = ["png", "jpeg", "webp", "tiff", "bmp"]

@@ -19,8 +19,11 @@ from ray.cluster_utils import Cluster
 from pipelines.dataset import format as compressed
 from pipelines.files import storage
 from pipelines.train import checkpoints
-from tests.distributed.conftest import NODE, make_picture, read_files, read_table, recorded, train_apart, train_args
-from tests.support.servers import MetadataServer, wait_for
+from tests.support.commands import train_apart, train_args
+from tests.support.drawn import make_picture
+from tests.support.metadata_server import MetadataServer
+from tests.support.results import read_files, read_table, recorded
+from tests.support.servers import NODE, wait_for
 
 # A low learning rate, so that the order of sums on another number of workers does not grow over 60 steps.
 LENGTH = {"crops_total": 480, "batch": 8, "checkpoint_every": 48, "log_every": 1, "lr": 1e-4}

@@ -17,8 +17,8 @@ from pipelines.files import storage
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import checkpoints, epoch_order, ingest
 from pipelines.train.epoch_order import Cursor
-from tests.distributed.conftest import train_args
 from tests.distributed.test_resume import assert_same_weights
+from tests.support.commands import train_args
 from tests.support.servers import Fault, S3Server
 
 BATCH = 8

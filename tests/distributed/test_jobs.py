@@ -18,9 +18,11 @@ from mlflow import MlflowClient
 import pipelines
 from cluster import submit
 from pipelines.cli import main
-from tests.distributed.conftest import MLFLOW_PASSWORD, Road, read_files, read_table, road_commands, upload
+from pipelines.files import storage
+from tests.support.commands import Road, road_commands, upload
 from tests.support.fake_cloud import HEAD_ID, TOKEN, FakeCloud
-from tests.support.servers import S3_SECRET, MlflowServer, S3Server, wait_for
+from tests.support.results import read_files, read_table
+from tests.support.servers import MLFLOW_PASSWORD, S3_SECRET, MlflowServer, S3Server, wait_for
 
 SECRETS = S3_SECRET, MLFLOW_PASSWORD, TOKEN
 
@@ -78,6 +80,20 @@ def test_a_wrong_command_gives_the_jobs_own_exit_code_and_sentence(
     assert "'out' would be in the job's temporary directory" in capfd.readouterr().out
 
 
+def test_an_evaluation_that_is_submitted_writes_its_page(
+    cloud: FakeCloud, s3: str, photographs: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = (photographs / "picture_0.png").read_bytes()
+    storage.write_bytes(f"{s3}/submitted/photographs/picture_0.png", picture)
+    few = ["--qualities", "4", "--fidelities", "1", "--steps", "2", "--anchors", "jpeg", "--limit", "1"]
+    job = ["evaluate", f"{s3}/submitted/photographs", "--out", f"{s3}/submitted/report", *few]
+    assert main(["submit", "--address", cloud.jobs, "--", *job]) == 0, capfd.readouterr()
+    page = storage.read_bytes(f"{s3}/submitted/report/index.html").decode()
+    assert page.startswith("<!doctype html>")
+    assert "builtin:tiny" in page
+    assert "jpeg" in page
+
+
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_stop_it(cloud: FakeCloud, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipelines", "submit", "--address", cloud.jobs, "--job-id", "long"]
     process = subprocess.Popen(
@@ -124,8 +140,8 @@ def test_the_whole_road_as_plain_ray_jobs_on_a_cluster_that_grows_for_them(
     (log,) = (cloud.root / "session_latest" / "logs").glob("corrdiff-phase1-run.log")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {(line["kind"], line["run"]) for line in lines} == {("phase1", "run")}
-    last = [line for line in lines if "images" in line][-1]
-    assert last["images"] == 51
+    last = [line for line in lines if "crops" in line][-1]
+    assert last["crops"] == 51
     assert last["crops_per_s"] > 0
     assert_no_secret(cloud, s3_storage, mlflow_server)
 

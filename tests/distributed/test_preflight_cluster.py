@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.distributed.conftest import NODE
-from tests.support.servers import S3_SECRET, S3Server, wait_for
+from tests.support.servers import NODE, S3_SECRET, S3Server, wait_for
 
 SMALL = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
 

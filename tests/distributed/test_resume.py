@@ -20,7 +20,8 @@ import torch
 from pipelines.cli import main
 from pipelines.files import storage
 from pipelines.train import checkpoints
-from tests.distributed.conftest import recorded, train_apart, train_args
+from tests.support.commands import train_apart, train_args
+from tests.support.results import recorded
 from tests.support.servers import wait_for
 
 LENGTH = {"crops_total": 104, "checkpoint_every": 24}

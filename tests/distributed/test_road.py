@@ -25,7 +25,8 @@ from corrdiff.metrics import psnr
 from pipelines.cli import main
 from pipelines.files import storage
 from pipelines.tracking.tracker import EXPERIMENT
-from tests.distributed.conftest import Road, read_files, read_table, train_args
+from tests.support.commands import Road, train_args
+from tests.support.results import read_files, read_table
 from tests.support.servers import MlflowServer
 
 

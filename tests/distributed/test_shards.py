@@ -19,7 +19,7 @@ from pipelines.runtime.ray_private import STEP_S
 from pipelines.shards.format import read_manifest
 from pipelines.train import epoch_order, ingest
 from pipelines.train.epoch_order import Cursor
-from tests.distributed.conftest import make_picture
+from tests.support.drawn import make_picture
 
 
 def test_webdataset_reads_a_shard_and_every_crop_is_the_picture_at_its_place(shards: str, photographs: Path) -> None:

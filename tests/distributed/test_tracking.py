@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from pipelines.cli import main
 from pipelines.tracking.tracker import EXPERIMENT, RunSpec, Tracker
-from tests.distributed.conftest import train_args
+from tests.support.commands import train_args
 from tests.support.servers import MlflowServer, free_port, wait_for
 
 SPEC = RunSpec("a run", {"corrdiff.kind": "test"}, {"lr": 0.1, "none": None})

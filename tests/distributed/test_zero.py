@@ -20,7 +20,8 @@ from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.ingest import Batch
-from tests.distributed.conftest import recorded, train_args
+from tests.support.commands import train_args
+from tests.support.results import recorded
 
 STEPS = 20
 BATCH = 8

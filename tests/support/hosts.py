@@ -25,7 +25,8 @@ from PIL import Image
 
 from pipelines.files import storage
 from pipelines.train import checkpoints
-from tests.distributed.conftest import make_picture, train_args
+from tests.support.commands import train_args
+from tests.support.drawn import make_picture
 from tests.support.fake_cloud import PATH, kill_all, names
 from tests.support.servers import free_port, wait_for
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import http.client
-import json
 import os
 import re
-import secrets
 import socket
 import struct
 import subprocess
@@ -26,6 +23,10 @@ import s3fs
 
 S3_KEY, S3_SECRET = "corrdifftest", "notasecret12"
 BUCKET = "bucket"
+MLFLOW_PASSWORD = "plantedpassword77"
+
+NODE = {"num_cpus": 1, "object_store_memory": 200 << 20}
+"""A machine of a cluster of several raylets."""
 
 
 def free_port() -> int:
@@ -248,65 +249,3 @@ class MlflowServer:
                 return bool(response.status == 200)
         except OSError:
             return False
-
-
-class MetadataServer:
-    """An instance metadata service as AWS has it on spot machines (IMDSv2): a token first, 404 until the notice."""
-
-    def __init__(self) -> None:
-        self.notice: bytes | None = None
-        self.broken = False
-        self.tokens_given = self.refused = 0
-        self._tokens: set[str] = set()
-        service = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_PUT(self) -> None:
-                ttl = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds", "")
-                if service.broken or self.path != "/latest/api/token" or not 1 <= int(ttl or 0) <= 21600:
-                    self._answer(503 if service.broken else 400)
-                    return
-                token = secrets.token_urlsafe(40)
-                service._tokens.add(token)
-                service.tokens_given += 1
-                self._answer(200, token.encode())
-
-            def do_GET(self) -> None:
-                if service.broken:
-                    self._answer(503)
-                elif self.headers.get("X-aws-ec2-metadata-token") not in service._tokens:
-                    service.refused += 1
-                    self._answer(401)
-                elif self.path != "/latest/meta-data/spot/instance-action" or service.notice is None:
-                    self._answer(404)
-                else:
-                    self._answer(200, service.notice)
-
-            def _answer(self, status: int, body: bytes = b"") -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> MetadataServer:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def give_notice(self, seconds: float) -> float:
-        """The machine goes away in so many seconds; when that is (AWS says whole seconds)."""
-        at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=seconds)
-        self.notice = json.dumps({"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")}).encode()
-        return at.timestamp()
-
-    def forget_tokens(self) -> None:
-        self._tokens.clear()

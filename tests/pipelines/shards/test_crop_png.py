@@ -11,7 +11,7 @@ from PIL import Image
 
 from corrdiff.images import ImageError, open_image, save_png
 from pipelines.shards import crop_png
-from tests.distributed.conftest import make_picture
+from tests.support.drawn import make_picture
 
 
 def png_file(rows: bytes, width: int, height: int, extra: bytes = b"") -> bytes:

@@ -1,4 +1,7 @@
-"""What the benchmarks share: timing in turns, tables, the command line."""
+"""What the benchmarks share: timing in turns, tables, the command line.
+
+Each is run from the root of the repository as python -m benchmarks.NAME.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,35 @@ import numpy as np
 import numpy.typing as npt
 
 from corrdiff.images import open_image
-from pipelines.inputs import sources as pictures
-
-sys.path.append(str(Path(__file__).parents[1]))  # for tests/servers.py
+from pipelines.inputs import sources
 
 Row = dict[str, Any]
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Make the command line of the benchmark that runs, with what all of them can be told."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m {_module()}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--json", type=Path, help="write the rows there too")
     return made
 
 
+def again(*options: object) -> list[str]:
+    """Make the command that runs this benchmark in a process of its own, with other options."""
+    return [sys.executable, "-m", _module(), *map(str, options)]
+
+
+def _module() -> str:
+    """The name of the benchmark that runs, say benchmarks.tiles."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        raise SystemExit("from the root of the repository: python -m benchmarks.NAME")
+    return spec.name
+
+
 def interleaved(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each action, one after the other in each round, after a round that does not count."""
+    """Measure the seconds of each action, one after the other in each round, after a round that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for i in range(rounds + 1):
         for name, action in actions.items():
@@ -41,7 +58,7 @@ def interleaved(actions: dict[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def ratio(seconds: list[float], reference: list[float]) -> float:
-    """Median over the rounds of one time over another."""
+    """Give the median over the rounds of one time over another."""
     return statistics.median(a / b for a, b in zip(seconds, reference, strict=True))
 
 
@@ -67,7 +84,7 @@ def _text(value: Any) -> str:
 
 
 def sample(width: int, height: int) -> npt.NDArray[np.uint8]:
-    """A photograph (one that comes inside an installed package), repeated by reflection to that size."""
-    image = open_image(pictures.read(pictures.list_pictures("sample:coffee")[0])).pixels
+    """Give a photograph (one that comes inside an installed package), repeated by reflection to that size."""
+    image = open_image(sources.read(sources.list_pictures("sample:coffee")[0])).pixels
     pad = [(0, max(0, height - image.shape[0])), (0, max(0, width - image.shape[1])), (0, 0)]
     return np.ascontiguousarray(np.pad(image, pad, "reflect")[:height, :width])

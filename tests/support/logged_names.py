@@ -1,0 +1,215 @@
+"""Under which names the code logs: in MLflow and in Ray's metrics.
+
+The code that logs is run, on numbers that are made up, with stand-ins for MLflow, for Ray and for what takes long. What
+is logged under conditions alone (on a GPU, with LPIPS, with a target) is logged here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from corrdiff.config import BUILTIN
+from corrdiff.metrics import METRICS
+from pipelines.compress import job as compress_job
+from pipelines.compress import report as compress_report
+from pipelines.compress.config import CompressConfig
+from pipelines.compress.rate_target import Rate
+from pipelines.compress.report import Shown, Summary
+from pipelines.dataset.format import COLUMNS, Plan
+from pipelines.evaluate import job as evaluate_job
+from pipelines.evaluate import page as evaluate_page
+from pipelines.evaluate.comparison import Curve, Points
+from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.page import Evaluation
+from pipelines.tracking import lineage, run_log
+from pipelines.train import observer, phase1, phase2, validation
+from pipelines.train.board import Board
+from pipelines.train.config import PhaseName, TrainConfig
+from pipelines.train.costs import Costs
+from pipelines.train.trainer import StepResult
+from tests.support.drawn import draw
+
+TERMS: dict[PhaseName, tuple[str, ...]] = {"phase1": phase1.TERMS, "phase2": phase2.TERMS}
+SIDE = 192
+"""Of a crop that is large enough for every metric."""
+
+
+@dataclasses.dataclass
+class Names:
+    """What was logged, and the stand-in for the tracker that it was logged to."""
+
+    metrics_seen: set[str] = dataclasses.field(default_factory=set)
+    tags_seen: set[str] = dataclasses.field(default_factory=set)
+    gauges_seen: set[str] = dataclasses.field(default_factory=set)
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        self.metrics_seen |= set(values)
+
+    def artifact(self, path: str, data: bytes) -> None:
+        pass
+
+    def close(self, status: str) -> None:
+        pass
+
+    def begin(self, uri: str, spec: Any, local: str, say: object) -> Names:
+        """In the place of the class `Tracker`."""
+        self.tags_seen |= set(spec.tags)
+        return self
+
+    def gauge(self, name: str, description: str, tag_keys: tuple[str, ...]) -> mock.Mock:
+        """In the place of Ray's class `Gauge`."""
+        self.gauges_seen.add(f"{name} ({', '.join(tag_keys)})")
+        return mock.Mock()
+
+
+def tags() -> list[str]:
+    """Tags of all kinds of runs; those that lead to a codec's trainings, for a first and a second codec."""
+    trainings = {f"{phase}_mlflow_run": "" for phase in TERMS}
+    known = {lineage.KIND, lineage.CODEC, lineage.FINGERPRINT, lineage.NOTE}
+    known |= lineage.lineage_tags(trainings).keys() | lineage.lineage_tags(trainings, "2_").keys()
+    return sorted(known.union(*(_training(phase).tags_seen for phase in TERMS)))
+
+
+def training_metrics() -> list[str]:
+    """Metrics of all phases, and of the held-out crops."""
+    return sorted(_validation().union(*(_training(phase).metrics_seen for phase in TERMS)))
+
+
+def compression_metrics() -> list[str]:
+    """Metrics of a compression with a target."""
+    return sorted(_compression().metrics_seen)
+
+
+def evaluation_metrics() -> list[str]:
+    """Metrics of an evaluation; CURVE stands for a codec and how its files are decoded."""
+    return sorted(_evaluation().metrics_seen)
+
+
+def gauges() -> list[str]:
+    """Names in Ray's metrics, which prefixes them with ray_, and their labels."""
+    return sorted(_compression().gauges_seen.union(*(_training(phase).gauges_seen for phase in TERMS)))
+
+
+@contextlib.contextmanager
+def _stand_ins(names: Names) -> Iterator[str]:
+    """No Ray and no MLflow; a directory for what is written."""
+
+    def remote(function: Any) -> SimpleNamespace:
+        task = SimpleNamespace(remote=function)
+        task.options = lambda **_: task
+        return task
+
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.object(run_log, "logs_directory", lambda: Path(directory)),
+        mock.patch("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "job")),
+        mock.patch("ray.util.metrics.Gauge", names.gauge),
+        mock.patch("ray.remote", remote),
+        mock.patch("ray.get", lambda value: value),
+        mock.patch("torch.cuda.utilization", lambda: 50),
+    ):
+        yield directory
+
+
+@functools.cache
+def _training(phase: PhaseName) -> Names:
+    names = Names()
+    with _stand_ins(names) as directory, mock.patch.object(observer, "Tracker", names.begin):
+        config = TrainConfig(shards="shards", lpips_weight=0.5, init_from=BUILTIN)
+        board = Board(phase, "run")
+        remote_board: Any = mock.Mock()
+        remote_board.spend.remote = board.spend
+        watching = observer.Observer(remote_board, "", config, phase, directory)
+        terms = TERMS[phase]
+        trainer: Any = SimpleNamespace(
+            term_names=terms, device=torch.device("cuda"),
+            progress=SimpleNamespace(crops_seen=config.crops_total, cursor=SimpleNamespace(epoch=0)),
+        )  # fmt: skip
+        watching.window = [(StepResult([1.0] * len(terms), 1.0, 1.0, False), 1, terms)]
+        watching.after_window(trainer, Costs(1, 1.0, 1.0, 1, 1, 1.0, 1.0, 1.0, 1))
+    return names
+
+
+@functools.cache
+def _validation() -> set[str]:
+    """Of held-out crops, and of training crops where none are held out."""
+    crop = draw(SIDE, SIDE)
+    codec: Any = SimpleNamespace(
+        compress_batch=lambda originals, settings: [SimpleNamespace(data=b"", bpp=1.0) for _ in originals],
+        decompress_batch=lambda files, decoding="corrected": [255 - crop for _ in files],
+    )
+    alone = SimpleNamespace(
+        get_rank=lambda: 0, get_world_size=lambda: 1, all_gather_object=lambda out, mine: out.__setitem__(0, mine)
+    )
+    lpips: Any = mock.Mock(return_value=torch.zeros(1))
+    found: set[str] = set()
+    for held_out in (True, False):
+        with (
+            mock.patch.object(validation, "has_validation", lambda uri, held_out=held_out: held_out),
+            mock.patch.object(validation, "read_manifest", lambda uri: SimpleNamespace(shards=[mock.Mock(count=1)])),
+            mock.patch.object(validation, "read_crops", lambda *_: [b""]),
+            mock.patch.object(validation.crop_png, "decode", lambda data: crop),
+            mock.patch.object(validation, "dist", alone),
+        ):
+            found |= set(validation.measure(codec, validation.read_held_out("shards"), lpips)[0])
+    return found
+
+
+@functools.cache
+def _compression() -> Names:
+    names = Names()
+    row = {name: 1.0 for name in COLUMNS.names if pa.types.is_floating(COLUMNS.field(name).type)}
+    percentiles = compress_report._percentiles(pa.Table.from_pylist([row], COLUMNS))
+    summary = Summary(1, 0, 1, 1, 8.0, percentiles, {}, {}, "fingerprint")
+    config = CompressConfig(target_bpp=1.0)
+    plan = Plan({"codec": "fingerprint"}, "_plan/0", 1, 1)
+
+    def run(*arguments: Any) -> Iterator[None]:
+        arguments[-1].pixels += 1  # the tally
+        yield None
+
+    with (
+        _stand_ins(names) as directory,
+        mock.patch.object(compress_report, "begin", lambda *_: names),
+        mock.patch.object(compress_report, "_summarise", lambda out, plan: (summary, Shown({}, [], []))),
+        mock.patch.object(compress_report, "draw_worst", lambda *_: None),
+        mock.patch.object(compress_job.target, "find_rate", lambda *_: Rate(1.0, 4, 1.0, [0.0], 1, 1.0, 30.0)),
+        mock.patch.object(compress_job, "_run", run),
+        mock.patch.object(compress_job, "PACE_EVERY_S", 0.0),
+    ):
+        for _ in compress_job._compress("images", directory, BUILTIN, plan, "fingerprint", config):
+            pass
+    return names
+
+
+@functools.cache
+def _evaluation() -> Names:
+    names = Names()
+    config = EvaluateConfig()
+    rising = np.linspace(0.05, 0.95, 10)[:, None]
+    points = {metric.name: Points(rising, rising) for metric in METRICS}
+    curves = [
+        Curve("CURVE", "codec", "corrected", 1.0, list(range(10)), points),
+        Curve(config.reference, config.reference, None, None, list(range(10)), points),
+    ]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        mock.patch.object(evaluate_page, "curves_of", lambda _: curves),
+        mock.patch.object(evaluate_page, "page", lambda *_: ""),
+    ):
+        table = pd.DataFrame(columns=evaluate_job.COLUMNS.names)
+        evaluate_job._finish(Evaluation("images", directory, [], [], {}, table, config), names)
+    return names
