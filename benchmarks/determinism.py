@@ -20,10 +20,11 @@ from _measure import Row, parser, report
 from torch import Tensor
 
 from corrdiff import diffusion, metrics
-from corrdiff.codec import CorrDiffCodec, Picture, Settings
+from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.format.entropy_tables import MEAN_FRACTION_BITS
 from corrdiff.images import open_image
+from corrdiff.picture import Picture
 from pipelines.files import storage
 from pipelines.inputs import sources as pictures
 

@@ -18,11 +18,12 @@ import torch
 from _measure import Row, parser, report
 
 from corrdiff import correction, metrics
-from corrdiff.codec import CorrDiffCodec, Encoded, Picture, Settings
+from corrdiff.codec import CorrDiffCodec, Encoded, Settings
 from corrdiff.codec_directory import load_codec
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import Streams
 from corrdiff.images import open_image
+from corrdiff.picture import Picture
 from pipelines.inputs import sources as pictures
 
 FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -20,9 +20,10 @@ import numpy as np
 from _measure import Row, parser, report, sample
 
 from corrdiff import metrics
-from corrdiff.codec import Picture, Settings
+from corrdiff.codec import Settings
 from corrdiff.codec_directory import load_codec
 from corrdiff.images import open_image
+from corrdiff.picture import Picture
 from pipelines.inputs import sources as pictures
 
 MIB = 1 << 20

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from corrdiff import coding, correction, diffusion, heap
 from corrdiff.coding import Pending
-from corrdiff.coding import Picture as Picture
 from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, HYPER_STRIDE, LATENT_STRIDE, CodecConfig
 from corrdiff.config import Settings as Settings
 from corrdiff.correction import Fit, Grid, Parts, Perceptual
@@ -34,6 +33,7 @@ from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError, Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, Symbols
 from corrdiff.networks.model import CorrDiffModel
+from corrdiff.picture import Picture
 from corrdiff.tiling import Latents, Layout
 
 Precision = Literal["fp32", "bf16"]

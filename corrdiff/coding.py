@@ -18,10 +18,8 @@ from corrdiff.correction import Grid
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError, Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, LatentStreams, Symbols
+from corrdiff.picture import Picture
 from corrdiff.tiling import Layout
-
-Picture = npt.NDArray[np.uint8]
-"""RGB, [H, W, 3]."""
 
 
 class Pending(NamedTuple):

@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.TiffImagePlugin import IMAGELENGTH, TiffImageFile
 
 from corrdiff.errors import UsageError
-
-if TYPE_CHECKING:  # it brings torch along, which pictures do not need
-    from corrdiff.codec import Picture
+from corrdiff.picture import Picture
 
 MAX_PIXELS = 1 << 28
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff import correction
-from corrdiff.codec import Picture
 from corrdiff.errors import UsageError
+from corrdiff.picture import Picture
 
 MS_SSIM_MIN_SIDE = 161
 """Five scales and an 11x11 window need more than (11 - 1) * 2**4 pixels (pytorch_msssim)."""

@@ -20,9 +20,10 @@ import torch
 
 from corrdiff import coding, metrics
 from corrdiff.codec_directory import load_codec, load_networks
-from corrdiff.coding import Pending, Picture
+from corrdiff.coding import Pending
 from corrdiff.format.bitstream import BitstreamError
 from corrdiff.format.entropy_tables import EntropyTables
+from corrdiff.picture import Picture
 from pipelines.compress import rate_target as target
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.rate_target import Rate

@@ -8,15 +8,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from corrdiff.images import ImageError, open_image
+from corrdiff.picture import Picture
 from pipelines.compress.config import CompressConfig
 from pipelines.inputs import units
 from pipelines.runtime.session import Pools
-
-if TYPE_CHECKING:  # it brings torch along
-    from corrdiff.codec import Picture
 
 CHUNK_PIXELS = 1 << 22
 """Pictures that go through the stages together, at most (one picture may have more)."""

@@ -27,8 +27,8 @@ from PIL import Image
 from corrdiff import metrics
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec
-from corrdiff.coding import Picture
 from corrdiff.images import ImageError, open_image
+from corrdiff.picture import Picture
 from pipelines.evaluate import anchors
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.files import storage

@@ -15,12 +15,13 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import ImageError, open_image, save_png
+from corrdiff.picture import Picture
 from pipelines.files import storage
 from pipelines.files.tar import add_member
 from pipelines.inputs import sources as pictures
@@ -28,9 +29,6 @@ from pipelines.inputs.sources import Source
 from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.shards.config import ShardConfig
 from pipelines.shards.format import FORMAT, MANIFEST, VALIDATION, Index, Manifest, Shard, read_manifest, verify_shard
-
-if TYPE_CHECKING:
-    from corrdiff.codec import Picture
 
 Split = Literal["train", "val"]
 

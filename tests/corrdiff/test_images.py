@@ -12,8 +12,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from corrdiff.images import ImageError, open_image, save_png
+from corrdiff.picture import Picture
 
-Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]
 
 

@@ -27,8 +27,8 @@ from corrdiff.metrics import (
     psnr,
     texture_error,
 )
+from corrdiff.picture import Picture
 
-Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]
 
 
