@@ -26,6 +26,7 @@ from corrdiff.codec import CorrDiffCodec, Precision, Settings
 from corrdiff.codec_directory import default_precision
 from corrdiff.config import PRESETS, preset
 from corrdiff.correction import Grid
+from corrdiff.format.factor_coding import PLANES
 from corrdiff.networks.model import CorrDiffModel
 
 CDC_STEPS = 65
@@ -78,7 +79,7 @@ def codec_rows(name: str, precision: Precision, arguments: argparse.Namespace) -
         context = model.context(y)
         d = model.decoder(y).float().contiguous()
     grid = Grid(height, width, codec.config.diffusion.grid)
-    factors = torch.full((1, correction.PLANES, grid.rows, grid.columns), 0.5, device=device)
+    factors = torch.full((1, PLANES, grid.rows, grid.columns), 0.5, device=device)
 
     def networks(encoding: bool) -> None:
         with codec._autocast():

@@ -19,10 +19,11 @@ import torch
 from _measure import Row, parser, report
 from torch import Tensor
 
-from corrdiff import diffusion, metrics
+from corrdiff import metrics
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.format.entropy_tables import MEAN_FRACTION_BITS
+from corrdiff.format.noise import format_noise
 from corrdiff.images import open_image
 from corrdiff.picture import Picture
 from pipelines.files import storage
@@ -121,7 +122,7 @@ def draw_rows(codec_uri: str, draws: int) -> list[Row]:
                 ):
                     symbols = (y_batch - mean.to(device)).round()
                     found[name] += [_digest(*row) for row in zip(mean, index, symbols, strict=True)]
-            noise = diffusion.format_noise(256, 256).numpy().tobytes()
+            noise = format_noise(256, 256).numpy().tobytes()
         row: Row = {"setting": str(setting)}
         for name, digests in found.items():
             expected = reference.setdefault(name, digests)

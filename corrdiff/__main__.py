@@ -239,12 +239,12 @@ def _load(codec: str, device: str, precision: Any, lpips_weights: tuple[Path | N
         raise UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
     if lpips_weights is None:
         return load_codec(codec, device, precision)
-    from corrdiff import metrics
+    from corrdiff import perceptual
 
-    path = metrics.lpips_weights(lpips_weights[0])
+    path = perceptual.lpips_weights(lpips_weights[0])
     if path is None:
-        raise UsageError(metrics.missing_lpips_sentence())
-    return load_codec(codec, device, precision, metrics.lpips_map(path, device))
+        raise UsageError(perceptual.missing_lpips_sentence())
+    return load_codec(codec, device, precision, perceptual.lpips_map(path, device))
 
 
 def _read(path: Path) -> bytes:

@@ -27,12 +27,15 @@ from corrdiff import coding, correction, diffusion, heap
 from corrdiff.coding import Pending
 from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, HYPER_STRIDE, LATENT_STRIDE, CodecConfig
 from corrdiff.config import Settings as Settings
-from corrdiff.correction import Fit, Grid, Parts, Perceptual
+from corrdiff.correction import Grid, Parts
 from corrdiff.errors import UsageError
+from corrdiff.fitting import Fit
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError, Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, Symbols
+from corrdiff.format.noise import format_noise
 from corrdiff.networks.model import CorrDiffModel
+from corrdiff.perceptual import PerceptualMap
 from corrdiff.picture import Picture
 from corrdiff.tiling import Latents, Layout
 
@@ -79,7 +82,7 @@ class CorrDiffCodec:
         fingerprint: bytes,
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
-        perceptual: Perceptual | None = None,
+        perceptual: PerceptualMap | None = None,
     ) -> None:
         """`perceptual`, on the same device, takes the place of the texture error when factors are fitted."""
         self.device = torch.device(device)
@@ -318,7 +321,7 @@ class CorrDiffCodec:
         row, column = layout.rows[tile[0]], layout.columns[tile[1]]
         with self._autocast():
             context = self.model.context(y_hat_BMhw)
-        x_t_BCHW = diffusion.format_noise(height, width, row.begin, column.begin).to(self.device).repeat(batch, 1, 1, 1)
+        x_t_BCHW = format_noise(height, width, row.begin, column.begin).to(self.device).repeat(batch, 1, 1, 1)
         start = diffusion.T_MAX
         if factors_of:
             start = diffusion.T_START

@@ -13,9 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from corrdiff import correction
-from corrdiff.correction import Grid
-from corrdiff.format import bitstream
+from corrdiff.correction import Grid, dequantise
+from corrdiff.format import bitstream, factor_coding
 from corrdiff.format.bitstream import BitstreamError, Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, LatentStreams, Symbols
 from corrdiff.picture import Picture
@@ -51,7 +50,7 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
         steps, planes, rows, columns = levels.shape
         try:
             y_hat_1Mhw = tables.decode([streams.z], [streams.y], symbols.z_Nuv[0].shape)
-            found = correction.decode_factors(streams.factors, (steps, planes, rows, columns), header.factor_bits)
+            found = factor_coding.decode_factors(streams.factors, (steps, planes, rows, columns), header.factor_bits)
         except ValueError as error:
             raise BitstreamError(f"the file cannot be read back: {error}") from None
         if not np.array_equal(y_hat_1Mhw[0].cpu().numpy(), symbols.y_hat_Mhw):
@@ -63,7 +62,7 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
 def pack(header: Header, streams: Sequence[LatentStreams], factors: Sequence[npt.NDArray[np.uint8]]) -> bytes:
     """Streams and factors of each tile -> the bytes of a .crdf file."""
     bits = header.factor_bits
-    tiles = [Streams(correction.encode_factors(f, bits), s.z, s.y) for s, f in zip(streams, factors, strict=True)]
+    tiles = [Streams(factor_coding.encode_factors(f, bits), s.z, s.y) for s, f in zip(streams, factors, strict=True)]
     return bitstream.pack(header, tiles)
 
 
@@ -79,9 +78,9 @@ def batch_key(header: Header) -> tuple[int, ...]:
 def read_factors(parsed: bitstream.Bitstream, grid: Grid, tile: int) -> Tensor:
     """One tile's factors, [S, P, R, C]."""
     header = parsed.header
-    shape = (header.steps, correction.PLANES, grid.rows, grid.columns)
+    shape = (header.steps, factor_coding.PLANES, grid.rows, grid.columns)
     try:
-        levels = correction.decode_factors(parsed.tiles[tile].factors, shape, header.factor_bits)
+        levels = factor_coding.decode_factors(parsed.tiles[tile].factors, shape, header.factor_bits)
     except ValueError as error:
         raise BitstreamError(f"the correction factors are not valid: {error}") from None
-    return correction.dequantise(torch.from_numpy(levels), header.factor_bits)
+    return dequantise(torch.from_numpy(levels), header.factor_bits)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from corrdiff import metrics
+from corrdiff import metrics, perceptual
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec
 from corrdiff.images import ImageError, open_image
@@ -89,8 +89,8 @@ class Measurer:
             torch.set_num_threads(1)  # an actor for each core
         self.out, self.config, self.device = out, config, device
         self.codecs: dict[str, CorrDiffCodec] = {}
-        weights = metrics.lpips_weights(config.lpips_weights)
-        self.lpips = metrics.load_lpips(weights) if weights else None
+        weights = perceptual.lpips_weights(config.lpips_weights)
+        self.lpips = perceptual.load_lpips(weights) if weights else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         place: Place = row["place"]

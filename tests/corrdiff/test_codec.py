@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from corrdiff import coding, load_codec
 from corrdiff.codec import CorrDiffCodec, Encoded, Pending, Settings
 from corrdiff.codec_directory import load_networks
-from corrdiff.correction import PLANES, decode_factors, encode_factors
 from corrdiff.errors import UsageError
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError, Streams
+from corrdiff.format.factor_coding import PLANES, decode_factors, encode_factors
 from corrdiff.metrics import psnr
 from corrdiff.picture import Picture
 

@@ -21,12 +21,13 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from corrdiff import coding, correction
+from corrdiff import coding
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.config import CodecConfig, DenoiserConfig, TransformConfig
 from corrdiff.correction import Grid
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError
+from corrdiff.format.factor_coding import PLANES
 from corrdiff.images import ImageError, open_image
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.tiling import Layout
@@ -133,7 +134,7 @@ def read_everything(data: bytes, small_codec: CorrDiffCodec) -> None:
             assert bool(y_hat_BMhw.isfinite().all())
             grid = Grid(layout.rows[i].size, layout.columns[j].size, header.grid)
             levels = coding.read_factors(parsed, grid, layout.index(i, j))
-            assert levels.shape == (header.steps, correction.PLANES, grid.rows, grid.columns)
+            assert levels.shape == (header.steps, PLANES, grid.rows, grid.columns)
     except BitstreamError:
         pass
 

@@ -16,8 +16,8 @@ import pytest
 from corrdiff import coding, load_codec
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.correction import Grid
-from corrdiff.diffusion import format_noise
 from corrdiff.format import bitstream
+from corrdiff.format.noise import format_noise
 from corrdiff.images import open_image
 from corrdiff.metrics import psnr
 from corrdiff.tiling import Layout
