@@ -16,8 +16,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from cluster.errors import EXIT_FAILED, EXIT_OK, JobError, UsageError, run_command
 from cluster.probe import PACKAGES, REDUCED_BYTES, STORAGE_BYTES, TIMEOUT_S, Facts, Probe, Reduced, Transfer, first_line
+from corrdiff.command_line import EXIT_FAILED, EXIT_OK, run_command
+from corrdiff.errors import JobError, UsageError
 
 GIB = 1 << 30
 MIN_SHARED_MEMORY = GIB // 2
