@@ -19,9 +19,10 @@ import torch
 from _measure import Row, parser, report
 from torch import Tensor
 
-from corrdiff import metrics
+from corrdiff import coding, metrics
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec, load_networks
+from corrdiff.format import bitstream
 from corrdiff.format.entropy_tables import MEAN_FRACTION_BITS
 from corrdiff.format.noise import format_noise
 from corrdiff.images import open_image
@@ -183,12 +184,9 @@ def file_rows(codec_uri: str, originals: list[Picture]) -> tuple[list[Row], floa
 
 def _latent(codec: CorrDiffCodec, data: bytes) -> Picture:
     """y_hat of an untiled file."""
-    from corrdiff.format import bitstream
-    from corrdiff.tiling import Layout
-
     parsed = bitstream.unpack(data, codec.fingerprint)
-    layout = Layout(parsed.header.height, parsed.header.width, parsed.header.tile)
-    latent: Picture = codec._read_latent([parsed], layout, 0, 0).cpu().numpy()
+    tile = next(iter(coding.layout_of(parsed.header)))
+    latent: Picture = coding.read_latents([parsed], tile, codec.tables).cpu().numpy()
     return latent
 
 

@@ -75,6 +75,7 @@ def lpips_distance(original: Picture, picture: Picture, network: nn.Module) -> f
 
 
 def _signed(picture: Picture) -> Tensor:
+    """A picture in [-1, 1], [1, 3, H, W]."""
     return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
 
 
