@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from corrdiff.decoders import silence_decoders
 from corrdiff.images import ImageError, open_image
 from corrdiff.picture import Picture
 from pipelines.compress.config import CompressConfig
@@ -67,6 +68,7 @@ def open_units(numbers: Sequence[int], directory: str, config: CompressConfig, s
 
 def read_chunks(batch: dict[str, Any], directory: str, config: CompressConfig, every: int) -> Iterator[dict[str, Any]]:
     """A Ray task: numbers of units -> their pictures, or each `every`-th of them, opened."""
+    silence_decoders()
     for number in batch["unit"].tolist():
         pictures = units.read_pictures(units.read_unit(directory, number), every)
         for chunk in open_unit(number, pictures, config.batch, config.max_pixels):

@@ -27,6 +27,7 @@ from PIL import Image
 from corrdiff import metrics, perceptual
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec
+from corrdiff.decoders import silence_decoders
 from corrdiff.images import ImageError, open_image
 from corrdiff.picture import Picture
 from pipelines.evaluate import anchors
@@ -85,6 +86,8 @@ class Measurer:
     """A Ray Data actor: measures pictures, one system at a time, and writes what it found."""
 
     def __init__(self, out: str, config: EvaluateConfig, device: str) -> None:
+        silence_decoders()
+        Image.MAX_IMAGE_PIXELS = None  # --max-pixels is the limit of pictures, and of the other codecs' files with them
         if device == "cpu":
             torch.set_num_threads(1)  # an actor for each core
         self.out, self.config, self.device = out, config, device

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from corrdiff.decoders import silence_decoders
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import ImageError, open_image, save_png
 from corrdiff.picture import Picture
@@ -160,6 +161,7 @@ def detail(pixels: Picture) -> float:
 
 def _cut_group(row: dict[str, Any], out: str, config: dict[str, Any], plan: str) -> dict[str, Any]:
     """A Ray task: one group of pictures -> one shard, its index and its record."""
+    silence_decoders()
     settings = ShardConfig(**config)
     sources = [Source(str(k), str(u)) for k, u in zip(row["keys"], row["uris"], strict=True)]
     group = Group(row["split"], int(row["number"]), sources)
