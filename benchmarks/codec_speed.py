@@ -26,6 +26,7 @@ from corrdiff.codec import CorrDiffCodec, Precision, Settings
 from corrdiff.codec_directory import default_precision
 from corrdiff.config import PRESETS, preset
 from corrdiff.correction import Grid
+from corrdiff.format.factor_coding import PLANES
 from corrdiff.networks.model import CorrDiffModel
 
 CDC_STEPS = 65
@@ -74,14 +75,14 @@ def codec_rows(name: str, precision: Precision, arguments: argparse.Namespace) -
     x_last = x.contiguous(memory_format=torch.channels_last)
     y = torch.randn(1, codec.config.transform.latent_channels, padded_h // 16, padded_w // 16, device=device)
     t = torch.full((1,), 0.5, device=device)
-    with codec._autocast():
+    with codec.networks.autocast():
         context = model.context(y)
         d = model.decoder(y).float().contiguous()
     grid = Grid(height, width, codec.config.diffusion.grid)
-    factors = torch.full((1, correction.PLANES, grid.rows, grid.columns), 0.5, device=device)
+    factors = torch.full((1, PLANES, grid.rows, grid.columns), 0.5, device=device)
 
     def networks(encoding: bool) -> None:
-        with codec._autocast():
+        with codec.networks.autocast():
             if encoding:
                 latent = model.analysis(x_last)
             model.decoder(y)
@@ -92,11 +93,11 @@ def codec_rows(name: str, precision: Precision, arguments: argparse.Namespace) -
             model.entropy.hyper_analysis(latent.float())
 
     def forward() -> None:
-        with codec._autocast():
+        with codec.networks.autocast():
             model.denoiser(x, context, t)
 
     def step() -> None:
-        with codec._autocast():
+        with codec.networks.autocast():
             xhat0 = model.denoiser(x, context, t)
         parts = correction.split(xhat0.float().contiguous().clamp_(-1, 1), d)
         diffusion.ddim_step(x, correction.apply(parts, factors, grid), 0.5, 0.4)

@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, parser, report
-from corrdiff import diffusion, metrics
-from corrdiff.codec import CorrDiffCodec, Picture, Settings
+from corrdiff import coding, metrics
+from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec, load_networks
+from corrdiff.format import bitstream
 from corrdiff.format.entropy_tables import MEAN_FRACTION_BITS
+from corrdiff.format.noise import format_noise
 from corrdiff.images import open_image
+from corrdiff.picture import Picture
 from pipelines.files import storage
 from pipelines.inputs import sources
 
@@ -120,7 +123,7 @@ def draw_rows(codec_uri: str, draws: int) -> list[Row]:
                 ):
                     symbols = (y_batch - mean.to(device)).round()
                     found[name] += [_digest(*row) for row in zip(mean, index, symbols, strict=True)]
-            noise = diffusion.format_noise(256, 256).numpy().tobytes()
+            noise = format_noise(256, 256).numpy().tobytes()
         row: Row = {"setting": str(setting)}
         for name, digests in found.items():
             expected = reference.setdefault(name, digests)
@@ -181,12 +184,9 @@ def file_rows(codec_uri: str, originals: list[Picture]) -> tuple[list[Row], floa
 
 def _latent(codec: CorrDiffCodec, data: bytes) -> Picture:
     """y_hat of an untiled file."""
-    from corrdiff.format import bitstream
-    from corrdiff.tiling import Layout
-
     parsed = bitstream.unpack(data, codec.fingerprint)
-    layout = Layout(parsed.header.height, parsed.header.width, parsed.header.tile)
-    latent: Picture = codec._read_latent([parsed], layout, 0, 0).cpu().numpy()
+    tile = next(iter(coding.layout_of(parsed.header)))
+    latent: Picture = coding.read_latents([parsed], tile, codec.tables).cpu().numpy()
     return latent
 
 

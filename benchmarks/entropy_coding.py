@@ -157,8 +157,8 @@ def rate_rows(codec_uri: str, uri: str, limit: int = 20) -> list[Row]:
                 p = entropy.gaussian._likelihood((y - m).round() + m, scale, m)
                 bits = bits_z - float(p.clamp(min=1e-9).log2().sum())
                 floats, integers = (floats, integers + bits) if integer else (floats + bits, integers)
-            coded = codec.tables.encode(y, z)
-            real += 8 * sum(len(s) for s in (*coded.z_streams, *coded.y_streams))
+            streams = codec.tables.code(codec.tables.quantise(y, z)[0])
+            real += 8 * sum(len(s.z) + len(s.y) for s in streams)
         rows.append(
             {
                 "quality": quality,

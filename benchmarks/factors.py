@@ -17,12 +17,13 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.measure import Row, parser, report
-from corrdiff import correction, metrics
-from corrdiff.codec import CorrDiffCodec, Encoded, Picture, Settings
+from corrdiff import metrics
+from corrdiff.codec import CorrDiffCodec, Encoded, Settings
 from corrdiff.codec_directory import load_codec
-from corrdiff.format import bitstream
+from corrdiff.format import bitstream, factor_coding
 from corrdiff.format.bitstream import Streams
 from corrdiff.images import open_image
+from corrdiff.picture import Picture
 from pipelines.inputs import sources
 
 FIDELITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -98,7 +99,7 @@ def main() -> None:
     rows = []
     for f in FIDELITIES:
         encoded = files[f]
-        for plane, name in ((correction.LOW, "low"), (correction.HIGH, "high")):
+        for plane, name in ((factor_coding.LOW, "low"), (factor_coding.HIGH, "high")):
             levels = np.concatenate([t[:, plane].ravel() for e in encoded for t in e.factors])
             share = np.bincount(levels, minlength=1 << bits) / len(levels)
             rows.append({"fidelity": f, "plane": name} | {str(i): round(float(s), 2) for i, s in enumerate(share)})
@@ -137,8 +138,8 @@ def _criterion(point: Point, d: Point, fidelity: float) -> float:
 def _with_constant(data: bytes, level: int, codec: CorrDiffCodec) -> bytes:
     """The file with one level everywhere, on a grid of one cell, so that it says that in as few bytes as can be."""
     header, tiles = bitstream.unpack(data)
-    levels: npt.NDArray[np.uint8] = np.full((header.steps, correction.PLANES, 1, 1), level, np.uint8)
-    streams = Streams(correction.encode_factors(levels, header.factor_bits), tiles[0].z, tiles[0].y)
+    levels: npt.NDArray[np.uint8] = np.full((header.steps, factor_coding.PLANES, 1, 1), level, np.uint8)
+    streams = Streams(factor_coding.encode_factors(levels, header.factor_bits), tiles[0].z, tiles[0].y)
     return bitstream.pack(dataclasses.replace(header, grid=0), [streams])
 
 

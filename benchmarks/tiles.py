@@ -20,9 +20,10 @@ import numpy as np
 
 from benchmarks.measure import Row, again, parser, report, sample
 from corrdiff import metrics
-from corrdiff.codec import Picture, Settings
+from corrdiff.codec import Settings
 from corrdiff.codec_directory import load_codec
 from corrdiff.images import open_image
+from corrdiff.picture import Picture
 from pipelines.inputs import sources
 
 MIB = 1 << 20

@@ -25,7 +25,8 @@ import urllib.request
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cluster.errors import EXIT_OK, JobError, run_command
+from corrdiff.command_line import EXIT_OK, run_command
+from corrdiff.errors import JobError
 
 METADATA = "http://169.254.169.254"
 TOKEN_PATH, NOTICE_PATH = "/latest/api/token", "/latest/meta-data/spot/instance-action"

@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from cluster.errors import EXIT_FAILED, EXIT_OK, run_command
 from cluster.probe import PACKAGES, REDUCED_BYTES, STORAGE_BYTES, Facts, Reduced
 from cluster.survey import Wanted, look
+from corrdiff.command_line import EXIT_FAILED, EXIT_OK, run_command
 
 GIB = 1 << 30
 MIN_SHARED_MEMORY = GIB // 2

@@ -24,7 +24,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, JobError, UsageError, run_command
+from corrdiff.command_line import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, run_command
+from corrdiff.errors import JobError, UsageError
 
 PACKAGES = "corrdiff", "pipelines", "cluster"
 KINDS = "*.py", "py.typed", "*.html", "*.json", "*.safetensors", "*.csv", "*.md"

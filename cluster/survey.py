@@ -13,8 +13,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from cluster.errors import JobError, UsageError
 from cluster.probe import TIMEOUT_S, Facts, Probe, Reduced, Transfer, first_line
+from corrdiff.errors import JobError, UsageError
 
 
 class Wanted(NamedTuple):

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from corrdiff.codec import CorrDiffCodec, Precision
 from corrdiff.config import BUILTIN_SCHEME, CodecConfig
-from corrdiff.correction import Perceptual
 from corrdiff.errors import UsageError
 from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.model import CorrDiffModel
+from corrdiff.perceptual import PerceptualMap
 
 CONFIG_FILE, WEIGHTS_FILE, TABLES_FILE = "config.json", "weights.safetensors", "tables.safetensors"
 FORMAT = "corrdiff-codec-1"
@@ -80,7 +80,7 @@ def load_codec(
     uri: str,
     device: str | torch.device = "cpu",
     precision: Precision | None = None,
-    perceptual: Perceptual | None = None,
+    perceptual: PerceptualMap | None = None,
 ) -> CorrDiffCodec:
     """Read a codec directory.
 
@@ -88,7 +88,7 @@ def load_codec(
         uri: what `corrdiff export` wrote: a local path or a URI.
         device: where the networks run.
         precision: "fp32" or "bf16" for the networks; by default bf16 on GPUs and on CPUs that compute in it.
-        perceptual: what to fit factors with in place of the texture error (`metrics.lpips_map`).
+        perceptual: what to fit factors with in place of the texture error (`perceptual.lpips_map`).
 
     Raises:
         UsageError: no codec is there, or it is damaged; the message says which file.

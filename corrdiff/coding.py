@@ -13,15 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from corrdiff import correction
-from corrdiff.correction import Grid
-from corrdiff.format import bitstream
-from corrdiff.format.bitstream import BitstreamError, Header, Streams
+from corrdiff.correction import dequantise
+from corrdiff.errors import UsageError
+from corrdiff.format import bitstream, factor_coding
+from corrdiff.format.bitstream import Bitstream, BitstreamError, Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, LatentStreams, Symbols
-from corrdiff.tiling import Layout
-
-Picture = npt.NDArray[np.uint8]
-"""RGB, [H, W, 3]."""
+from corrdiff.picture import Picture
+from corrdiff.tiling import Layout, Tile
 
 
 class Pending(NamedTuple):
@@ -48,29 +46,30 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
     parsed = bitstream.unpack(data, header.fingerprint, header.width * header.height)
     if parsed.header != header:
         raise BitstreamError("the file's header is not what was to be written")
-    layout = layout_of(header)
-    for (i, j), streams, symbols, levels in zip(layout, parsed.tiles, pending.symbols, pending.factors, strict=True):
+    tiles = zip(parsed.tiles, pending.symbols, pending.factors, strict=True)
+    for i, (streams, symbols, levels) in enumerate(tiles):
         steps, planes, rows, columns = levels.shape
         try:
             y_hat_1Mhw = tables.decode([streams.z], [streams.y], symbols.z_Nuv[0].shape)
-            found = correction.decode_factors(streams.factors, (steps, planes, rows, columns), header.factor_bits)
+            found = factor_coding.decode_factors(streams.factors, (steps, planes, rows, columns), header.factor_bits)
         except ValueError as error:
             raise BitstreamError(f"the file cannot be read back: {error}") from None
         if not np.array_equal(y_hat_1Mhw[0].cpu().numpy(), symbols.y_hat_Mhw):
-            raise BitstreamError(f"the latents of tile {layout.index(i, j)} decode to something else")
+            raise BitstreamError(f"the latents of tile {i} decode to something else")
         if not np.array_equal(found, levels):
-            raise BitstreamError(f"the factors of tile {layout.index(i, j)} decode to something else")
+            raise BitstreamError(f"the factors of tile {i} decode to something else")
 
 
 def pack(header: Header, streams: Sequence[LatentStreams], factors: Sequence[npt.NDArray[np.uint8]]) -> bytes:
     """Streams and factors of each tile -> the bytes of a .crdf file."""
     bits = header.factor_bits
-    tiles = [Streams(correction.encode_factors(f, bits), s.z, s.y) for s, f in zip(streams, factors, strict=True)]
+    tiles = [Streams(factor_coding.encode_factors(f, bits), s.z, s.y) for s, f in zip(streams, factors, strict=True)]
     return bitstream.pack(header, tiles)
 
 
 def layout_of(header: Header) -> Layout:
-    return Layout(header.height, header.width, header.tile)
+    """How a file's picture is cut into tiles."""
+    return Layout(header.height, header.width, header.tile, header.grid)
 
 
 def batch_key(header: Header) -> tuple[int, ...]:
@@ -78,12 +77,34 @@ def batch_key(header: Header) -> tuple[int, ...]:
     return header.width, header.height, header.steps, header.grid, header.factor_bits, header.tile
 
 
-def read_factors(parsed: bitstream.Bitstream, grid: Grid, tile: int) -> Tensor:
-    """One tile's factors, [S, P, R, C]."""
-    header = parsed.header
-    shape = (header.steps, correction.PLANES, grid.rows, grid.columns)
+def unpack_batch(files: Sequence[bytes], fingerprint: bytes, max_pixels: int) -> list[Bitstream]:
+    """Read files that are to be decoded together.
+
+    Raises `BitstreamError` where one cannot be read or is another codec's, `UsageError` where they do not agree.
+    """
+    if not files:
+        raise UsageError("a batch needs at least one file")
+    parsed = [bitstream.unpack(data, fingerprint, max_pixels) for data in files]
+    if any(batch_key(p.header) != batch_key(parsed[0].header) for p in parsed):
+        raise UsageError("the files of a batch must agree in width, height, steps, factor grid and tiles")
+    return parsed
+
+
+def read_latents(parsed: Sequence[Bitstream], tile: Tile, tables: EntropyTables) -> Tensor:
+    """y_hat of one tile of each file, [B, M, h, w]. Raises `BitstreamError` where its streams are not valid."""
+    streams = [p.tiles[tile.index] for p in parsed]
     try:
-        levels = correction.decode_factors(parsed.tiles[tile].factors, shape, header.factor_bits)
+        return tables.decode([s.z for s in streams], [s.y for s in streams], tile.hyper_shape)
+    except ValueError as error:
+        raise BitstreamError(f"the coded latents are not valid: {error}") from None
+
+
+def read_factors(parsed: Bitstream, tile: Tile) -> Tensor:
+    """The factors of one tile of a file, [S, P, R, C]. Raises `BitstreamError` where they are not valid."""
+    header = parsed.header
+    shape = (header.steps, factor_coding.PLANES, tile.grid.rows, tile.grid.columns)
+    try:
+        levels = factor_coding.decode_factors(parsed.tiles[tile.index].factors, shape, header.factor_bits)
     except ValueError as error:
         raise BitstreamError(f"the correction factors are not valid: {error}") from None
-    return correction.dequantise(torch.from_numpy(levels), header.factor_bits)
+    return dequantise(torch.from_numpy(levels), header.factor_bits)

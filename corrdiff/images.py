@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
-import logging
 import operator
 import re
 import struct
-import warnings
+import threading
 import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 import simplejpeg
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import IMAGELENGTH, TiffImageFile
 
 from corrdiff.errors import UsageError
-
-if TYPE_CHECKING:  # it brings torch along, which pictures do not need
-    from corrdiff.codec import Picture
+from corrdiff.picture import Picture
 
 MAX_PIXELS = 1 << 28
-
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit; `open_image` has one that callers can raise
-
-
-def _silence_decoders() -> None:
-    """What is wrong with a picture is in the `ImageError`; libtiff and Pillow's log would print it as well."""
-    logging.getLogger("PIL").addHandler(logging.NullHandler())
-    for library in (Path(PIL.__file__).parents[1] / "pillow.libs").glob("libtiff*"):
-        with contextlib.suppress(OSError, AttributeError):
-            libtiff = ctypes.CDLL(str(library))
-            libtiff.TIFFSetErrorHandler(None)
-            libtiff.TIFFSetWarningHandler(None)
-
-
-_silence_decoders()
+"""Pictures beyond this (268 megapixels) are refused unless the caller raises the limit."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
@@ -72,24 +53,59 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
     if not data:
         raise ImageError("the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise ImageError(f"{image.width}x{image.height} is more than the limit of {max_pixels} pixels")
-            # Loading turns TIFFs and reduces 16-bit colour without a word, so both are asked for before it.
-            deep = any(re.search(";16[BLN]", str(tile)) for tile in image.tile)
-            turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
-            animated = getattr(image, "is_animated", False)
-            _expect_all_of(image, data)
-            image.load()
-            return _to_rgb(image, animated, turned, deep)
+        try:
+            return _open(data, max_pixels)
+        except _BOMB:  # some of Pillow's decoders look at its own limit, whatever ours is
+            with _pillows_limit(max_pixels):
+                return _open(data, max_pixels)
     except ImageError:
         raise
-    except UnidentifiedImageError:
-        raise ImageError(f"not a picture in {', '.join(FORMATS)}") from None
+    except _BOMB:
+        raise ImageError(f"the picture has more than the limit of {max_pixels} pixels") from None
     except Exception as error:  # Pillow raises nearly anything for hostile bytes
         raise ImageError(f"the picture is broken: {type(error).__name__}: {error}") from None
+
+
+def _open(data: bytes, max_pixels: int) -> OpenedImage:
+    image = _identify(data)
+    if image.width * image.height > max_pixels:
+        raise ImageError(f"{image.width}x{image.height} is more than the limit of {max_pixels} pixels")
+    # Loading turns TIFFs and reduces 16-bit colour without a word, so both are asked for before it.
+    deep = any(re.search(";16[BLN]", str(tile)) for tile in image.tile)
+    turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    animated = getattr(image, "is_animated", False)
+    _expect_all_of(image, data)
+    image.load()
+    return _to_rgb(image, animated, turned, deep)
+
+
+def _identify(data: bytes) -> ImageFile:
+    """What `Image.open` does, but for its comparison with Pillow's own limit, which is one for the whole process."""
+    Image.preinit()
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()  # imports all that Pillow has
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(data[:16]) is True:
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return factory(io.BytesIO(data), "")
+    raise ImageError(f"not a picture in {', '.join(FORMATS)}")
+
+
+@contextlib.contextmanager
+def _pillows_limit(pixels: int) -> Iterator[None]:
+    """Have Pillow's own limit as high as that for the length of a block, in one thread at a time; then it is back."""
+    with _limit_lock:
+        before = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None if before is None else max(before, pixels)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+_limit_lock = threading.Lock()
+_BOMB = Image.DecompressionBombError, Image.DecompressionBombWarning
 
 
 def _to_rgb(image: Image.Image, animated: bool, turned: bool, deep: bool) -> OpenedImage:
@@ -198,7 +214,8 @@ def _reduce_depth(image: Image.Image) -> Image.Image:
     """16-bit (or float in [0, 1]) grey -> 8-bit grey."""
     values = np.asarray(image).astype(np.float64)
     scale = 255.0 if image.mode == "F" else 255.0 / 65535.0
-    return Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8), "L")
+    with np.errstate(invalid="ignore"):  # a float may be no number
+        return Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
 
 
 def _flatten(image: Image.Image) -> Image.Image:

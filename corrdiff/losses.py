@@ -5,13 +5,10 @@ Shapes: x_BCHW pictures in [-1, 1]; per-picture values [B].
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-Perceptual = Callable[[Tensor, Tensor], Tensor]
-"""Two batches of pictures in [-1, 1] -> distances [B]."""
+from corrdiff.perceptual import PerceptualLoss
 
 
 def squared_error(x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
@@ -24,7 +21,7 @@ def time_weight(t_B: Tensor) -> Tensor:
     return torch.ones_like(t_B)
 
 
-def perceptual_or_zero(perceptual: Perceptual | None, x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+def perceptual_or_zero(perceptual: PerceptualLoss | None, x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """Distances [B], zero where there is no perceptual network (its weight is 0 then too)."""
     if perceptual is None:
         return torch.zeros(len(x_BCHW), device=x_BCHW.device)

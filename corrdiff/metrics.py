@@ -5,32 +5,21 @@ A metric that cannot be computed is None, never a number.
 
 from __future__ import annotations
 
-import functools
 import math
-import pickle
-import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corrdiff import correction
-from corrdiff.codec import Picture
-from corrdiff.errors import UsageError
+from corrdiff import texture
+from corrdiff.perceptual import LPIPS_MIN_SIDE
+from corrdiff.picture import Picture
 
 MS_SSIM_MIN_SIDE = 161
 """Five scales and an 11x11 window need more than (11 - 1) * 2**4 pixels (pytorch_msssim)."""
-
-LPIPS_MIN_SIDE = 32
-"""AlexNet's strides leave nothing of a smaller picture."""
-
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
-"""The file that torchvision would download for `lpips.LPIPS(net="alex")`."""
 
 
 def bits_per_pixel(data_bytes: int, height: int, width: int) -> float:
@@ -38,10 +27,15 @@ def bits_per_pixel(data_bytes: int, height: int, width: int) -> float:
     return 8 * data_bytes / (height * width)
 
 
+def mse(original: Picture, picture: Picture) -> float:
+    """Mean squared error over all channels, in grey levels squared."""
+    return float(np.mean((original.astype(np.float64) - picture.astype(np.float64)) ** 2))
+
+
 def psnr(original: Picture, picture: Picture) -> float:
     """Peak signal-to-noise ratio in dB over all channels of two uint8 pictures; infinite where they are equal."""
-    mse = float(np.mean((original.astype(np.float64) - picture.astype(np.float64)) ** 2))
-    return float("inf") if mse == 0 else float(10 * np.log10(255.0**2 / mse))
+    error = mse(original, picture)
+    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 
 def ms_ssim(original: Picture, picture: Picture) -> float | None:
@@ -61,66 +55,15 @@ def ms_ssim_db(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def texture_error(original: Picture, picture: Picture) -> float:
-    """Mean absolute log ratio of local band energies (see correction.py): 0 is the same texture, lower is better."""
-    return float(correction.texture_error(_signed(original), _signed(picture)))
+    """Mean absolute log ratio of local band energies (see texture.py): 0 is the same texture, lower is better."""
+    return float(texture.texture_error(_signed(original), _signed(picture)))
 
 
 def high_frequency(original: Picture, picture: Picture) -> float | None:
     """Energy of the finest band over the original's: 1 is as much fine detail, wherever it lies. None where the
     original has none."""
-    energy = float(correction.high_frequency_energy(_signed(original)))
-    return float(correction.high_frequency_energy(_signed(picture))) / energy if energy > 0 else None
-
-
-def lpips_weights(given: str | Path | None = None) -> Path | None:
-    """The backbone's file: the one given, else where torchvision keeps its downloads, else None.
-
-    Raises `UsageError` where a file was given and is not there.
-    """
-    if given is not None:
-        path = Path(given).expanduser()
-        if not path.is_file():
-            raise UsageError(f"LPIPS weights: there is no file {path}")
-        return path
-    path = _downloads() / LPIPS_BACKBONE
-    return path if path.is_file() else None
-
-
-def missing_lpips_sentence() -> str:
-    """What to tell a person who has no LPIPS weights."""
-    return f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not in {_downloads()} (put it there to have it)"
-
-
-def _downloads() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-@functools.cache
-def load_lpips(path: Path, spatial: bool = False) -> nn.Module:
-    """LPIPS (arXiv 1801.03924), version 0.1 with AlexNet, from a local backbone file; nothing is downloaded.
-
-    `spatial` gives a map, [B, 1, H, W], instead of a number for each picture.
-
-    Raises `UsageError` where the file does not hold AlexNet's weights.
-    """
-    import lpips
-    import torchvision
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False, spatial=spatial)
-            backbone = torchvision.models.alexnet(weights=None)
-            backbone.load_state_dict(state)
-    except (RuntimeError, OSError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        kind = type(error).__name__  # torch's own sentences are many lines, and advise to load what is not trusted
-        raise UsageError(f"LPIPS weights: {path} does not hold AlexNet's weights ({kind})") from None
-    for name, parameter in net.net.named_parameters():  # slices keep AlexNet's own layer numbers
-        index, kind = name.split(".")[-2:]
-        parameter.data.copy_(state[f"features.{index}.{kind}"])
-    module: nn.Module = net.eval().requires_grad_(False)
-    return module
+    energy = float(texture.high_frequency_energy(_signed(original)))
+    return float(texture.high_frequency_energy(_signed(picture))) / energy if energy > 0 else None
 
 
 def lpips_distance(original: Picture, picture: Picture, network: nn.Module) -> float | None:
@@ -131,21 +74,8 @@ def lpips_distance(original: Picture, picture: Picture, network: nn.Module) -> f
         return float(network(_signed(original), _signed(picture)))
 
 
-def lpips_map(path: Path, device: str | torch.device) -> correction.Perceptual:
-    """LPIPS as a map over the picture, to fit factors with."""
-    network = load_lpips(path, spatial=True).to(device)
-
-    def distance(x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
-        height, width = x_BCHW.shape[2:]
-        small = (0, max(0, LPIPS_MIN_SIDE - width), 0, max(0, LPIPS_MIN_SIDE - height))
-        padded = (F.pad(x, small, mode="replicate") for x in (x_BCHW, reference_BCHW))
-        out: Tensor = network(*padded)[:, :, :height, :width]
-        return out
-
-    return distance
-
-
 def _signed(picture: Picture) -> Tensor:
+    """A picture in [-1, 1], [1, 3, H, W]."""
     return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
 
 

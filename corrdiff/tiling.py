@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE
+from corrdiff.correction import Grid
+from corrdiff.picture import Picture
 
 OVERLAP = 64
 """Pixels of each neighbour that a window shows; a multiple of 64."""
@@ -39,8 +42,25 @@ class Span(NamedTuple):
     """The window, in the padded picture."""
 
     @property
-    def window(self) -> int:
-        return self.end - self.begin
+    def core(self) -> slice:
+        """The core in the picture."""
+        return slice(self.start, self.start + self.size)
+
+    @property
+    def window(self) -> slice:
+        """The window in the padded picture."""
+        return slice(self.begin, self.end)
+
+    @property
+    def core_in_window(self) -> slice:
+        """The core in its window."""
+        return slice(self.start - self.begin, self.start - self.begin + self.size)
+
+    @property
+    def latent_in_window(self) -> slice:
+        """The padded core in its window, in latent positions."""
+        start = (self.start - self.begin) // LATENT_STRIDE
+        return slice(start, start + self.padded // LATENT_STRIDE)
 
 
 def spans(total: int, side: int) -> list[Span]:
@@ -59,39 +79,79 @@ def spans(total: int, side: int) -> list[Span]:
     ]
 
 
+@dataclass(frozen=True)
+class Tile:
+    """One tile of a picture. Where something of it lies is said by two slices, of rows and of columns."""
+
+    index: int
+    """Its place in the file."""
+    row: Span
+    column: Span
+    grid: Grid
+    """The factor cells over its core."""
+
+    @property
+    def core(self) -> tuple[slice, slice]:
+        """Its core in the picture."""
+        return self.row.core, self.column.core
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Its window in the padded picture."""
+        return self.row.window, self.column.window
+
+    @property
+    def core_in_window(self) -> tuple[slice, slice]:
+        """Its core in its window."""
+        return self.row.core_in_window, self.column.core_in_window
+
+    @property
+    def latent_in_window(self) -> tuple[slice, slice]:
+        """Its padded core in its window, in latent positions."""
+        return self.row.latent_in_window, self.column.latent_in_window
+
+    @property
+    def hyper_shape(self) -> tuple[int, int]:
+        """Rows and columns of z over its padded core."""
+        return self.row.padded // HYPER_STRIDE, self.column.padded // HYPER_STRIDE
+
+
 class Layout:
     """The tiles of a picture, row by row."""
 
-    def __init__(self, height: int, width: int, side: int) -> None:
+    def __init__(self, height: int, width: int, side: int, cell: int) -> None:
+        """`side` is that of a tile, 0 for none, `cell` that of a factor cell, 0 for one cell in each tile."""
         self.height, self.width = height, width
-        self.rows, self.columns = spans(height, side), spans(width, side)
+        rows, columns = spans(height, side), spans(width, side)
+        self._tiles = [
+            [
+                Tile(i * len(columns) + j, row, column, Grid(row.size, column.size, cell))
+                for j, column in enumerate(columns)
+            ]
+            for i, row in enumerate(rows)
+        ]
 
     def __len__(self) -> int:
-        return len(self.rows) * len(self.columns)
+        return len(self._tiles) * len(self._tiles[0])
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return itertools.product(range(len(self.rows)), range(len(self.columns)))
+    def __iter__(self) -> Iterator[Tile]:
+        return itertools.chain.from_iterable(self._tiles)
 
-    def index(self, i: int, j: int) -> int:
-        """Place of a tile in the file."""
-        return i * len(self.columns) + j
+    def around(self, tile: Tile) -> list[list[Tile]]:
+        """The tiles that a tile's window shows, itself among them, in rows."""
+        i, j = divmod(tile.index, len(self._tiles[0]))
+        return [row[max(0, j - 1) : j + 2] for row in self._tiles[max(0, i - 1) : i + 2]]
 
-    def core(self, i: int, j: int) -> tuple[slice, slice]:
-        """Where a tile's core lies in its window."""
-        row, column = self.rows[i], self.columns[j]
-        top, left = row.start - row.begin, column.start - column.begin
-        return slice(top, top + row.size), slice(left, left + column.size)
-
-    def paste(self, picture: npt.NDArray[np.uint8], window_HWC: npt.NDArray[np.float32], i: int, j: int) -> None:
+    def paste(self, picture: Picture, window_HWC: npt.NDArray[np.float32], tile: Tile) -> None:
         """Lay a tile's window (grey levels) over the picture. Tiles must come row by row."""
-        row, column = self.rows[i], self.columns[j]
+        row, column = tile.row, tile.column
         bottom = min(self.height, row.start + row.size + FADE)
         right = min(self.width, column.start + column.size + FADE)
         weight = _ramp(row, bottom)[:, None, None] * _ramp(column, right)[None, :, None]
         under = picture[row.begin : bottom, column.begin : right]
         over = window_HWC[: bottom - row.begin, : right - column.begin]
-        if row.begin == 0 and column.begin == 0:
-            under[:] = np.rint(over)  # the first tile: nothing is there yet
+        if tile.index == 0:
+            under[:] = np.rint(over)  # nothing is there yet
         else:
             under[:] = np.rint(under + weight * (over - under))
 
@@ -99,41 +159,25 @@ class Layout:
 class Latents:
     """Latents of the tiles, made when a window first needs them and let go when the last one has had them."""
 
-    def __init__(self, layout: Layout, load: Callable[[int, int], Tensor]) -> None:
-        """`load(i, j)` gives the latent of a tile's padded core, [B, M, h, w]."""
+    def __init__(self, layout: Layout, load: Callable[[Tile], Tensor]) -> None:
+        """`load(tile)` gives the latent of a tile's padded core, [B, M, h, w]."""
         self._layout, self._load = layout, load
-        self._held: dict[tuple[int, int], Tensor] = {}
+        self._held: dict[int, Tensor] = {}
 
-    def window(self, i: int, j: int) -> Tensor:
+    def window(self, tile: Tile) -> Tensor:
         """The latent under a tile's window. To be asked for row by row."""
-        rows, columns = self._layout.rows, self._layout.columns
-        y_BMhw = torch.cat(
-            [
-                torch.cat(
-                    [
-                        self._tile(a, b)[..., _shared(rows[i], rows[a]), _shared(columns[j], columns[b])]
-                        for b in _near(j, columns)
-                    ],
-                    dim=3,
-                )
-                for a in _near(i, rows)
-            ],
-            dim=2,
-        )
-        last = len(rows) - 1, len(columns) - 1
-        self._held = {
-            (a, b): y for (a, b), y in self._held.items() if (min(a + 1, last[0]), min(b + 1, last[1])) > (i, j)
-        }
+        around = self._layout.around(tile)
+        y_BMhw = torch.cat([torch.cat([self._shown(near, tile) for near in row], dim=3) for row in around], dim=2)
+        for near in itertools.chain.from_iterable(around):
+            if self._layout.around(near)[-1][-1] == tile:
+                del self._held[near.index]
         return y_BMhw
 
-    def _tile(self, i: int, j: int) -> Tensor:
-        if (i, j) not in self._held:
-            self._held[i, j] = self._load(i, j)
-        return self._held[i, j]
-
-
-def _near(i: int, axis: list[Span]) -> range:
-    return range(max(0, i - 1), min(len(axis), i + 2))
+    def _shown(self, near: Tile, tile: Tile) -> Tensor:
+        """What a tile's window shows of a tile near it."""
+        if near.index not in self._held:
+            self._held[near.index] = self._load(near)
+        return self._held[near.index][..., _shared(tile.row, near.row), _shared(tile.column, near.column)]
 
 
 def _shared(window: Span, core: Span) -> slice:

@@ -15,7 +15,8 @@ from typing import Annotated
 
 import tyro
 
-from corrdiff.__main__ import Decode, Encode, Inspect, guarded, run_command
+from corrdiff.cli import Decode, Encode, Inspect
+from corrdiff.command_line import guarded, run_program
 from corrdiff.config import BUILTIN
 from corrdiff.errors import UsageError
 from pipelines.compress.config import CompressConfig
@@ -302,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] and arguments[0] in ON_CLUSTERS:
         return guarded(_need_ray) or _run_cluster_command(*arguments)
-    return run_command(Commands, "corrdiff", DESCRIPTION, arguments)
+    return run_program(Commands, "corrdiff", DESCRIPTION, arguments)
 
 
 def _need_ray() -> None:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from rich.table import Table
 
 from corrdiff import metrics
-from corrdiff.codec import CorrDiffCodec, Picture, Settings
+from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec
 from corrdiff.images import open_image
+from corrdiff.picture import Picture
 from pipelines.compress import command as compress_command
 from pipelines.compress.config import CompressConfig
 from pipelines.decompress import command as decompress_command

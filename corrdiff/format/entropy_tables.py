@@ -60,14 +60,6 @@ class LatentStreams(NamedTuple):
     y: bytes
 
 
-class Coded(NamedTuple):
-    """The latents of a batch as bytes, and as the decoder will see them."""
-
-    z_streams: list[bytes]
-    y_streams: list[bytes]
-    y_hat_BMhw: Tensor
-
-
 class EntropyTables:
     """Everything that coding depends on, as integer tensors."""
 
@@ -157,14 +149,8 @@ class EntropyTables:
 
         return _over_cores(one, symbols)
 
-    def encode(self, y_BMhw: Tensor, z_BNuv: Tensor) -> Coded:
-        """`quantise`, and then `code`."""
-        symbols, y_hat_BMhw = self.quantise(y_BMhw, z_BNuv)
-        streams = self.code(symbols)
-        return Coded([s.z for s in streams], [s.y for s in streams], y_hat_BMhw)
-
     def decode(self, z_streams: Sequence[bytes], y_streams: Sequence[bytes], z_shape: tuple[int, int]) -> Tensor:
-        """y_hat_BMhw. Raises `ValueError` where a stream is not what `encode` writes."""
+        """y_hat_BMhw. Raises `ValueError` where a stream is not what `code` writes."""
         shape = (self.hyper_channels, *z_shape)
         channel = _channel_index(shape)
         z = np.stack(_over_cores(lambda data: self._z.decode(data, channel), z_streams))

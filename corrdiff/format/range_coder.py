@@ -7,13 +7,12 @@ so many streams can be coded at once over the cores, and they never read or writ
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
+from corrdiff.compiled import compiled
 from corrdiff.errors import UsageError
 
 ESCAPE_BITS = 15
@@ -87,14 +86,6 @@ class RangeTables:
 _8, _16, _32, _48 = np.uint64(8), np.uint64(16), np.uint64(32), np.uint64(48)
 _QUANTILE, _WORD = np.uint64((1 << FREQUENCY_BITS) - 1), np.uint64((1 << 32) - 1)
 _ESCAPE_FREQUENCY = np.uint64(1 << (FREQUENCY_BITS - ESCAPE_BITS))
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """Compile without Python's lock, and keep the machine code where some directory for it can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # a read-only installation and no home
-        return numba.njit(nogil=True)(function)
 
 
 def _encode_loop(symbols, indexes, cdf, escape, offset, words):  # type: ignore[no-untyped-def]

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from corrdiff import coding, metrics
+from corrdiff import coding, metrics, perceptual
 from corrdiff.codec_directory import load_codec, load_networks
-from corrdiff.coding import Pending, Picture
+from corrdiff.coding import Pending
 from corrdiff.format.bitstream import BitstreamError
 from corrdiff.format.entropy_tables import EntropyTables
+from corrdiff.picture import Picture
 from pipelines.compress import rate_target as target
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.rate_target import Rate
@@ -112,8 +113,8 @@ class Coder:
     def __init__(self, codec: str, lpips_weights: str | None) -> None:
         torch.set_num_threads(1)
         self.tables = load_networks(codec, for_training=False)[1]
-        weights = metrics.lpips_weights(lpips_weights)
-        self.lpips = metrics.load_lpips(weights) if weights else None
+        weights = perceptual.lpips_weights(lpips_weights)
+        self.lpips = perceptual.load_lpips(weights) if weights else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk: Chunk = row["chunk"]

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 
 from corrdiff import correction, rate_control
-from corrdiff.codec import CorrDiffCodec, Picture, Preview, Settings
+from corrdiff.codec import CorrDiffCodec, Preview, Settings
 from corrdiff.codec_directory import load_codec
 from corrdiff.config import QUALITIES
 from corrdiff.errors import JobError, UsageError
+from corrdiff.picture import Picture
 from corrdiff.rate_control import Choice, Curve, Means, Point
 from pipelines.compress import read as opening
 from pipelines.compress.config import CompressConfig

@@ -8,15 +8,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from corrdiff.decoders import silence_decoders
 from corrdiff.images import ImageError, open_image
+from corrdiff.picture import Picture
 from pipelines.compress.config import CompressConfig
 from pipelines.inputs import units
 from pipelines.runtime.session import Pools
-
-if TYPE_CHECKING:  # it brings torch along
-    from corrdiff.codec import Picture
 
 CHUNK_PIXELS = 1 << 22
 """Pictures that go through the stages together, at most (one picture may have more)."""
@@ -69,6 +68,7 @@ def open_units(numbers: Sequence[int], directory: str, config: CompressConfig, s
 
 def read_chunks(batch: dict[str, Any], directory: str, config: CompressConfig, every: int) -> Iterator[dict[str, Any]]:
     """A Ray task: numbers of units -> their pictures, or each `every`-th of them, opened."""
+    silence_decoders()
     for number in batch["unit"].tolist():
         pictures = units.read_pictures(units.read_unit(directory, number), every)
         for chunk in open_unit(number, pictures, config.batch, config.max_pixels):

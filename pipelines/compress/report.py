@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from corrdiff.codec import Picture
 from corrdiff.codec_directory import load_codec, read_config
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import ImageError, open_image
+from corrdiff.picture import Picture
 from pipelines.compress.config import CompressConfig
 from pipelines.dataset import format as compressed
 from pipelines.dataset.format import INDEX, INDEX_COLUMNS, INDEX_GROUP_ROWS, SUMMARY, Member, Plan

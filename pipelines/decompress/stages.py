@@ -20,6 +20,7 @@ from PIL import Image
 from corrdiff.errors import JobError
 from corrdiff.format import bitstream
 from corrdiff.images import save_png
+from corrdiff.picture import Picture
 from pipelines.dataset import format as compressed
 from pipelines.dataset.format import Member, Record
 from pipelines.decompress.config import DecompressConfig
@@ -28,7 +29,7 @@ from pipelines.files.tar import add_member, read_members
 from pipelines.runtime.session import Pools
 
 if TYPE_CHECKING:  # it brings torch along, which reading and saving do without
-    from corrdiff.codec import CorrDiffCodec, Decoding, Picture
+    from corrdiff.codec import CorrDiffCodec, Decoding
 
 CHUNK_PIXELS = 1 << 24
 """Pictures that go through the stages together, and into one shard, at most (one picture may have more)."""

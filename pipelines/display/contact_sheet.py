@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from corrdiff.codec import Picture
+from corrdiff.picture import Picture
 
 LABEL_PX = 22
 GAP_PX = 4

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, features
 from pillow_jxl import JpegXLImagePlugin
 
-from corrdiff.coding import Picture
+from corrdiff.picture import Picture
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # of decoding; encoders are told below
 JpegXLImagePlugin.DECODE_THREADS = 0  # none beside the caller's

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corrdiff import __version__, metrics
+from corrdiff import __version__, perceptual
 from corrdiff.codec_directory import read_config
 from corrdiff.errors import JobError, UsageError
 from pipelines.display.progress import console
@@ -154,7 +154,7 @@ def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig)
 
 def _means(config: EvaluateConfig) -> dict[str, Any]:
     """With what an evaluation measures: of two versions the rows would not belong together."""
-    weights = metrics.lpips_weights(config.lpips_weights)
+    weights = perceptual.lpips_weights(config.lpips_weights)
     return {
         "anchors": {name: anchors.description(name) for name in config.anchors}, "corrdiff": __version__,
         "lpips": weights.name if weights else None,

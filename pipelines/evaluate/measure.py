@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from corrdiff import metrics
+from corrdiff import metrics, perceptual
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec
-from corrdiff.coding import Picture
+from corrdiff.decoders import silence_decoders
 from corrdiff.images import ImageError, open_image
+from corrdiff.picture import Picture
 from pipelines.evaluate import anchors
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.files import storage
@@ -85,12 +86,14 @@ class Measurer:
     """A Ray Data actor: measures pictures, one system at a time, and writes what it found."""
 
     def __init__(self, out: str, config: EvaluateConfig, device: str) -> None:
+        silence_decoders()
+        Image.MAX_IMAGE_PIXELS = None  # --max-pixels is the limit of pictures, and of the other codecs' files with them
         if device == "cpu":
             torch.set_num_threads(1)  # an actor for each core
         self.out, self.config, self.device = out, config, device
         self.codecs: dict[str, CorrDiffCodec] = {}
-        weights = metrics.lpips_weights(config.lpips_weights)
-        self.lpips = metrics.load_lpips(weights) if weights else None
+        weights = perceptual.lpips_weights(config.lpips_weights)
+        self.lpips = perceptual.load_lpips(weights) if weights else None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         place: Place = row["place"]

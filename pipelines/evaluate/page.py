@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from corrdiff import __version__, metrics
+from corrdiff import __version__, metrics, perceptual
 from pipelines.display import curves
 from pipelines.display.curves import OURS, THEIRS, Line
 from pipelines.evaluate import anchors, comparison
@@ -298,9 +298,9 @@ def _method(evaluation: Evaluation) -> Iterable[tuple[str, str]]:
         ),
     )
     yield "high frequencies", "ours: energy of the finest of those bands over the original's; 1 is as much of it"
-    weights = metrics.lpips_weights(evaluation.config.lpips_weights)
+    weights = perceptual.lpips_weights(evaluation.config.lpips_weights)
     said = f"lpips {version('lpips')}, version 0.1 with AlexNet from {weights.name}" if weights else None
-    yield "LPIPS", said or f"absent: {metrics.missing_lpips_sentence()}"
+    yield "LPIPS", said or f"absent: {perceptual.missing_lpips_sentence()}"
     yield "BD-rate", f"bjontegaard {version('bjontegaard')}, {comparison.METHOD}, between the curves of the means"
     yield "settings", ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(evaluation.config).items() if v is not None)
     yield "machine", f"{_machines(evaluation)}, Python {platform.python_version()}, torch {version('torch')}"

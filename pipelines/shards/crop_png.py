@@ -7,17 +7,14 @@ For what `corrdiff shard` has written and a SHA-256 has confirmed: 8-bit RGB, no
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from isal import igzip_lib, isal_zlib
 
-from corrdiff.format.range_coder import compiled
+from corrdiff.compiled import compiled
 from corrdiff.images import open_image
-
-if TYPE_CHECKING:  # it brings torch along, and reading starts in a second without
-    from corrdiff.codec import Picture
+from corrdiff.picture import Picture
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB8 = bytes((8, 2, 0, 0, 0))

@@ -15,12 +15,14 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from corrdiff.decoders import silence_decoders
 from corrdiff.errors import JobError, UsageError
 from corrdiff.images import ImageError, open_image, save_png
+from corrdiff.picture import Picture
 from pipelines.files import storage
 from pipelines.files.tar import add_member
 from pipelines.inputs import sources as pictures
@@ -28,9 +30,6 @@ from pipelines.inputs.sources import Source
 from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.shards.config import ShardConfig
 from pipelines.shards.format import FORMAT, MANIFEST, VALIDATION, Index, Manifest, Shard, read_manifest, verify_shard
-
-if TYPE_CHECKING:
-    from corrdiff.codec import Picture
 
 Split = Literal["train", "val"]
 
@@ -162,6 +161,7 @@ def detail(pixels: Picture) -> float:
 
 def _cut_group(row: dict[str, Any], out: str, config: dict[str, Any], plan: str) -> dict[str, Any]:
     """A Ray task: one group of pictures -> one shard, its index and its record."""
+    silence_decoders()
     settings = ShardConfig(**config)
     sources = [Source(str(k), str(u)) for k, u in zip(row["keys"], row["uris"], strict=True)]
     group = Group(row["split"], int(row["number"]), sources)

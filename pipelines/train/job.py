@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from corrdiff import metrics
+from corrdiff import perceptual
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import CONFIG_FILE, load_networks, read_config, save_codec
 from corrdiff.errors import JobError, UsageError
@@ -63,8 +63,8 @@ def train(config: TrainConfig, phase: PhaseName) -> str:
     manifest = read_manifest(config.shards)
     if manifest.crop < config.crop:
         raise UsageError(f"--crop {config.crop} is larger than the shards' crops of {manifest.crop} pixels")
-    if config.lpips_weight and metrics.lpips_weights(config.lpips_weights) is None:
-        raise UsageError(f"--lpips-weight needs LPIPS: {metrics.missing_lpips_sentence()}")
+    if config.lpips_weight and perceptual.lpips_weights(config.lpips_weights) is None:
+        raise UsageError(f"--lpips-weight needs LPIPS: {perceptual.missing_lpips_sentence()}")
     run = storage.join(config.storage, config.name, phase)
     config = _claim(run, phase, config, manifest)
     codec_uri = storage.join(run, "codec")
@@ -281,8 +281,8 @@ def _validate(trainer: Trainer, held_out: HeldOut, observer: Observer | None) ->
     model = trainer.averaged_model()
     tables = model.entropy.freeze() if trainer.phase == "phase1" else load_networks(str(config.init_from))[1]
     codec = CorrDiffCodec(model, tables, bytes(8), trainer.device)
-    path = metrics.lpips_weights(config.lpips_weights)
-    lpips = metrics.load_lpips(path) if path is not None else None
+    path = perceptual.lpips_weights(config.lpips_weights)
+    lpips = perceptual.load_lpips(path) if path is not None else None
     values, rows = validation.measure(codec, held_out, lpips)
     if observer:
         observer.validated(trainer, values, rows)

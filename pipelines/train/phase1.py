@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from corrdiff import diffusion, losses
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE
-from corrdiff.losses import Perceptual
 from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel, beta_of_quality
+from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.samples import Sample
 
 TERMS = ("loss", "bpp", "mse_decoder", "mse_score", "lpips")
@@ -41,7 +41,7 @@ class Phase1(nn.Module):
         model: CorrDiffModel,
         beta: float,
         lpips_weight: float = 0.0,
-        perceptual: Perceptual | None = None,
+        perceptual: PerceptualLoss | None = None,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()

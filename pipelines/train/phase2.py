@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from corrdiff import losses
 from corrdiff.codec import CorrDiffCodec
-from corrdiff.losses import Perceptual
 from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.privileged_decoder import PrivilegedDecoder
+from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.samples import Sample
 
 TERMS = ("loss", "mse_decoder", "lpips")
@@ -29,7 +29,7 @@ class Phase2(nn.Module):
         codec: CorrDiffCodec,
         decoder: PrivilegedDecoder,
         lpips_weight: float = 0.0,
-        perceptual: Perceptual | None = None,
+        perceptual: PerceptualLoss | None = None,
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()

@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from corrdiff import heap, metrics
+from corrdiff import heap, perceptual
 from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.config import TransformConfig, preset
 from corrdiff.ema import Ema
 from corrdiff.errors import JobError, UsageError
-from corrdiff.losses import Perceptual
 from corrdiff.networks.model import CorrDiffModel
+from corrdiff.perceptual import PerceptualLoss
 from pipelines.shards.format import Manifest
 from pipelines.train import checkpoints, epoch_order, phase1, phase2, samples
 from pipelines.train.checkpoints import Progress, Restored
@@ -71,7 +71,7 @@ def build_model(config: TrainConfig) -> CorrDiffModel:
 
 
 def build_phase(
-    config: TrainConfig, phase: PhaseName, device: torch.device, perceptual: Perceptual | None
+    config: TrainConfig, phase: PhaseName, device: torch.device, perceptual: PerceptualLoss | None
 ) -> phase1.Phase1 | phase2.Phase2:
     """The module that DeepSpeed is to wrap."""
     recompute = config.checkpoints_activations
@@ -209,16 +209,10 @@ def steps_left(config: TrainConfig, manifest: Manifest, progress: Progress) -> i
     return steps + left // manifest.count * epoch_steps + -(-(left % manifest.count) // config.batch)
 
 
-def _perceptual(config: TrainConfig, device: torch.device) -> Perceptual | None:
+def _perceptual(config: TrainConfig, device: torch.device) -> PerceptualLoss | None:
     if config.lpips_weight == 0:
         return None
-    path = metrics.lpips_weights(config.lpips_weights)
+    path = perceptual.lpips_weights(config.lpips_weights)
     if path is None:
-        raise UsageError(metrics.missing_lpips_sentence())
-    network = metrics.load_lpips(path).to(device)
-
-    def distance(x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-        out: Tensor = network(x_BCHW.float(), target_BCHW).flatten()
-        return out
-
-    return distance
+        raise UsageError(perceptual.missing_lpips_sentence())
+    return perceptual.lpips_loss(path, device)

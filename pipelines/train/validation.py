@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from corrdiff import metrics
-from corrdiff.codec import CorrDiffCodec, Picture, Settings
+from corrdiff.codec import CorrDiffCodec, Settings
+from corrdiff.picture import Picture
 from pipelines.display import curves
 from pipelines.display.contact_sheet import Panel
 from pipelines.files import storage

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import preemption
-from cluster.errors import JobError
 from cluster.preemption import Metadata, Notice, Watch
+from corrdiff.errors import JobError
 from tests.support.metadata_server import MetadataServer
 
 

@@ -13,8 +13,8 @@ import pytest
 from ray.job_submission import JobStatus
 
 from cluster import submit
-from cluster.errors import JobError, UsageError
 from cluster.submit import Submit
+from corrdiff.errors import JobError, UsageError
 from pipelines.cli import main
 from tests.support.servers import free_port
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from corrdiff.__main__ import main
+from corrdiff.cli import main
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import load_networks, save_codec
 from corrdiff.format import bitstream
@@ -25,7 +25,7 @@ Draw = Callable[..., npt.NDArray[np.uint8]]
 SIZES = [(1, 1), (1, 7), (17, 33), (64, 64), (255, 257), (512, 768)]
 """Height and width."""
 
-RUN_ALL = "import json, sys; from corrdiff.__main__ import main; sys.exit(max(main(c) for c in json.load(sys.stdin)))"
+RUN_ALL = "import json, sys; from corrdiff.cli import main; sys.exit(max(main(c) for c in json.load(sys.stdin)))"
 """One process that runs several command lines, to import torch but once."""
 
 
@@ -129,7 +129,7 @@ class Absent:
             raise ImportError(f"{name} was asked for")
 
 sys.meta_path.insert(0, Absent())
-from corrdiff.__main__ import main
+from corrdiff.cli import main
 code = max(main(command) for command in json.load(sys.stdin))
 sys.exit(code or bool({"ray", "deepspeed", "mlflow"} & set(sys.modules)))
 """
@@ -149,7 +149,7 @@ def test_ray_deepspeed_and_mlflow_are_not_needed(
     assert seen.read_bytes() == shown.read_bytes()
 
 
-@pytest.mark.parametrize("code", ["import corrdiff", "from corrdiff.__main__ import main; main(['--version'])"])
+@pytest.mark.parametrize("code", ["import corrdiff", "from corrdiff.cli import main; main(['--version'])"])
 def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
     done = _python("-c", f"{code}\nimport sys; sys.exit('torch' in sys.modules)")
     assert done.returncode == 0, done.stderr
@@ -167,7 +167,7 @@ def test_what_needs_no_network_does_not_import_torch(
     room: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(room)
-    code = "import sys; from corrdiff.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    code = "import sys; from corrdiff.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     done = _python("-c", code, *arguments)
     assert done.returncode == 0, done.stderr
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,13 +17,13 @@ from hypothesis import strategies as st
 from corrdiff import coding, load_codec
 from corrdiff.codec import CorrDiffCodec, Encoded, Pending, Settings
 from corrdiff.codec_directory import load_networks
-from corrdiff.correction import PLANES, decode_factors, encode_factors
 from corrdiff.errors import UsageError
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError, Streams
+from corrdiff.format.factor_coding import PLANES, decode_factors, encode_factors
 from corrdiff.metrics import psnr
+from corrdiff.picture import Picture
 
-Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]
 
 SIZES = [(1, 1), (1, 7), (7, 1), (17, 33), (64, 64), (65, 63), (129, 40)]

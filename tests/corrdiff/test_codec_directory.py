@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from corrdiff.__main__ import main
+from corrdiff.cli import main
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import (
     CONFIG_FILE,

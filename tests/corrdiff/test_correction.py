@@ -9,21 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from corrdiff.config import MAX_FACTOR_BITS
-from corrdiff.correction import (
-    HIGH,
-    LOW,
-    PLANES,
-    Fit,
-    Grid,
-    Parts,
-    apply,
-    decode_factors,
-    dequantise,
-    encode_factors,
-    expand,
-    split,
-    texture_error,
-)
+from corrdiff.correction import Grid, Parts, apply, dequantise, expand, split
+from corrdiff.fitting import Fit
+from corrdiff.format.factor_coding import HIGH, LOW, PLANES, decode_factors, encode_factors
+from corrdiff.texture import texture_error
 
 SIZES = [(64, 64, 32), (64, 96, 32), (48, 48, 16), (17, 33, 0), (20, 30, 128), (17, 33, 16), (1, 1, 128), (1, 7, 128)]
 """Height, width, cell."""

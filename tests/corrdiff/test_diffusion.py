@@ -7,16 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from corrdiff.diffusion import (
-    T_MAX,
-    T_START,
-    add_noise,
-    alpha_bar,
-    ddim_step,
-    format_noise,
-    philox4x32,
-    sampling_times,
-)
+from corrdiff.diffusion import T_MAX, T_START, add_noise, alpha_bar, ddim_step, sampling_times
+from corrdiff.format.noise import format_noise, philox4x32
 
 
 @pytest.mark.parametrize(

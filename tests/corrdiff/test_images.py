@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms
 
+from corrdiff.decoders import silence_decoders
 from corrdiff.images import ImageError, open_image, save_png
+from corrdiff.picture import Picture
 
-Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]
 
 
@@ -385,8 +389,56 @@ def test_an_interlaced_png_is_opened_or_called_truncated(draw: Draw, height: int
 
 @pytest.mark.parametrize("compression", ["tiff_deflate", "tiff_lzw"])
 def test_a_broken_tiff_says_so_once(draw: Draw, capfd: pytest.CaptureFixture[str], compression: str) -> None:
+    silence_decoders()
     data = bytearray(_file(Image.fromarray(draw(40, 50)), "TIFF", compression=compression))
     data[8:108] = bytes(100)
     with pytest.raises(ImageError):
         open_image(bytes(data))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.fixture
+def low_limit(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Pillow's own limit, so low that the test's pictures are more than twice as large."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    return 1000
+
+
+def test_importing_changes_nothing_in_the_process() -> None:
+    code = (
+        "import logging, warnings\nimport numpy\nfrom PIL import Image\n"
+        "def state(): return Image.MAX_IMAGE_PIXELS, list(warnings.filters), logging.getLogger('PIL').handlers[:]\n"
+        "before = state()\nimport corrdiff.images\nassert state() == before, state()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("JPEG", {}), ("PNG", {}), ("WEBP", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("GIF", {}),
+     ("BMP", {})],
+)  # fmt: skip
+def test_a_picture_beyond_pillows_limit_is_opened_where_ours_allows_it(
+    draw: Draw, low_limit: int, kind: str, options: dict[str, Any]
+) -> None:
+    data = _file(Image.fromarray(draw(60, 50)), kind, **options)
+    assert open_image(data, max_pixels=3000).pixels.shape == (60, 50, 3)
+    assert low_limit == Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ImageError, match="more than the limit of 2999 pixels"):
+        open_image(data, max_pixels=2999)
+    assert low_limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_picture_at_which_pillow_would_warn_is_opened_without_a_warning(draw: Draw, low_limit: int) -> None:
+    data = _file(Image.fromarray(draw(30, 50)), "TIFF")
+    assert open_image(data).pixels.shape == (30, 50, 3)
+    assert low_limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_threads_that_open_large_pictures_leave_pillows_limit_as_it_was(draw: Draw, low_limit: int) -> None:
+    files = [_file(Image.fromarray(draw(60, 50, seed)), kind) for seed, kind in enumerate(("WEBP", "TIFF", "PNG"))]
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(open_image, 20 * files))
+    assert all(o.pixels.shape == (60, 50, 3) for o in opened)
+    assert low_limit == Image.MAX_IMAGE_PIXELS

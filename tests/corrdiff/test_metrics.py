@@ -16,19 +16,10 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
 from corrdiff.errors import UsageError
-from corrdiff.metrics import (
-    LPIPS_BACKBONE,
-    bits_per_pixel,
-    load_lpips,
-    lpips_distance,
-    lpips_weights,
-    missing_lpips_sentence,
-    ms_ssim,
-    psnr,
-    texture_error,
-)
+from corrdiff.metrics import bits_per_pixel, lpips_distance, ms_ssim, psnr, texture_error
+from corrdiff.perceptual import LPIPS_BACKBONE, load_lpips, lpips_weights, missing_lpips_sentence
+from corrdiff.picture import Picture
 
-Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]
 
 

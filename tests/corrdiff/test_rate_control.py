@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,9 +13,9 @@ from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.config import QUALITIES
 from corrdiff.format.bitstream import unpack
 from corrdiff.metrics import psnr
+from corrdiff.picture import Picture
 from corrdiff.rate_control import Choice, Curve, Means, Point
 
-Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corrdiff.tiling import FADE, OVERLAP, Latents, Layout, spans
+from corrdiff.tiling import FADE, OVERLAP, Latents, Layout, Tile, spans
 
 
 @given(total=st.integers(1, 5000), units=st.integers(0, 20))
@@ -28,22 +28,21 @@ def test_cores_cover_an_axis_once_and_windows_show_the_neighbours(total: int, un
 @settings(max_examples=30)
 @given(height=st.integers(1, 900), width=st.integers(1, 900), tiled=st.booleans())
 def test_tiles_that_agree_give_the_picture_itself(height: int, width: int, tiled: bool) -> None:
-    layout = Layout(height, width, 256 if tiled else 0)
+    layout = Layout(height, width, 256 if tiled else 0, cell=128)
     rng = np.random.default_rng(height)
-    original = np.zeros((layout.rows[-1].end, layout.columns[-1].end, 3), np.float32)
+    original = np.zeros((-(-height // 64) * 64, -(-width // 64) * 64, 3), np.float32)
     original[:height, :width] = rng.integers(0, 256, (height, width, 3))
     picture = np.full((height, width, 3), 77, np.uint8)
-    for i, j in layout:
-        row, column = layout.rows[i], layout.columns[j]
-        layout.paste(picture, original[row.begin : row.end, column.begin : column.end], i, j)
+    for tile in layout:
+        layout.paste(picture, original[tile.window], tile)
     assert np.array_equal(picture, original[:height, :width])
 
 
 def test_neighbours_that_differ_fade_into_each_other() -> None:
-    layout = Layout(64, 512, 256)
+    layout = Layout(64, 512, 256, cell=128)
     picture = np.zeros((64, 512, 3), np.uint8)
-    for (i, j), grey in zip(layout, (0.0, 200.0), strict=True):
-        layout.paste(picture, np.full((64, layout.columns[j].window, 3), grey, np.float32), i, j)
+    for tile, grey in zip(layout, (0.0, 200.0), strict=True):
+        layout.paste(picture, np.full((64, tile.column.end - tile.column.begin, 3), grey, np.float32), tile)
     line = picture[32, :, 0].astype(int)
     assert not line[: 256 - FADE].any()
     assert (line[256 + FADE :] == 200).all()
@@ -54,32 +53,47 @@ def test_neighbours_that_differ_fade_into_each_other() -> None:
 @settings(max_examples=30)
 @given(height=st.integers(1, 1100), width=st.integers(1, 1100))
 def test_a_window_shows_the_latents_of_its_neighbours(height: int, width: int) -> None:
-    layout = Layout(height, width, 256)
-    rows, columns = layout.rows[-1].end // 16, layout.columns[-1].end // 16
+    layout = Layout(height, width, 256, cell=128)
+    rows, columns = -(-height // 64) * 4, -(-width // 64) * 4
     whole = torch.arange(rows * columns).reshape(1, 1, rows, columns)
-    made: list[tuple[int, int]] = []
+    made: list[int] = []
 
-    def load(i: int, j: int) -> torch.Tensor:
-        made.append((i, j))
-        row, column = layout.rows[i], layout.columns[j]
-        core = whole[..., row.start // 16 :, column.start // 16 :]
-        return core[..., : row.padded // 16, : column.padded // 16]
+    def load(tile: Tile) -> torch.Tensor:
+        made.append(tile.index)
+        core = whole[..., tile.row.start // 16 :, tile.column.start // 16 :]
+        return core[..., : tile.row.padded // 16, : tile.column.padded // 16]
 
     latents = Latents(layout, load)
-    for i, j in layout:
-        row, column = layout.rows[i], layout.columns[j]
+    for tile in layout:
+        row, column = tile.row, tile.column
         expected = whole[..., row.begin // 16 : row.end // 16, column.begin // 16 : column.end // 16]
-        assert torch.equal(latents.window(i, j), expected)
-    assert sorted(made) == sorted(layout)
+        assert torch.equal(latents.window(tile), expected)
+    assert sorted(made) == [tile.index for tile in layout] == list(range(len(layout)))
+
+
+@settings(max_examples=30)
+@given(height=st.integers(1, 1100), width=st.integers(1, 1100), tiled=st.booleans())
+def test_a_tile_knows_where_its_core_lies(height: int, width: int, tiled: bool) -> None:
+    x, y = np.meshgrid(np.arange(-(-width // 64) * 64), np.arange(-(-height // 64) * 64))
+    place = np.stack([y, x])
+    for tile in Layout(height, width, 256 if tiled else 0, cell=128):
+        window = place[:, *tile.window]
+        core = place[:, :height, :width][:, *tile.core]
+        assert np.array_equal(window[:, *tile.core_in_window], core)
+        assert core.shape[1:] == (tile.grid.height, tile.grid.width) == (tile.row.size, tile.column.size)
+        latent = window[:, ::16, ::16][:, *tile.latent_in_window]
+        assert latent.shape[1:] == (tile.row.padded // 16, tile.column.padded // 16)
+        assert latent[:, 0, 0].tolist() == core[:, 0, 0].tolist()
+        assert tuple(4 * side for side in tile.hyper_shape) == latent.shape[1:]
 
 
 @pytest.mark.parametrize(("rows", "columns", "most"), [(6, 6, 18), (1, 30, 3), (30, 1, 3)])
 def test_few_latents_are_held_at_a_time(rows: int, columns: int, most: int) -> None:
-    layout = Layout(256 * rows, 256 * columns, 256)
-    latents = Latents(layout, lambda i, j: torch.zeros(1, 1, 16, 16))
+    layout = Layout(256 * rows, 256 * columns, 256, cell=128)
+    latents = Latents(layout, lambda tile: torch.zeros(1, 1, 16, 16))
     held = []
-    for i, j in layout:
-        latents.window(i, j)
+    for tile in layout:
+        latents.window(tile)
         held.append(len(latents._held))
     assert max(held) <= most
     assert held[-1] == 0

@@ -21,15 +21,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from corrdiff import coding, correction
+from corrdiff import coding
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.config import CodecConfig, DenoiserConfig, TransformConfig
-from corrdiff.correction import Grid
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError
+from corrdiff.format.factor_coding import PLANES
 from corrdiff.images import ImageError, open_image
 from corrdiff.networks.model import CorrDiffModel
-from corrdiff.tiling import Layout
 
 MAX_PIXELS = 1 << 16
 MEMORY_BYTES = 256 << 20
@@ -127,13 +126,11 @@ def read_everything(data: bytes, small_codec: CorrDiffCodec) -> None:
     try:
         parsed = bitstream.unpack(data, small_codec.fingerprint, MAX_PIXELS)
         header = parsed.header
-        layout = Layout(header.height, header.width, header.tile)
-        for i, j in layout:
-            y_hat_BMhw = small_codec._read_latent([parsed], layout, i, j)
+        for tile in coding.layout_of(header):
+            y_hat_BMhw = coding.read_latents([parsed], tile, small_codec.tables)
             assert bool(y_hat_BMhw.isfinite().all())
-            grid = Grid(layout.rows[i].size, layout.columns[j].size, header.grid)
-            levels = coding.read_factors(parsed, grid, layout.index(i, j))
-            assert levels.shape == (header.steps, correction.PLANES, grid.rows, grid.columns)
+            levels = coding.read_factors(parsed, tile)
+            assert levels.shape == (header.steps, PLANES, tile.grid.rows, tile.grid.columns)
     except BitstreamError:
         pass
 

@@ -15,12 +15,10 @@ import pytest
 
 from corrdiff import coding, load_codec
 from corrdiff.codec import CorrDiffCodec
-from corrdiff.correction import Grid
-from corrdiff.diffusion import format_noise
 from corrdiff.format import bitstream
+from corrdiff.format.noise import format_noise
 from corrdiff.images import open_image
 from corrdiff.metrics import psnr
-from corrdiff.tiling import Layout
 from tests.support.second_reader import read_file
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -38,16 +36,12 @@ def golden() -> CorrDiffCodec:
 
 def _latents_and_factors(golden: CorrDiffCodec, name: str) -> list[tuple[np.ndarray, np.ndarray]]:  # type: ignore[type-arg]
     parsed = bitstream.unpack((GOLDEN / f"{name}.crdf").read_bytes(), golden.fingerprint)
-    header = parsed.header
-    layout = Layout(header.height, header.width, header.tile)
     return [
         (
-            golden._read_latent([parsed], layout, i, j)[0].numpy(),
-            coding.read_factors(
-                parsed, Grid(layout.rows[i].size, layout.columns[j].size, header.grid), layout.index(i, j)
-            ).numpy(),
+            coding.read_latents([parsed], tile, golden.tables)[0].numpy(),
+            coding.read_factors(parsed, tile).numpy(),
         )
-        for i, j in layout
+        for tile in coding.layout_of(parsed.header)
     ]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import skimage.data
 
-from corrdiff.coding import Picture
 from corrdiff.metrics import psnr
+from corrdiff.picture import Picture
 from pipelines.evaluate import anchors
 
 

@@ -1,0 +1,218 @@
+"""One picture: `encode`, `decode`, `inspect`. This package alone is enough, and torch is imported only when needed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from corrdiff.command_line import run_program
+from corrdiff.config import BUILTIN
+from corrdiff.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode:
+    """Compress one picture to a .crdf file.
+
+    Example: corrdiff encode photo.jpg
+
+    Example: corrdiff encode photo.jpg small.crdf --codec runs/demo/codec --quality 1 --fidelity 0.5
+    """
+
+    image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE")]
+    """JPEG, PNG, WebP, TIFF, GIF or BMP."""
+    out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUT]")] = None
+    """The .crdf file to write; beside the picture where it is not given."""
+    codec: str = BUILTIN
+    """Codec directory, as 'corrdiff export' writes it; builtin:tiny comes with this package."""
+    quality: int = 4
+    """Rate: 0 (smallest file) to 7 (best picture)."""
+    fidelity: float = 0.5
+    """1 asks for the least distortion, 0 for the most natural texture."""
+    steps: int | None = None
+    """Network evaluations, 1 to 64; the codec's default where it is not given."""
+    tile: int | None = None
+    """Side of a tile in pixels, which bounds the memory: a multiple of 64 from 256 on, or 0 for none. 1024 for pictures
+    of more than 4 megapixels where it is not given."""
+    criterion: Literal["texture", "lpips"] = "texture"
+    """What fidelity is weighed against: local statistics that need no weights, or LPIPS, which needs AlexNet's."""
+    lpips_weights: Path | None = None
+    """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
+    max_pixels: int = 1 << 28
+    """Refuse larger pictures."""
+    reconstruction: Path | None = None
+    """Write the picture that a decoder will show to this PNG."""
+    device: str = "cpu"
+    """Where the networks run: cpu, cuda, cuda:1 ..."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Arithmetic of the networks; where it is not given, bf16 on GPUs and on CPUs that compute in it."""
+
+    def run(self) -> None:
+        from corrdiff.config import Settings
+        from corrdiff.images import open_image, save_png
+
+        settings = Settings(self.quality, self.fidelity, self.steps, self.tile)
+        opened = open_image(_read(self.image), self.max_pixels)
+        weights = (self.lpips_weights,) if self.criterion == "lpips" else None
+        codec = _load(self.codec, self.device, self.precision, weights)
+        with _progress("encoding") as on_tile:
+            encoded = codec.compress_batch([opened.pixels], settings, on_tile)[0]
+        out = self.out or self.image.with_suffix(".crdf")
+        _write(out, encoded.data)
+        if self.reconstruction is not None:
+            _write(self.reconstruction, save_png(encoded.reconstruction))
+        height, width = opened.pixels.shape[:2]
+        changes = f" ({', '.join(opened.changes)})" if opened.changes else ""
+        print(f"{out}: {width}x{height}{changes}, {len(encoded.data):,} bytes, {encoded.bpp:.4f} bpp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """Decompress one .crdf file to a PNG.
+
+    Example: corrdiff decode photo.crdf
+
+    Example: corrdiff decode small.crdf picture.png --codec runs/demo/codec
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """The .crdf file."""
+    out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUT]")] = None
+    """The PNG to write; beside the file where it is not given, unless something of that name is there."""
+    codec: str = BUILTIN
+    """The codec directory that the file was written with; builtin:tiny comes with this package."""
+    decoding: Literal["corrected", "uncorrected", "privileged"] = "corrected"
+    """corrected is the picture; privileged (D alone) and uncorrected (the score network alone) are for comparison."""
+    max_pixels: int = 1 << 28
+    """Refuse larger pictures."""
+    device: str = "cpu"
+    """Where the networks run: cpu, cuda, cuda:1 ..."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Arithmetic of the networks; where it is not given, bf16 on GPUs and on CPUs that compute in it."""
+
+    def run(self) -> None:
+        from corrdiff.format import bitstream
+        from corrdiff.images import save_png
+
+        data = _read(self.file)
+        out = self.out or self.file.with_suffix(".png")
+        if self.out is None and out.exists():
+            raise UsageError(f"{out} exists: say what to write, corrdiff decode {self.file} PICTURE.png")
+        bitstream.unpack(data, max_pixels=self.max_pixels)
+        codec = _load(self.codec, self.device, self.precision)
+        with _progress("decoding") as on_tile:
+            picture = codec.decompress_batch([data], self.decoding, self.max_pixels, on_tile)[0]
+        _write(out, save_png(picture))
+        print(f"{out}: {picture.shape[1]}x{picture.shape[0]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspect:
+    """Say what is in a .crdf file, as JSON; needs no codec.
+
+    Example: corrdiff inspect photo.crdf
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """The .crdf file."""
+
+    def run(self) -> None:
+        from corrdiff.format import bitstream
+
+        data = _read(self.file)
+        header, tiles = bitstream.unpack(data)
+        print(
+            json.dumps(
+                {
+                    **dataclasses.asdict(header),
+                    "fingerprint": header.fingerprint.hex(),
+                    "bytes": len(data),
+                    "bpp": 8 * len(data) / (header.width * header.height),
+                    "factor_bytes": sum(len(t.factors) for t in tiles),
+                    "z_bytes": sum(len(t.z) for t in tiles),
+                    "y_bytes": sum(len(t.y) for t in tiles),
+                },
+                indent=1,
+            )
+        )
+
+
+CodecCommands = (
+    Annotated[Encode, tyro.conf.subcommand("encode")]
+    | Annotated[Decode, tyro.conf.subcommand("decode")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m corrdiff` and give its exit code."""
+    return run_program(CodecCommands, "python -m corrdiff", "Encode and decode single pictures.", argv)
+
+
+@contextlib.contextmanager
+def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the tiles of a large picture, where someone looks on."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+
+    def on_tile(done: int, total: int) -> None:
+        if total > 1 and bar.console.is_terminal:
+            if not bar.tasks:
+                bar.add_task(f"{doing}, tiles", total=total)
+                bar.start()
+            bar.update(bar.task_ids[0], completed=done)
+
+    try:
+        yield on_tile
+    finally:
+        if bar.tasks:
+            bar.stop()
+
+
+def _load(codec: str, device: str, precision: Any, lpips_weights: tuple[Path | None] | None = None) -> Any:
+    """The codec, with LPIPS as its criterion where `lpips_weights` holds its file, or None for the usual place."""
+    import torch
+
+    from corrdiff.codec_directory import load_codec
+
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise UsageError("--device meta computes nothing")
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+    if lpips_weights is None:
+        return load_codec(codec, device, precision)
+    from corrdiff import perceptual
+
+    path = perceptual.lpips_weights(lpips_weights[0])
+    if path is None:
+        raise UsageError(perceptual.missing_lpips_sentence())
+    return load_codec(codec, device, precision, perceptual.lpips_map(path, device))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole or not at all."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,146 @@
+"""How the encoder finds the factors of the correction.
+
+Shapes: x_BCHW pictures in [-1, 1]; P = 2 planes of factors, low and high; R rows and C columns of factor cells;
+L = 2**bits levels, whole numbers 0..L - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from corrdiff.config import GRID_UNIT
+from corrdiff.correction import Grid, Parts, apply, dequantise
+from corrdiff.format.factor_coding import LOW, PLANES
+from corrdiff.perceptual import PerceptualMap
+from corrdiff.texture import BANDS, BLOCK, VARIANCE_FLOOR, bands, block_mean, pool
+
+assert GRID_UNIT % (BLOCK << (BANDS - 1)) == 0, "a cell's side is a multiple of the coarsest band's block"
+_ERROR_FLOOR = 1e-6
+_CHANGE_COST = 0.003
+"""Takes 40% off the factors' bytes and nothing that shows off the picture (benchmarks/factors.py)."""
+
+
+class Fit:
+    """Finds the levels of a batch of pictures (or tile cores), step by step.
+
+    The criterion of a cell is `fidelity * squared error / D's + (1 - fidelity) * texture error`, and a little for a
+    level that differs from the step before. D's squared error is that of the whole picture: so texture goes where it
+    costs the least PSNR. Texture error is the mean absolute log ratio of local band energies to the original's. Errors
+    and energies are quadratics in a factor, so all levels of a plane cost one pass over the picture. The planes take
+    turns, low first, each with the other held; they start from the step before, in the first from the middle level.
+    """
+
+    def __init__(
+        self,
+        x_0_BCHW: Tensor,
+        d_BCHW: Tensor,
+        grid: Grid,
+        bits: int,
+        fidelity: float,
+        perceptual: PerceptualMap | None = None,
+    ) -> None:
+        """`perceptual`, where it is given, takes the place of the texture error."""
+        self._x_0_BCHW, self._grid, self._fidelity, self._perceptual = x_0_BCHW, grid, fidelity, perceptual
+        error_BCHW = d_BCHW - x_0_BCHW
+        self._error = _Energy(error_BCHW, lambda v: _pixel_mean(v, grid).mean(1))
+        self._error_weight_B11 = fidelity / (error_BCHW.square().mean((1, 2, 3)) + _ERROR_FLOOR)[:, None, None]
+        self._texture = [_Energy(band, block_mean) for band in bands(d_BCHW)]
+        self._original = [torch.log(block_mean(band * band) + VARIANCE_FLOOR) for band in bands(x_0_BCHW)]
+        levels = 1 << bits
+        self._bits = bits
+        self._level_L111 = torch.arange(levels, device=x_0_BCHW.device)[:, None, None, None]
+        self._gamma_LP11 = dequantise(self._level_L111.expand(-1, PLANES, 1, 1), bits)
+        shape = (len(x_0_BCHW), PLANES, grid.rows, grid.columns)
+        self._levels_BPRC = torch.full(shape, levels // 2, device=x_0_BCHW.device)
+
+    def __call__(self, parts: Parts) -> Tensor:
+        """The next step's levels, [B, P, R, C]."""
+        error = self._error.products(parts.xhat0_BCHW - self._x_0_BCHW, parts.low_BCHW)
+        texture: list[_Products] = []
+        if self._fidelity < 1 and self._perceptual is None:
+            of_bands = zip(self._texture, bands(parts.xhat0_BCHW), bands(parts.low_BCHW), strict=True)
+            texture = [energy.products(xhat0, low) for energy, xhat0, low in of_bands]
+        for plane in range(PLANES):
+            cost = self._error_weight_B11 * self._along(error, plane, None)
+            for i, products in enumerate(texture):
+                ratio = (torch.log(self._along(products, plane, i) + VARIANCE_FLOOR) - self._original[i]).abs_()
+                cost += (1 - self._fidelity) / BANDS * _cell_mean(ratio, self._grid, 1 << i)
+            if self._fidelity < 1 and self._perceptual is not None:
+                cost += (1 - self._fidelity) * self._perceptual_cost(parts, plane)
+            cost += _CHANGE_COST * (self._level_L111 != self._levels_BPRC[:, plane])
+            self._levels_BPRC = self._levels_BPRC.clone()
+            self._levels_BPRC[:, plane] = cost.argmin(0)
+        return self._levels_BPRC
+
+    def _along(self, products: _Products, plane: int, band: int | None) -> Tensor:
+        """Energy of the combination at each level of one plane, the other plane held: [L, B, ...]."""
+        h = dequantise(self._levels_BPRC, self._bits)[:, 1 - plane]
+        if band is not None:
+            h = _cells_to_blocks(h, self._grid, products.aa.shape[-2:], 1 << band)
+        aa, al, ah, ll, lh, hh = products
+        moved, held = ((al, ll), (ah, hh)) if plane == LOW else ((ah, hh), (al, ll))
+        base = aa + h * (2 * held[0] + h * held[1])
+        g = self._gamma_LP11[:, plane, None]
+        return (base + g * (2 * (moved[0] + h * lh) + g * moved[1])).clamp_(min=0)
+
+    def _perceptual_cost(self, parts: Parts, plane: int) -> Tensor:
+        """The perceptual distance at each level, [L, B, R, C]: a parabola through the distances at three of them."""
+        assert self._perceptual is not None
+        distances = []
+        for gamma in (0.0, 0.5, 1.0):
+            g_BPRC = dequantise(self._levels_BPRC, self._bits)
+            g_BPRC[:, plane] = gamma
+            distance = self._perceptual(apply(parts, g_BPRC, self._grid), self._x_0_BCHW)
+            distances.append(_pixel_mean(distance, self._grid)[:, 0])
+        at_0, at_half, at_1 = distances
+        g = self._gamma_LP11[:, plane, None]
+        return at_0 + g * (4 * at_half - 3 * at_0 - at_1) + g * g * 2 * (at_0 + at_1 - 2 * at_half)
+
+
+class _Products(NamedTuple):
+    """Local inner products of an estimate (or its error) a, the low part l and the high part h."""
+
+    aa: Tensor
+    al: Tensor
+    ah: Tensor
+    ll: Tensor
+    lh: Tensor
+    hh: Tensor
+
+
+class _Energy:
+    """Local inner products where a + l + h is the same in every step, so that h need not be looked at."""
+
+    def __init__(self, total: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
+        self._total, self._mean = total, mean
+        self._tt = mean(total * total)
+
+    def products(self, a: Tensor, low: Tensor) -> _Products:
+        aa, al, ll = self._mean(a * a), self._mean(a * low), self._mean(low * low)
+        at, lt = self._mean(a * self._total), self._mean(low * self._total)
+        ah, lh = at - aa - al, lt - al - ll
+        return _Products(aa, al, ah, ll, lh, self._tt - at - lt - ah - lh)
+
+
+def _pixel_mean(x_BCHW: Tensor, grid: Grid) -> Tensor:
+    """Means over the pixels of each cell, [B, C, R, C']."""
+    return x_BCHW.mean((-2, -1), keepdim=True) if grid.cell == 0 else pool(x_BCHW, grid.cell)
+
+
+def _cell_mean(blocks: Tensor, grid: Grid, scale: int) -> Tensor:
+    """Means over blocks (of a band at 1/scale) -> means over cells, last two axes."""
+    if grid.cell == 0:
+        return blocks.mean((-2, -1), keepdim=True)
+    return pool(blocks, grid.cell // (BLOCK * scale))
+
+
+def _cells_to_blocks(g_BRC: Tensor, grid: Grid, size: torch.Size, scale: int) -> Tensor:
+    """The value of the cell in which each block (of a band at 1/scale) lies, [B, *size]."""
+    if grid.cell == 0:
+        return g_BRC.expand(-1, *size)
+    side = grid.cell // (BLOCK * scale)
+    return g_BRC.repeat_interleave(side, 1)[:, : size[0]].repeat_interleave(side, 2)[:, :, : size[1]]
