@@ -12,7 +12,7 @@ import pytest
 from corrdiff.errors import JobError, UsageError
 from pipelines.dataset import format as compressed
 from pipelines.dataset.format import COLUMNS, INDEX, INDEX_COLUMNS, PLAN, SUMMARY, File, Member, Plan, Record
-from pipelines.files import storage
+from pipelines.files import retries, storage
 
 PLANNED = Plan({"codec": "a" * 64, "quality": 4}, "_plan/1", units=3, pictures=10)
 
@@ -174,7 +174,7 @@ def test_reading_a_member_asks_for_its_bytes_and_no_others(tmp_path: Path, monke
 
 
 def test_a_member_of_a_part_that_is_gone_or_cut_is_an_error(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.0)
     member = Member("k", "part.tar", 1000, 100)
     with pytest.raises(JobError, match=r"part .*part\.tar is missing; copy it again"):
         compressed.read_member(out, member)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from corrdiff.errors import JobError, UsageError
-from pipelines.files import storage
+from pipelines.files import retries, storage
 from pipelines.inputs import units
 from pipelines.inputs.units import Count, Found, Unit
 
@@ -334,7 +334,7 @@ def test_a_file_that_may_not_be_read_is_a_failure(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(storage, "open_fs", refused)
-    monkeypatch.setattr(storage, "FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.0)
     (found,) = _read(plan)
     assert found.data is None
     assert "not permitted" in found.error
@@ -350,7 +350,7 @@ def test_storage_that_does_not_answer_is_no_pictures_fault(
         raise TimeoutError("no answer")
 
     monkeypatch.setattr(storage, "open_fs", silent)
-    monkeypatch.setattr(storage, "FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.0)
     with pytest.raises(JobError, match="no answer"):
         _read(plan)
 
