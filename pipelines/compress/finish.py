@@ -51,6 +51,7 @@ def finish(job: CompressJob) -> tuple[Summary, Shown]:
 
 
 def _finish(out: str, plan: Plan) -> tuple[Summary, Shown]:
+    """The Ray task; the summary is written last."""
     records = list(compressed.read_records(out, range(plan.units)))
     table = _read_tables(out, records)
     good = table.filter(pc.equal(table["status"], "ok"))

@@ -59,6 +59,7 @@ def in_job() -> bool:
 
 
 def join(uri: str, *parts: str) -> str:
+    """A place under a directory or prefix."""
     root = uri if uri.endswith("://") else f"{uri.rstrip('/')}/"
     return root + "/".join(parts)
 
@@ -218,11 +219,13 @@ def _beside(path: str, data: bytes) -> Iterator[str]:
 
 
 def exists(uri: str) -> bool:
+    """Whether there is a file or a directory of that name."""
     fs, path = open_fs(uri)
     return bool(with_retries(f"looking for {uri}", lambda: fs.exists(path)))
 
 
 def is_file(uri: str) -> bool:
+    """Whether there is a file of that name."""
     fs, path = open_fs(uri)
     return bool(with_retries(f"looking for {uri}", lambda: fs.isfile(path)))
 
@@ -242,13 +245,14 @@ def list_names(uri: str) -> list[str]:
 
 
 def remove_tree(uri: str) -> None:
+    """Remove a file, or a directory with all that is in it, where there is one."""
     fs, path = open_fs(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 def read_json(uri: str) -> Any:
-    """Raises `UsageError` where the object is not JSON, `FileNotFoundError` where it is missing."""
+    """The value of a JSON file. Raises `UsageError` where it is not JSON, `FileNotFoundError` where it is missing."""
     data = read_bytes(uri)
     try:
         return json.loads(data)
@@ -257,12 +261,15 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
+    """Write a value as JSON."""
     write_bytes(uri, to_json(value))
 
 
 def to_json(value: Any) -> bytes:
+    """JSON that is the same for the same value."""
     return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is this machine's own."""
     return fs.protocol == "file" or "file" in fs.protocol

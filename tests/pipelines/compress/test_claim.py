@@ -26,11 +26,11 @@ def test_another_compression_is_not_mixed_with_the_one_that_is_there(place: str,
     storage.write_bytes(str(tmp_path / "in" / "a.png"), b"x")
     images = str(tmp_path / "in")
     claim(images, place, "f" * 64, CompressConfig())
-    for fingerprint, config, said in (
+    for fingerprint, config, change in (
         ("e" * 64, CompressConfig(), "codec: "), ("f" * 64, CompressConfig(quality=5), "quality: 4 there, 5 now"),
         ("f" * 64, CompressConfig(verify="pixels"), "verify: 'latents' there, 'pixels' now"),
     ):  # fmt: skip
-        with pytest.raises(UsageError, match=f"holds another compression .*{said}"):
+        with pytest.raises(UsageError, match=f"holds another compression .*{change}"):
             claim(images, place, fingerprint, config)
 
 

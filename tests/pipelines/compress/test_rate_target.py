@@ -64,28 +64,28 @@ def test_the_standard_error_is_that_of_drawing_units_again_and_again() -> None:
 
 
 def test_what_is_known_in_full_has_no_error_and_one_unit_says_nothing_of_the_others() -> None:
-    some = [_sampled(0, place, 50 + place) for place in range(5)]
-    assert target.relative_error(some, RATE, 1.0, AT_BPP) == 0
-    assert target.relative_error(some, RATE, 0.1, AT_BPP) == math.inf
+    pictures = [_sampled(0, place, 50 + place) for place in range(5)]
+    assert target.relative_error(pictures, RATE, 1.0, AT_BPP) == 0
+    assert target.relative_error(pictures, RATE, 0.1, AT_BPP) == math.inf
 
 
 def test_a_target_that_no_quality_reaches_is_refused_with_what_can_be_reached() -> None:
-    some = [Sampled(u, 0, 1000, 1, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(3)]
+    pictures = [Sampled(u, 0, 1000, 1, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(3)]
     for config, message in (
         (CompressConfig(target_bpp=50.0), r"--target-bpp 50.0 is out of reach.* between 0.176 and 20.5"),
         (CompressConfig(target_psnr=60.0), r"--target-psnr 60.0 is out of reach.* between 28.59 and 49.66"),
     ):
         with pytest.raises(UsageError, match=message):
-            target._check_in_reach(some, RATE, config)
-    target._check_in_reach(some, RATE, CompressConfig(target_bpp=20.7))
-    target._check_in_reach(some, RATE, CompressConfig(target_psnr=35.0))
+            target._check_in_reach(pictures, RATE, config)
+    target._check_in_reach(pictures, RATE, CompressConfig(target_bpp=20.7))
+    target._check_in_reach(pictures, RATE, CompressConfig(target_psnr=35.0))
 
 
 def test_what_factors_and_diffusion_add_is_part_of_the_aim() -> None:
-    some = [Sampled(u, 0, 1000, 2, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(40)]
-    some[0] = some[0]._replace(more_bytes=(10, 10, 10), more_db=(-0.5, -1.0, -2.5))
-    some[1] = some[1]._replace(more_bytes=(20, 20, 20), more_db=(-0.5, -2.0, -3.5))
-    rate = target.fit(some, CompressConfig(target_psnr=34.0))
+    pictures = [Sampled(u, 0, 1000, 2, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(40)]
+    pictures[0] = pictures[0]._replace(more_bytes=(10, 10, 10), more_db=(-0.5, -1.0, -2.5))
+    pictures[1] = pictures[1]._replace(more_bytes=(20, 20, 20), more_db=(-0.5, -2.0, -3.5))
+    rate = target.fit(pictures, CompressConfig(target_psnr=34.0))
     assert (rate.bytes_a_cell, rate.sampled) == (7.5, 40)
     assert rate.psnr_offset_db == pytest.approx([-0.5, -0.75, -1.0, -1.25, -1.5, -2.0, -2.5, -3.0])
     levels = [10 * math.log10(255**2 / (90.0 / 2**q)) + rate.psnr_offset_db[q] for q in range(8)]

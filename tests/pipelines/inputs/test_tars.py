@@ -84,3 +84,11 @@ def test_a_tar_and_the_directory_that_it_was_unpacked_to_share_no_key(tmp_path: 
     write("a.tar", tar_of({"x.png": b"1"}))
     write("a/x.png", b"1")
     assert sorted(f.key for f in read(plan(tmp_path))) == ["a.tar/x", "a/x"]
+
+
+def test_tars_that_braces_name_are_units_of_their_own(tmp_path: Path, write: Write) -> None:
+    for i in range(4):
+        write(f"shards-{i:04d}.tar", tar_of({"a.png": bytes([i])}))
+    planned = plan(tmp_path / "shards-{0001..0002}.tar")
+    assert [(u.kind, u.keys) for u in planned] == [("shard", ["shards-0001.tar"]), ("shard", ["shards-0002.tar"])]
+    assert [(f.key, f.data) for f in read(planned)] == [("shards-0001.tar/a", b"\1"), ("shards-0002.tar/a", b"\2")]
