@@ -151,6 +151,7 @@ def check_codec(uri: str, plan: Plan, codec: str, fingerprint: str) -> None:
 
 
 def record_uri(uri: str, unit: int) -> str:
+    """Where the record of a unit is, once the unit is done."""
     return storage.join(uri, UNITS, f"{unit:05d}.json")
 
 

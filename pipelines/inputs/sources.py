@@ -57,6 +57,7 @@ class Keys:
         """Stems of which more names may come: those all begin with the stem and a dot, so they come in one run."""
 
     def of(self, name: str) -> str:
+        """The key of the name that comes next."""
         directory, slash, base = name.rpartition("/")
         stem, dot, _ = base.rpartition(".")
         stem = f"{directory}{slash}{stem if dot else base}"
