@@ -26,9 +26,9 @@ from corrdiff.codec_directory import load_codec, save_codec
 from corrdiff.config import preset
 from corrdiff.images import open_image
 from corrdiff.networks.model import CorrDiffModel
+from pipelines.compress.chunk import STAGES
 from pipelines.compress.config import CompressConfig
-from pipelines.compress.encode_code import STAGES
-from pipelines.dataset.format import finished_units, read_records
+from pipelines.dataset import format as compressed
 
 SKIPPED = 0.25
 
@@ -91,17 +91,17 @@ def write_pictures(directory: Path, arguments: argparse.Namespace) -> None:
 
 def ours(arguments: argparse.Namespace) -> dict[str, float]:
     from pipelines.compress.job import compress_dataset
-    from pipelines.compress.tally import Progress
     from pipelines.runtime.session import ray_session
 
     out = tempfile.mkdtemp(dir=arguments.root)
     config = CompressConfig(steps=arguments.steps, batch=arguments.batch, device=arguments.device, unit=16)
-    points: list[tuple[float, float]] = []
+    pictures: list[tuple[float, int]] = []
     with ray_session():
         for step in compress_dataset(f"{arguments.root}/pictures", out, arguments.codec, config):
-            if isinstance(step, Progress):
-                points.append((time.perf_counter(), step.megapixels))
-    records = list(read_records(out, finished_units(out)))
+            pictures.append((time.perf_counter(), step.done))
+    records = list(compressed.read_records(out, compressed.finished_units(out)))
+    megapixels = sum(r.pixels for r in records) / 1e6 / pictures[-1][1]  # all are of one size
+    points = [(when, done * megapixels) for when, done in pictures]
     a_megapixel = {stage: sum(r.seconds[stage] for r in records) / points[-1][1] for stage in STAGES}
     return {"rate": rate(points), **{stage: seconds * rate(points) for stage, seconds in a_megapixel.items()}}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -194,8 +193,8 @@ class Compress:
     """
 
     images: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
-    """Directory, glob, file, any fsspec URI, or sample:. Tars are WebDataset shards, whose pictures are compressed;
-    with --column, Parquet tables."""
+    """Directory, glob, file, names in braces (shards-{0000..0099}.tar), any fsspec URI, or sample:. Tars are WebDataset
+    shards, whose pictures are compressed; with --column, Parquet tables."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Directory or URI for the compressed dataset; running again does what is missing."""
     codec: str = BUILTIN
@@ -205,22 +204,12 @@ class Compress:
     """Only say how many pictures, bytes and hours it would be, from a few pictures."""
 
     def run(self) -> None:
-        from pipelines.compress.command import run_compression
+        from pipelines.compress.command import print_estimate, run_compression
 
         if self.dry_run:
-            self._estimate()
-            return
-        run_compression(self.images, self.out, self.codec, self.config)
-
-    def _estimate(self) -> None:
-        from pipelines.compress.estimate import estimate
-
-        workers = self.config.workers or os.cpu_count() or 1
-        e = estimate(self.images, self.codec, self.config, workers)
-        print(f"pictures: {e.pictures:,} (estimates are from {e.sampled} of them)")
-        print(f"read:     about {e.input_bytes:,} bytes")
-        print(f"write:    about {e.output_bytes:,} bytes")
-        print(f"time:     about {e.seconds / 3600:.3f} hours with {workers} workers like this machine's")
+            print_estimate(self.images, self.codec, self.config)
+        else:
+            run_compression(self.images, self.out, self.codec, self.config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +249,8 @@ class Evaluate:
     """
 
     images: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
-    """Directory, glob, file, any fsspec URI, or sample:. Tars are WebDataset shards; with --column, Parquet tables."""
+    """Directory, glob, file, names in braces (shards-{0000..0099}.tar), any fsspec URI, or sample:. Tars are WebDataset
+    shards; with --column, Parquet tables."""
     out: str = "report"
     """Directory or URI for the report, index.html, and its tables; running again goes on where it stopped."""
     codec: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

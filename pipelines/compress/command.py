@@ -1,42 +1,33 @@
-"""`corrdiff` compress as a person sees it."""
+"""`corrdiff compress` as a person sees it."""
 
 from __future__ import annotations
 
-import itertools
+import os
 
 from rich.table import Table
 
-from pipelines.compress import job as batch_compress
 from pipelines.compress.config import CompressConfig
-from pipelines.compress.report import PERCENTILES, Summary
-from pipelines.display.progress import WORST_REASONS, Pace, console, display
+from pipelines.compress.estimate import estimate
+from pipelines.compress.job import compress_dataset
+from pipelines.dataset.summary import PERCENTILES, Summary
+from pipelines.display.progress import WORST_REASONS, console, show
 
 
 def run_compression(images: str, out: str, codec: str, config: CompressConfig) -> Summary:
     """Compress a dataset with a progress display; returns the summary."""
-    steps = batch_compress.compress_dataset(images, out, codec, config)
-    first = next(steps)
-    if isinstance(first, Summary):
-        console.print("nothing to do: every part is there")
-        _print_summary(first, out)
-        return first
-    counts_units = first.pictures_total is None  # nobody knows yet how many pictures are in the tars
-    total = first.units_total if first.pictures_total is None else first.pictures_total
-    summary: Summary | None = None
-    pace = Pace(first.megapixels)
-    with display("compress", total, "units" if counts_units else "pictures") as shown:
-        for step in itertools.chain([first], steps):
-            if isinstance(step, Summary):
-                summary = step
-                continue
-            bpp = f"{8 * step.bytes / (step.megapixels * 1e6):.3f} bpp, " if step.megapixels else ""
-            failed = f", {step.failures:,} failed" if step.failures else ""
-            pictures = f"{step.pictures_done:,} pictures, " if counts_units else ""
-            note = f"{pictures}{bpp}{pace.of(step.megapixels):.2f} Mpx/s{failed}"
-            shown.update(step.units_done if counts_units else step.pictures_done, note)
-    assert summary is not None
+    summary = show("compress", compress_dataset(images, out, codec, config))
     _print_summary(summary, out)
     return summary
+
+
+def print_estimate(images: str, codec: str, config: CompressConfig) -> None:
+    """Say what a compression would take, from a few of its pictures."""
+    workers = config.workers or os.cpu_count() or 1
+    e = estimate(images, codec, config, workers)
+    console.print(f"pictures: {e.pictures:,} (estimates are from {e.sampled} of them)")
+    console.print(f"read:     about {e.input_bytes:,} bytes")
+    console.print(f"write:    about {e.output_bytes:,} bytes")
+    console.print(f"time:     about {e.seconds / 3600:.3f} hours with {workers} workers like this machine's")
 
 
 def _print_summary(summary: Summary, out: str) -> None:

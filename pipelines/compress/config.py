@@ -1,4 +1,4 @@
-"""What `corrdiff` can be told about compress."""
+"""The options of `corrdiff compress`."""
 
 from __future__ import annotations
 
@@ -64,14 +64,15 @@ class CompressConfig:
 
     @property
     def has_target(self) -> bool:
+        """Whether each picture finds its own quality."""
         return self.target_bpp is not None or self.target_psnr is not None
 
     def settings(self) -> Settings:
-        """Of a picture; with a target, but for its quality."""
+        """The settings of a picture; with a target, its quality is still to be found."""
         return Settings(DEFAULT_QUALITY if self.quality is None else self.quality, self.fidelity, self.steps)
 
     def _verified_share(self) -> float:
-        """Of the pictures that are decoded in full."""
+        """The share of the pictures that is decoded in full."""
         found = re.fullmatch(r"latents|pixels(?::(0?\.\d+|[01](?:\.0*)?))?", self.verify)
         if not found:
             raise UsageError(f"--verify must be latents, pixels or pixels:SHARE (say pixels:0.05), not '{self.verify}'")

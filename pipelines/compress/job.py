@@ -1,36 +1,45 @@
-"""A dataset -> bitstreams and a table of metrics: the stages of compress_stages.py as one pipeline on Ray Data.
+"""A dataset -> bitstreams and a table of metrics: the stages as one pipeline on Ray Data.
 
-What is to be done is written down first, in units (compressed.py, units.py). A unit's chunks may come out of the
-pipeline in any order; when all are there the unit is written, by a task of its own. Whatever dies, units that have a
-record are done, and the same command does the others.
+    read    CPU          a unit's pictures, opened, in chunks of like size
+    encode  GPU or CPU   the networks and the factors, a few pictures at a time; symbols and factors come out
+    code    CPU          symbols to a file, the file read back to the same latents, quality
+    write   I/O          a unit whose pictures have all come: its part, and then its record
+
+Chunks pass from stage to stage through Ray's object store, which holds them back where a later stage is slower: memory
+does not grow with the dataset, and a GPU has its next pictures ready before it is done with the last.
+
+What is to be done is written down first, in units (claim.py). A unit's chunks may come out of the pipeline in any
+order; when all are there the unit is written, by a task of its own. Whatever dies, units that have a record are done,
+and the same command does the others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-import uuid
 from collections.abc import Generator, Iterator
 from typing import Any
 
 from corrdiff.codec_directory import read_config
-from corrdiff.errors import JobError, UsageError
-from pipelines.compress import rate_target as target
-from pipelines.compress import read as opening
-from pipelines.compress import report as compress_report
-from pipelines.compress import write as parts
+from corrdiff.errors import JobError
+from pipelines.compress import report
+from pipelines.compress.chunk import STAGES
+from pipelines.compress.claim import CompressJob, claim
+from pipelines.compress.code import Coder
 from pipelines.compress.config import CompressConfig
-from pipelines.compress.encode_code import STAGES, Coder, Encoder
-from pipelines.compress.rate_target import Rate
-from pipelines.compress.report import Summary
-from pipelines.compress.tally import Assembly, Progress, Tally
-from pipelines.dataset import format as compressed
-from pipelines.dataset.format import Plan
-from pipelines.display.progress import console
+from pipelines.compress.encode import Encoder
+from pipelines.compress.finish import finish
+from pipelines.compress.rate_target import find_rate
+from pipelines.compress.read import open_units
+from pipelines.compress.tally import Assembly, Tally
+from pipelines.compress.write import write_unit
+from pipelines.dataset.format import columns, finished_units, read_records
+from pipelines.dataset.summary import Summary, read_summary
+from pipelines.display.progress import Progress, console
 from pipelines.files import storage
-from pipelines.files.records import differences
-from pipelines.inputs import units
 from pipelines.runtime.session import pools, ray_errors, ray_session
+from pipelines.runtime.stages import rows_as_they_come
 from pipelines.tracking.run_log import RunLog
 from pipelines.tracking.tracker import Tracker, tracking_uri
 
@@ -39,11 +48,10 @@ SEGMENT_UNITS = 4096
 
 WRITES_AT_ONCE = 8
 PACE_EVERY_S = 10.0
-PLAN_TOKEN_DIGITS = 12
 
 
-def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) -> Iterator[Progress | Summary]:
-    """Compress pictures in parallel on Ray; yields progress, and the summary at the end.
+def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) -> Generator[Progress, None, Summary]:
+    """Compress pictures in parallel on Ray; yields progress, and returns the summary.
 
     Raises:
         UsageError: no pictures, no codec, or `out` holds another compression.
@@ -51,49 +59,48 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
     """
     out, codec = storage.absolute(out), storage.absolute(codec)
     tracking_uri()  # refused before anything is written
-    fingerprint = read_config(codec)[1]
-    plan = _claim(images, out, fingerprint, config)
-    summary = compress_report.read_summary(out)
-    if summary is None:
-        with ray_session():
-            summary = yield from _compress(images, out, codec, plan, fingerprint, config)
-    yield summary
+    plan = claim(images, out, read_config(codec)[1], config)
+    summary = read_summary(out)
+    if summary is not None:
+        console.print("nothing to do: every part is there")
+        return summary
+    with ray_session():
+        summary = yield from _compress(CompressJob(images, out, codec, plan, config))
     if summary.pictures and summary.failures == summary.pictures:
         raise JobError(f"not one of {summary.pictures} pictures could be compressed: {summary.failure_reasons}")
+    return summary
 
 
-def _compress(
-    images: str, out: str, codec: str, plan: Plan, fingerprint: str, config: CompressConfig
-) -> Generator[Progress, None, Summary]:
+def _compress(job: CompressJob) -> Generator[Progress, None, Summary]:
     """Everything that is missing, up to the summary, as one run in MLflow."""
-    tally = Tally(plan, compressed.read_records(out, compressed.finished_units(out)))
+    tally = Tally(job.plan, read_records(job.out, finished_units(job.out)))
     yield tally.progress()
-    tracker = compress_report.begin(images, out, codec, fingerprint, config, console.print)
+    tracker = report.begin(job, console.print)
     status = "FAILED"
     try:
-        rate = target.find_rate(out, codec, plan, config) if config.has_target else None
-        if rate is not None:
+        if job.config.has_target:
+            rate = find_rate(job)
+            job = dataclasses.replace(job, rate=rate)
             found = {k: float(getattr(rate, k)) for k in ("slope", "start", "sampled", "bpp", "psnr_db")}
             tracker.metrics({f"target/{k}": v for k, v in found.items()}, step=0)
-        yield from _run_all(out, codec, plan, config, rate, tally, tracker)
-        summary = compress_report.finish(out, codec, plan, tracker)
+        yield from _run_all(job, tally, tracker)
+        summary, shown = finish(job)
+        report.send(job, summary, shown, tracker)
         status = "FINISHED"
         return summary
     finally:
         tracker.close(status)
 
 
-def _run_all(
-    out: str, codec: str, plan: Plan, config: CompressConfig, rate: Rate | None, tally: Tally, tracker: Tracker
-) -> Iterator[Progress]:
+def _run_all(job: CompressJob, tally: Tally, tracker: Tracker) -> Iterator[Progress]:
     """All units without a record; the pace goes to MLflow now and then, and the stages' shares at the end."""
-    missing = [unit for unit in range(plan.units) if unit not in tally.done]
-    log = RunLog("compress", out)
-    log.event(f"{len(missing)} of {plan.units} units are to do")
+    missing = [unit for unit in range(job.plan.units) if unit not in tally.done]
+    log = RunLog("compress", job.out)
+    log.event(f"{len(missing)} of {job.plan.units} units are to do")
     started = since = time.monotonic()
     pictures, pixels = 0, 0
     for i in range(0, len(missing), SEGMENT_UNITS):
-        for progress in _run(missing[i : i + SEGMENT_UNITS], out, codec, plan, config, rate, tally):
+        for progress in _run(job, missing[i : i + SEGMENT_UNITS], tally):
             yield progress
             seconds = time.monotonic() - since
             if seconds >= PACE_EVERY_S:
@@ -117,60 +124,29 @@ def _now(tally: Tally, pace: dict[str, float]) -> dict[str, float]:
     """What operators see: how fast lately, and how it stands."""
     values = {name.removeprefix("pace/"): value for name, value in pace.items()}
     values |= {"pictures": float(tally.pictures), "failures": float(tally.failures)}
-    if tally.pixels:
-        values["bpp"] = 8 * tally.bytes / tally.pixels
-    return values
+    return values if tally.bpp is None else values | {"bpp": tally.bpp}
 
 
-def _claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> Plan:
-    """The plan of `out`: the one that is there if it is of the same codec and settings, else a new one."""
-    images = storage.absolute(images)
-    if out == images or out.startswith(f"{images}/"):
-        raise UsageError(f"{out} lies among the pictures of {images}; choose another directory")
-    identity = {"codec": fingerprint, "images": images, **config.identity()}
-    plan = compressed.read_plan(out)
-    if plan is None:
-        directory = f"{compressed.PLANS}/{uuid.uuid4().hex[:PLAN_TOKEN_DIGITS]}"
-        count = units.write_plan(storage.join(out, directory), units.plan_units(images, config.column, config.unit))
-        if not count.units:
-            raise UsageError(units.nothing_at(images))
-        plan = Plan(identity, directory, count.units, count.pictures)
-        if compressed.create_plan(out, plan):
-            return plan
-        written = plan
-        plan = compressed.read_plan(out)
-        assert plan is not None
-        if plan == written:  # what was said about it got lost on the way
-            return plan
-        storage.remove_tree(storage.join(out, directory))  # another job was quicker
-    said = differences(plan.identity, identity)
-    if said:
-        raise UsageError(f"{out} holds another compression ({said}); choose another directory")
-    return plan
-
-
-def _run(
-    numbers: list[int], out: str, codec: str, plan: Plan, config: CompressConfig, rate: Rate | None, tally: Tally
-) -> Iterator[Progress]:
+def _run(job: CompressJob, numbers: list[int], tally: Tally) -> Iterator[Progress]:
     """Take units through the stages; yields after each chunk and each unit."""
     import ray
 
+    config = job.config
     stages = pools(config.device, config.workers)
     dataset = (
-        opening.open_units(numbers, storage.join(out, plan.directory), config, stages)
-        .map(Encoder, fn_constructor_args=(codec, config, stages.device, rate), **stages.networks)
-        .map(Coder, fn_constructor_args=(codec, config.lpips_weights), **stages.coders)
-    )  # fmt: skip
-    dataset.context.target_max_block_size = 1  # a chunk is a block, and goes on as soon as it is there
-    write = ray.remote(parts.write_unit).options(num_cpus=0)
+        open_units(numbers, job.units_directory, config, stages)
+        .map(Encoder, fn_constructor_args=(job.codec, config, stages.device, job.rate), **stages.networks)
+        .map(Coder, fn_constructor_args=(job.codec, config.lpips_weights), **stages.coders)
+    )
+    write, table = ray.remote(write_unit).options(num_cpus=0), columns()
     assembly = Assembly()
     writes: list[Any] = []
     with ray_errors(), _all_written(writes):
-        for row in dataset.iter_rows():
+        for row in rows_as_they_come(dataset):
             tally.add(row["chunk"])
             whole = assembly.add(row["chunk"])
             if whole is not None:
-                writes.append(write.remote(out, row["chunk"].unit, *whole))
+                writes.append(write.remote(job.out, row["chunk"].unit, *whole, table))
             _check_failures(tally, config)
             while len(writes) > WRITES_AT_ONCE:
                 done, writes[:] = ray.wait(writes)

@@ -18,27 +18,28 @@ import random
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from corrdiff import correction, rate_control
-from corrdiff.codec import CorrDiffCodec, Preview, Settings
-from corrdiff.codec_directory import load_codec
+from corrdiff import rate_control
+from corrdiff.codec import Preview
 from corrdiff.config import QUALITIES
 from corrdiff.errors import JobError, UsageError
 from corrdiff.picture import Picture
-from corrdiff.rate_control import Choice, Curve, Means, Point
-from pipelines.compress import read as opening
+from corrdiff.rate_control import Curve, Means, Point
+from pipelines.compress.chunk import Chunk, Opened
+from pipelines.compress.claim import CompressJob
 from pipelines.compress.config import CompressConfig
-from pipelines.compress.read import Chunk
-from pipelines.dataset.format import RATE, Plan
+from pipelines.compress.rate import Rate, pixels_and_cells
+from pipelines.compress.read import open_units
+from pipelines.dataset.format import RATE
 from pipelines.display.progress import console
 from pipelines.files import storage
+from pipelines.files.records import read_record
 from pipelines.runtime.session import pools, ray_errors
+from pipelines.runtime.stages import codec_in_actor
 
 FIRST_UNITS = 64
 """Each further round doubles the sample."""
@@ -52,31 +53,6 @@ IN_FULL = 24
 FULL_AT = 0, 4, 7
 """Qualities at which they are; between these is interpolated."""
 TOLERANCE = 0.02
-
-
-@dataclass(frozen=True)
-class Rate:
-    """The rule, and what it was found from."""
-
-    slope: float
-    start: int
-    bytes_a_cell: float
-    """Of a file's factors, for each cell of their grid."""
-    psnr_offset_db: list[float]
-    """Of the picture against D's, at each quality."""
-    sampled: int
-    bpp: float
-    """Expected of all pictures, as is `psnr_db`."""
-    psnr_db: float
-
-    @property
-    def choice(self) -> Choice:
-        return Choice(self.slope, self.start)
-
-    def point(self, preview: Preview, quality: int, pixels: int, cells: int) -> Point:
-        """What is expected of the file and the picture."""
-        point = Point.of(preview.bytes + self.bytes_a_cell * cells, pixels, preview.mse)
-        return point._replace(psnr_db=point.psnr_db + self.psnr_offset_db[quality])
 
 
 class Sampled(NamedTuple):
@@ -93,56 +69,22 @@ class Sampled(NamedTuple):
     more_db: tuple[float, ...] = ()
 
 
-# --- the rule, picture by picture
-
-
-def qualities(
-    codec: CorrDiffCodec, images: Sequence[Picture], latents: Sequence[Tensor], settings: Settings, rate: Rate
-) -> list[int]:
-    """The qualities that pictures of one size take."""
-    pixels, cells = _measure(images[0], codec)
-    known: list[dict[int, Point]] = [{} for _ in images]
-    while wanted := {i: q for i, k in enumerate(known) if (q := rate_control.next_quality(k, rate.choice)) is not None}:
-        some = list(wanted)
-        previews = codec.preview([images[i] for i in some], [y[some] for y in latents], settings, list(wanted.values()))
-        for (i, quality), preview in zip(wanted.items(), previews, strict=True):
-            known[i][quality] = rate.point(preview, quality, pixels, cells)
-    return [rate_control.best_quality(k, rate.slope) for k in known]
-
-
-def _measure(image: Picture, codec: CorrDiffCodec) -> tuple[int, int]:
-    """Pixels, and cells of the grid of factors."""
-    height, width = image.shape[:2]
-    grid = correction.Grid(height, width, codec.config.diffusion.grid)
-    return height * width, grid.rows * grid.columns
-
-
-# --- finding it
-
-
-def find_rate(out: str, codec: str, plan: Plan, config: CompressConfig) -> Rate:
+def find_rate(job: CompressJob) -> Rate:
     """The rule of this compression: the one that is written down, or a new one from a sample of its pictures.
 
     Raises `UsageError` where no qualities reach the target, `JobError` where no picture can be opened.
     """
-    uri = storage.join(out, RATE)
+    uri = storage.join(job.out, RATE)
     try:
-        return _read(uri)
+        return read_record(uri, Rate)
     except FileNotFoundError:
-        rate = _find(storage.join(out, plan.directory), codec, plan.units, config)
+        rate = _find(job)
     created = storage.create_bytes(uri, storage.to_json(dataclasses.asdict(rate)))
-    return rate if created else _read(uri)
+    return rate if created else read_record(uri, Rate)
 
 
-def _read(uri: str) -> Rate:
-    value = storage.read_json(uri)
-    try:
-        return Rate(**value)
-    except TypeError as error:
-        raise UsageError(f"{uri} is damaged ({error})") from None
-
-
-def _find(directory: str, codec: str, units: int, config: CompressConfig) -> Rate:
+def _find(job: CompressJob) -> Rate:
+    units, config = job.plan.units, job.config
     order = random.Random(0).sample(range(units), units)
     every = max(1, min(config.unit // PICTURES_OF_A_UNIT, config.unit * units // MOST_PICTURES))
     in_full = {unit: -(-IN_FULL // min(units, IN_FULL)) for unit in order[:IN_FULL]}
@@ -151,7 +93,7 @@ def _find(directory: str, codec: str, units: int, config: CompressConfig) -> Rat
     end, error = 0, math.inf
     while end < units and error > ENOUGH:
         begin, end = end, min(units, 2 * end or FIRST_UNITS)
-        sampled += _look(order[begin:end], every, in_full, directory, codec, config)
+        sampled += _look(job, order[begin:end], every, in_full)
         if sampled:
             sampled.sort()
             rate = fit(sampled, config)
@@ -226,13 +168,11 @@ def _check_in_reach(sampled: Sequence[Sampled], rate: Rate, config: CompressConf
 # --- looking at pictures, on Ray
 
 
-def _look(
-    numbers: Sequence[int], every: int, in_full: dict[int, int], directory: str, codec: str, config: CompressConfig
-) -> list[Sampled]:
+def _look(job: CompressJob, numbers: Sequence[int], every: int, in_full: dict[int, int]) -> list[Sampled]:
     """Each `every`-th picture of some units; so many of a unit as `in_full` says are encoded too."""
-    stages = pools(config.device, config.workers)
-    dataset = opening.open_units(numbers, directory, config, stages, every).map(
-        Sampler, fn_constructor_args=(codec, config, stages.device, in_full), **stages.networks
+    stages = pools(job.config.device, job.config.workers)
+    dataset = open_units(numbers, job.units_directory, job.config, stages, every).map(
+        Sampler, fn_constructor_args=(job.codec, job.config, stages.device, in_full), **stages.networks
     )
     with ray_errors():
         return [sampled for row in dataset.iter_rows() for sampled in row["sampled"]]
@@ -242,14 +182,12 @@ class Sampler:
     """A Ray Data actor: a codec that looks at pictures."""
 
     def __init__(self, codec: str, config: CompressConfig, device: str, in_full: dict[int, int]) -> None:
-        if device == "cpu":
-            torch.set_num_threads(1)  # an actor for each core
-        self.codec = load_codec(codec, device, config.precision)
+        self.codec = codec_in_actor(codec, device, config.precision)
         self.settings = config.settings()
         self.in_full = in_full
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        chunk: Chunk = row["chunk"]
+        chunk: Chunk[Opened] = row["chunk"]
         found: list[Sampled] = []
         for picture in chunk.pictures:
             if picture.pixels is not None:
@@ -260,7 +198,7 @@ class Sampler:
     def _look_at(self, image: Picture, unit: int, place: int) -> Sampled:
         latents = self.codec.latents([image], self.settings)
         previews = [self.codec.preview([image], latents, self.settings, [q])[0] for q in range(QUALITIES)]
-        sampled = Sampled(unit, place, *_measure(image, self.codec), previews)
+        sampled = Sampled(unit, place, *pixels_and_cells(image, self.codec), previews)
         if place >= self.in_full.get(unit, 0):
             return sampled
         more_bytes, more_db = [], []

@@ -1,21 +1,19 @@
-"""The first stage of a compression: a unit's pictures, opened, those of one size together.
-
-It needs no networks, and nothing here imports them: a reader starts in a second.
-"""
+"""The first stage of a compression: a unit's pictures, opened, those of one size together."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from corrdiff.decoders import silence_decoders
 from corrdiff.images import ImageError, open_image
-from corrdiff.picture import Picture
+from pipelines.compress.chunk import Chunk, Opened
 from pipelines.compress.config import CompressConfig
 from pipelines.inputs import units
 from pipelines.runtime.session import Pools
+from pipelines.runtime.stages import one_block_each
 
 CHUNK_PIXELS = 1 << 22
 """Pictures that go through the stages together, at most (one picture may have more)."""
@@ -27,40 +25,9 @@ HELD_PIXELS = 1 << 25
 """Of pictures that wait in the reader for others of their size."""
 
 
-class Chunk(NamedTuple):
-    """Some pictures of a unit, on their way."""
-
-    unit: int
-    pictures: list[Any]
-    """`Opened`, `Encoded` or `Done`."""
-    total: int | None
-    """Of the unit; said by its last chunk alone."""
-    seconds: dict[str, float]
-    """What each stage took for these."""
-
-
-class Opened(NamedTuple):
-    """A picture, or why it is none."""
-
-    place: int
-    """In its unit."""
-    key: str
-    source: str
-    pixels: Picture | None
-    changes: tuple[str, ...] = ()
-    error: str = ""
-
-    @property
-    def size(self) -> int:
-        """In pixels."""
-        return self.pixels.shape[0] * self.pixels.shape[1] if self.pixels is not None else 0
-
-
 def open_units(numbers: Sequence[int], directory: str, config: CompressConfig, stages: Pools, every: int = 1) -> Any:
     """A Ray dataset of the chunks of some units, or of each `every`-th of their pictures: this stage."""
-    import ray.data
-
-    return ray.data.from_items([{"unit": n} for n in numbers], override_num_blocks=len(numbers)).map_batches(
+    return one_block_each([{"unit": n} for n in numbers]).map_batches(
         read_chunks, batch_size=1, **stages.tasks,
         fn_kwargs={"directory": directory, "config": config, "every": every},
     )  # fmt: skip
@@ -75,7 +42,7 @@ def read_chunks(batch: dict[str, Any], directory: str, config: CompressConfig, e
             yield {"chunk": [chunk]}
 
 
-def open_unit(number: int, pictures: Iterable[units.Found], batch: int, max_pixels: int) -> Iterator[Chunk]:
+def open_unit(number: int, pictures: Iterable[units.Found], batch: int, max_pixels: int) -> Iterator[Chunk[Opened]]:
     """Open a unit's pictures; those of one size come together, in whole batches where there are enough. The last chunk
     says how many there were."""
     by_size: dict[tuple[int, ...], list[Opened]] = {}
@@ -84,10 +51,10 @@ def open_unit(number: int, pictures: Iterable[units.Found], batch: int, max_pixe
     busy_s = 0.0
     remaining = iter(pictures)
 
-    def chunk(some: list[Opened], of: int | None = None) -> Chunk:
+    def chunk(ready: list[Opened], of: int | None = None) -> Chunk[Opened]:
         nonlocal busy_s
         seconds, busy_s = {"read": busy_s}, 0.0
-        return Chunk(number, some, of, seconds)
+        return Chunk(number, ready, of, seconds)
 
     while True:
         started = time.perf_counter()

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from pipelines.compress.encode_code import STAGES
-from pipelines.compress.read import Chunk
-from pipelines.compress.write import Done
+from pipelines.compress.chunk import STAGES, Chunk, Done
 from pipelines.dataset.format import Plan, Record
-
-
-class Progress(NamedTuple):
-    """So far, over all runs."""
-
-    units_done: int
-    units_total: int
-    pictures_done: int
-    pictures_total: int | None
-    megapixels: float
-    bytes: int
-    failures: int
+from pipelines.display.progress import Pace, Progress
 
 
 class Tally:
@@ -37,9 +23,20 @@ class Tally:
         for record in records:
             self.done.add(record.unit)
             self._count(record.pictures, record.failures, record.bytes, record.pixels)
+        self._pace = Pace(self.megapixels)
 
-    def add(self, chunk: Chunk) -> None:
-        """Pictures that came out of the pipeline."""
+    @property
+    def megapixels(self) -> float:
+        """Of all pictures that are compressed."""
+        return self.pixels / 1e6
+
+    @property
+    def bpp(self) -> float | None:
+        """All bits so far over all pixels, where there are any."""
+        return 8 * self.bytes / self.pixels if self.pixels else None
+
+    def add(self, chunk: Chunk[Done]) -> None:
+        """Count pictures that came out of the pipeline."""
         rows = [done.row for done in chunk.pictures]
         good = [row for row in rows if row["status"] == "ok"]
         if len(good) < len(rows) and not self.first_failure:
@@ -52,6 +49,7 @@ class Tally:
             self.seconds[stage] += seconds
 
     def write(self, record: Record) -> None:
+        """Count a unit that was written."""
         self.done.add(record.unit)
         self.seconds["write"] += record.seconds["write"]
 
@@ -62,19 +60,24 @@ class Tally:
         self.pixels += pixels
 
     def progress(self) -> Progress:
-        return Progress(
-            len(self.done), self.plan.units, self.pictures, self.plan.pictures, self.pixels / 1e6, self.bytes,
-            self.failures,
-        )  # fmt: skip
+        """What a person sees: pictures, or units where nobody knows yet how many pictures are in the tars."""
+        rate = [] if self.bpp is None else [f"{self.bpp:.3f} bpp"]
+        failed = [f"{self.failures:,} failed"] if self.failures else []
+        notes = [*rate, f"{self._pace.of(self.megapixels):.2f} Mpx/s", *failed]
+        if self.plan.pictures is None:
+            return Progress(
+                len(self.done), self.plan.units, "units", ", ".join([f"{self.pictures:,} pictures", *notes])
+            )
+        return Progress(self.pictures, self.plan.pictures, "pictures", ", ".join(notes))
 
 
 class Assembly:
     """Units of which some chunks have come."""
 
     def __init__(self) -> None:
-        self._chunks: dict[int, list[Chunk]] = {}
+        self._chunks: dict[int, list[Chunk[Done]]] = {}
 
-    def add(self, chunk: Chunk) -> tuple[list[Done], dict[str, float]] | None:
+    def add(self, chunk: Chunk[Done]) -> tuple[list[Done], dict[str, float]] | None:
         """The unit's pictures and what the stages took for them, where these were the last."""
         chunks = self._chunks.setdefault(chunk.unit, [])
         chunks.append(chunk)

@@ -1,7 +1,4 @@
-"""The last stage of a compression: a unit whose pictures have all come -> its part, and then its record.
-
-It needs no networks, and nothing here imports them.
-"""
+"""The last stage of a compression: a unit whose pictures have all come -> its part, and then its record."""
 
 from __future__ import annotations
 
@@ -10,42 +7,36 @@ import io
 import json
 import tarfile
 import time
-from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.compress.chunk import Done
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import COLUMNS, File, Record
+from pipelines.dataset.format import File, Record
 from pipelines.files import storage
 from pipelines.files.tar import add_member
 
 
-class Done(NamedTuple):
-    """A row of the table, and the file where there is one."""
+def write_unit(out: str, unit: int, done: list[Done], seconds: dict[str, float], columns: pa.Schema) -> Record:
+    """Write a unit's part and then its record; returns the record that counts.
 
-    place: int
-    row: dict[str, Any]
-    data: bytes | None
-    changes: tuple[str, ...] = ()
-
-
-def write_unit(out: str, unit: int, done: list[Done], seconds: dict[str, float]) -> Record:
-    """Write a unit's part and then its record; returns the record that counts."""
+    `seconds` is what the stages before took, `columns` the table's (to say them takes torch, which is not needed here).
+    """
     started = time.perf_counter()
     done = sorted(done, key=lambda d: d.place)
     tar, offsets = _tar(done)
     tar_file = _write_part(out, unit, "tar", tar)
     rows = [{**d.row, "part": tar_file.name, "offset": offsets[d.place]} if d.data is not None else d.row for d in done]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, COLUMNS), buffer)
+    pq.write_table(pa.Table.from_pylist(rows, columns), buffer)
+    parquet_file = _write_part(out, unit, "parquet", buffer.getvalue())
     good = [d.row for d in done if d.data is not None]
     record = Record(
-        unit=unit, tar=tar_file, parquet=_write_part(out, unit, "parquet", buffer.getvalue()), pictures=len(done),
-        failures=len(done) - len(good), bytes=sum(r["bytes"] for r in good),
-        pixels=sum(r["width"] * r["height"] for r in good), seconds=seconds,
+        unit=unit, tar=tar_file, parquet=parquet_file, pictures=len(done), failures=len(done) - len(good),
+        bytes=sum(r["bytes"] for r in good), pixels=sum(r["width"] * r["height"] for r in good),
+        seconds={**seconds, "write": time.perf_counter() - started},
     )  # fmt: skip
-    record.seconds["write"] = time.perf_counter() - started
     return compressed.create_record(out, record)
 
 

@@ -1,13 +1,13 @@
 """What a compressed dataset is, and reading it.
 
     OUT/plan.json                  the codec, the settings and how many units; the first one that is written counts
-    OUT/rate.json                  with a target, the rule by which each picture finds its quality (target.py)
-    OUT/_plan/...                  which pictures belong to which unit (units.py)
+    OUT/rate.json                  with a target, the rule by which each picture finds its quality
+    OUT/_plan/...                  which pictures belong to which unit (inputs/units.py)
     OUT/part-00000-<hash>.tar      WebDataset: KEY.crdf, KEY.json
     OUT/part-00000-<hash>.parquet  a row for each picture, failures too
     OUT/_units/00000.json          written after them: names, sizes and hashes of the unit's files
     OUT/_index/keys.parquet        written at the end: where each picture's file is, sorted by key
-    OUT/summary.json               written last: totals, percentiles, failures
+    OUT/summary.json               written last: totals, percentiles, failures (summary.py)
 
 Files are named by their content, and the first record of a unit counts. So doing a unit twice is harmless, whoever does
 it, and files that no record names count for nothing.
@@ -16,6 +16,7 @@ it, and files that no record names count for nothing.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,23 +26,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corrdiff.errors import JobError, UsageError
-from pipelines.files import storage
+from pipelines.files import records, storage
 from pipelines.files.storage import READERS
+from pipelines.files.tar import read_members
 
 PLAN, RATE, SUMMARY, INDEX = "plan.json", "rate.json", "summary.json", "_index/keys.parquet"
 PLANS, UNITS = "_plan", "_units"
 FORMAT = "corrdiff-dataset-1"
 
-COLUMNS = pa.schema([
-    ("key", pa.string()), ("source", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("bytes", pa.int64()),
-    ("bpp", pa.float64()), ("psnr_db", pa.float64()), ("ms_ssim", pa.float64()), ("lpips", pa.float64()),
-    ("texture_error", pa.float64()), ("quality", pa.int8()), ("quality_source", pa.string()), ("status", pa.string()),
-    ("error", pa.string()), ("part", pa.string()), ("offset", pa.int64()),
-])  # fmt: skip
-"""`part` and `offset` say where a picture's file begins, `bytes` its length. What could not be computed is null."""
-
 INDEX_COLUMNS = ("key", "part", "offset", "bytes")
 INDEX_GROUP_ROWS = 1 << 14
+
+_FIRST_METRICS = ("psnr_db", "ms_ssim", "lpips")
+"""These come first among the columns, in this order; what else is measured follows in the order of its own table."""
+
+
+def metric_columns() -> tuple[str, ...]:
+    """The columns that say how good a picture is at what rate, in their order: what is summarised and drawn."""
+    from corrdiff.metrics import DATASET_METRICS  # it brings torch along, which reading and writing parts do without
+
+    names = [metric.name for metric in DATASET_METRICS]
+    return ("bpp", *(n for n in _FIRST_METRICS if n in names), *(n for n in names if n not in _FIRST_METRICS))
+
+
+def columns() -> pa.Schema:
+    """A row for each picture; `part` and `offset` say where its file begins, `bytes` its length.
+
+    What could not be computed is null.
+    """
+    return pa.schema([
+        ("key", pa.string()), ("source", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
+        ("bytes", pa.int64()), *((name, pa.float64()) for name in metric_columns()), ("quality", pa.int8()),
+        ("quality_source", pa.string()), ("status", pa.string()), ("error", pa.string()), ("part", pa.string()),
+        ("offset", pa.int64()),
+    ])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,40 +109,59 @@ class Member(NamedTuple):
     bytes: int
 
 
+class PictureFile(NamedTuple):
+    """A compressed picture, as it lies in a part."""
+
+    key: str
+    data: bytes
+
+
 def read_plan(uri: str) -> Plan | None:
-    """None where nothing was begun. Raises `UsageError` where it is not readable."""
+    """The plan of a dataset, or None where nothing was begun. Raises `UsageError` where it is not readable."""
     try:
         value = storage.read_json(storage.join(uri, PLAN))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
-        raise UsageError(f"{uri}/{PLAN} is of no format that this program reads ({FORMAT})")
-    try:
-        return Plan(**value)
-    except TypeError as error:
-        raise UsageError(f"{uri}/{PLAN} is damaged ({error})") from None
+    return _plan(value, uri)
 
 
-def create_plan(uri: str, plan: Plan) -> bool:
-    """Whether this plan is the one that counts."""
+def claim_plan(uri: str, plan: Plan) -> Plan:
+    """Make a plan that of a directory: returns the one that counts, which is an earlier one where there is one.
+
+    Raises `UsageError` where that is another compression's.
+    """
     value = {"format": FORMAT, **dataclasses.asdict(plan)}
-    return storage.create_bytes(storage.join(uri, PLAN), storage.to_json(value))
+    return _plan(records.claim(storage.join(uri, PLAN), value, f"{uri} holds another compression"), uri)
+
+
+def _plan(value: Any, uri: str) -> Plan:
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise UsageError(f"{uri}/{PLAN} is of no format that this program reads ({FORMAT})")
+    return records.to_record({k: v for k, v in value.items() if k != "format"}, Plan, f"{uri}/{PLAN}")
+
+
+def check_codec(uri: str, plan: Plan, codec: str, fingerprint: str) -> None:
+    """Raises `UsageError` where another codec wrote the dataset."""
+    wrote = plan.identity["codec"]
+    if wrote != fingerprint:
+        raise UsageError(
+            f"{uri} was compressed by codec {wrote[:16]}, but {codec} is {fingerprint[:16]}; "
+            "give the codec that wrote it"
+        )
 
 
 def record_uri(uri: str, unit: int) -> str:
+    """Where the record of a unit is, once the unit is done."""
     return storage.join(uri, UNITS, f"{unit:05d}.json")
 
 
 def read_record(uri: str, unit: int) -> Record:
-    value = storage.read_json(record_uri(uri, unit))
-    try:
-        return Record(**{**value, "tar": File(**value["tar"]), "parquet": File(**value["parquet"])})
-    except (TypeError, KeyError) as error:
-        raise UsageError(f"{record_uri(uri, unit)} is damaged ({error})") from None
+    """The record of a unit that is done. Raises `UsageError` where it is damaged."""
+    return records.read_record(record_uri(uri, unit), Record)
 
 
 def create_record(uri: str, record: Record) -> Record:
-    """The record of this unit that counts: this one, or the one that was there before."""
+    """Write a unit's record; returns the one that counts, which is an earlier one where there is one."""
     created = storage.create_bytes(record_uri(uri, record.unit), storage.to_json(dataclasses.asdict(record)))
     return record if created else read_record(uri, record.unit)
 
@@ -135,22 +172,9 @@ def finished_units(uri: str) -> list[int]:
 
 
 def read_records(uri: str, units: Iterable[int]) -> Iterator[Record]:
+    """The records of some units, in their order; many are read at the same time."""
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(lambda unit: read_record(uri, unit), units)
-
-
-def read_complete(uri: str) -> tuple[Plan, dict[str, Any]]:
-    """Plan and summary of a finished dataset. Raises `UsageError` where there is none."""
-    plan = read_plan(uri)
-    if plan is None:
-        raise UsageError(f"no compressed dataset at {uri}: there is no {PLAN}")
-    try:
-        return plan, storage.read_json(storage.join(uri, SUMMARY))
-    except FileNotFoundError:
-        done = len(finished_units(uri))
-        raise UsageError(
-            f"{uri} is not complete: {done} of {plan.units} units are done; run 'corrdiff compress' again"
-        ) from None
 
 
 def find(uri: str, keys: Sequence[str]) -> list[Member]:
@@ -181,11 +205,13 @@ def read_member(uri: str, member: Member) -> bytes:
         raise JobError(f"part {name} is missing; copy it again") from None
 
 
-def check_codec(uri: str, plan: Plan, codec: str, fingerprint: str) -> None:
-    """Raises `UsageError` where another codec wrote the dataset."""
-    wrote = plan.identity["codec"]
-    if wrote != fingerprint:
-        raise UsageError(
-            f"{uri} was compressed by codec {wrote[:16]}, but {codec} is {fingerprint[:16]}; "
-            "give the codec that wrote it"
-        )
+def read_part(uri: str, record: Record) -> list[PictureFile]:
+    """All files of a part. Raises `JobError` where it is not what was written."""
+    name = storage.join(uri, record.tar.name)
+    try:
+        data = storage.read_bytes(name, storage.PATIENT_ATTEMPTS)
+    except FileNotFoundError:
+        raise JobError(f"part {name} is missing; copy it again") from None
+    if hashlib.sha256(data).hexdigest() != record.tar.sha256:
+        raise JobError(f"part {name} is damaged: its SHA-256 is not the record's; copy it again")
+    return [PictureFile(key, file) for key, file in read_members(data, ".crdf")]

@@ -1,4 +1,4 @@
-"""What `corrdiff` can be told about decompress."""
+"""The options of `corrdiff decompress`."""
 
 from __future__ import annotations
 

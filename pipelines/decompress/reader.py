@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from corrdiff.codec import CorrDiffCodec, Decoding, Precision
-from corrdiff.codec_directory import load_codec, read_config
+from corrdiff.codec_directory import load_codec
 from corrdiff.format import bitstream
 from pipelines.dataset import format as compressed
-from pipelines.decompress import stages as decompress_stages
 from pipelines.decompress.config import DecompressConfig
-from pipelines.files import storage
+from pipelines.decompress.stages import decode, decoded, open_dataset, portions
 from pipelines.runtime.session import pools
 
 
@@ -50,9 +49,8 @@ class CompressedPictures(IterableDataset[tuple[str, Tensor]]):
         Raises:
             UsageError: no finished dataset, or another codec's.
         """
-        self.dataset, self.codec = storage.absolute(dataset), storage.absolute(codec)
-        self.plan, _ = compressed.read_complete(self.dataset)
-        compressed.check_codec(self.dataset, self.plan, codec, read_config(self.codec)[1])
+        job = open_dataset(dataset, codec, DecompressConfig())
+        self.dataset, self.codec, self.plan = job.dataset, job.codec, job.plan
         self.decoding, self.seed, self.epoch, self.max_pixels = decoding, seed, 0, max_pixels
         self._on = device, precision
         self._loaded: CorrDiffCodec | None = None
@@ -70,11 +68,11 @@ class CompressedPictures(IterableDataset[tuple[str, Tensor]]):
         if self._loaded is None:
             self._loaded = load_codec(self.codec, *self._on)
         for unit in self._order(0, self.plan.units)[rank * workers + worker_id :: ranks * workers]:
-            files = decompress_stages.read_part(self.dataset, compressed.read_record(self.dataset, unit))
+            files = compressed.read_part(self.dataset, compressed.read_record(self.dataset, unit))
             shuffled = [files[i] for i in self._order(unit + 1, len(files))]
-            for some in decompress_stages.portions(shuffled, self.max_pixels):
-                for decoded in decompress_stages.decode(self._loaded, some, self.decoding, self.max_pixels):
-                    yield decoded.key, torch.from_numpy(decoded.pixels).permute(2, 0, 1)
+            for portion in portions(shuffled, self.max_pixels):
+                for picture in decode(self._loaded, portion, self.decoding, self.max_pixels):
+                    yield picture.key, torch.from_numpy(picture.pixels).permute(2, 0, 1)
 
     def _order(self, what: int, count: int) -> list[int]:
         if self.seed is None:
@@ -91,16 +89,12 @@ def read_compressed(dataset: str, codec: str, config: DecompressConfig | None = 
     """
     import ray
 
-    dataset, codec = storage.absolute(dataset), storage.absolute(codec)
-    plan, _ = compressed.read_complete(dataset)
-    compressed.check_codec(dataset, plan, codec, read_config(codec)[1])
+    job = open_dataset(dataset, codec, config or DecompressConfig())
     if not ray.is_initialized():
         ray.init()
-    rows = [{"unit": unit, "members": ""} for unit in range(plan.units)]
-    config = config or DecompressConfig()
-    chunks = decompress_stages.decoded(rows, dataset, codec, config, pools(config.device, config.workers))
-    return chunks.flat_map(_rows, num_cpus=0)
+    rows = [{"unit": unit, "members": ""} for unit in range(job.plan.units)]
+    return decoded(job, rows, pools(job.config.device, job.config.workers)).flat_map(_rows, num_cpus=0)
 
 
 def _rows(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"key": p.key, "image": p.pixels} for p in row["chunk"].pictures]
+    return [{"key": p.key, "image": p.pixels} for p in row["portion"].pictures]

@@ -1,4 +1,4 @@
-"""The stages through which a compressed dataset becomes pictures again; batch_decompress.py and reader.py join them.
+"""The stages through which a compressed dataset becomes pictures again; job.py and reader.py join them.
 
 read    I/O          a part's files, a few megapixels at a time
 decode  GPU or CPU   the networks, some files of like size at a time
@@ -7,13 +7,13 @@ save    CPU          PNG, WebP or JPEG, as files or as shards
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -22,16 +22,20 @@ from corrdiff.format import bitstream
 from corrdiff.images import save_png
 from corrdiff.picture import Picture
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import Member, Record
+from pipelines.dataset.format import Member, PictureFile, Plan
+from pipelines.dataset.summary import read_complete
 from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
-from pipelines.files.tar import add_member, read_members
+from pipelines.files.tar import add_member
 from pipelines.runtime.session import Pools
+from pipelines.runtime.stages import codec_in_actor, each_row_at_once, one_block_each
 
 if TYPE_CHECKING:  # it brings torch along, which reading and saving do without
     from corrdiff.codec import CorrDiffCodec, Decoding
 
-CHUNK_PIXELS = 1 << 24
+P = TypeVar("P")
+
+PORTION_PIXELS = 1 << 24
 """Pictures that go through the stages together, and into one shard, at most (one picture may have more)."""
 
 BATCH = 8
@@ -42,13 +46,6 @@ EXTENSIONS: dict[Format, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 JPEG_QUALITY = 95
 
 
-class File(NamedTuple):
-    """A compressed picture."""
-
-    key: str
-    data: bytes
-
-
 class Decoded(NamedTuple):
     """A picture."""
 
@@ -56,57 +53,68 @@ class Decoded(NamedTuple):
     pixels: Picture
 
 
-class Chunk(NamedTuple):
-    """Some pictures of a unit, on their way."""
+class Portion(NamedTuple, Generic[P]):
+    """Some pictures of a unit on their way: first `PictureFile`s, then `Decoded` ones."""
 
     unit: int
     number: int
     of: int
-    """Chunks of this unit."""
-    pictures: list[Any]
+    """Portions of this unit."""
+    pictures: list[P]
 
 
-def read_part(dataset: str, record: Record) -> list[File]:
-    """All files of a part. Raises `JobError` where it is not what was written."""
-    uri = storage.join(dataset, record.tar.name)
-    try:
-        data = storage.read_bytes(uri, storage.PATIENT_ATTEMPTS)
-    except FileNotFoundError:
-        raise JobError(f"part {uri} is missing; copy it again") from None
-    if hashlib.sha256(data).hexdigest() != record.tar.sha256:
-        raise JobError(f"part {uri} is damaged: its SHA-256 is not the record's; copy it again")
-    return [File(key, file) for key, file in read_members(data, ".crdf")]
+@dataclass(frozen=True)
+class DecompressJob:
+    """A finished compressed dataset, the codec that wrote it, and how pictures are made of it."""
+
+    dataset: str
+    codec: str
+    """URI of the codec directory."""
+    plan: Plan
+    pictures: int
+    """How many it holds."""
+    config: DecompressConfig
 
 
-def portions(files: Iterable[File], max_pixels: int) -> Iterator[list[File]]:
-    """Lists of about CHUNK_PIXELS, in order."""
-    some: list[File] = []
-    room = CHUNK_PIXELS
+def open_dataset(dataset: str, codec: str, config: DecompressConfig) -> DecompressJob:
+    """A finished dataset, to be decompressed. Raises `UsageError` where there is none, or it is another codec's."""
+    from corrdiff.codec_directory import read_config
+
+    dataset, codec = storage.absolute(dataset), storage.absolute(codec)
+    plan, summary = read_complete(dataset)
+    compressed.check_codec(dataset, plan, codec, read_config(codec)[1])
+    return DecompressJob(dataset, codec, plan, summary.pictures - summary.failures, config)
+
+
+def portions(files: Iterable[PictureFile], max_pixels: int) -> Iterator[list[PictureFile]]:
+    """Lists of about PORTION_PIXELS, in order."""
+    portion: list[PictureFile] = []
+    room = PORTION_PIXELS
     for file in files:
         header = bitstream.unpack(file.data, max_pixels=max_pixels).header
         room -= header.width * header.height
-        if some and room < 0:
-            yield some
-            some, room = [], CHUNK_PIXELS - header.width * header.height
-        some.append(file)
-    if some:
-        yield some
+        if portion and room < 0:
+            yield portion
+            portion, room = [], PORTION_PIXELS - header.width * header.height
+        portion.append(file)
+    if portion:
+        yield portion
 
 
-def read_chunks(batch: dict[str, Any], dataset: str, max_pixels: int) -> Iterator[dict[str, Any]]:
+def read_portions(batch: dict[str, Any], dataset: str, max_pixels: int) -> Iterator[dict[str, Any]]:
     """A Ray task: whole units, or chosen members of them -> files."""
     for unit, members in zip(batch["unit"].tolist(), batch["members"].tolist(), strict=True):
         if not members:
-            files = read_part(dataset, compressed.read_record(dataset, unit))
+            files = compressed.read_part(dataset, compressed.read_record(dataset, unit))
         else:
             chosen = [Member(*member) for member in json.loads(members)]
-            files = [File(member.key, compressed.read_member(dataset, member)) for member in chosen]
-        chunks = [*portions(files, max_pixels)] or [[]]
-        for number, some in enumerate(chunks):
-            yield {"chunk": [Chunk(unit, number, len(chunks), some)]}
+            files = [PictureFile(member.key, compressed.read_member(dataset, member)) for member in chosen]
+        cut = [*portions(files, max_pixels)] or [[]]
+        for number, portion in enumerate(cut):
+            yield {"portion": [Portion(unit, number, len(cut), portion)]}
 
 
-def decode(codec: CorrDiffCodec, files: list[File], decoding: Decoding, max_pixels: int) -> Iterator[Decoded]:
+def decode(codec: CorrDiffCodec, files: list[PictureFile], decoding: Decoding, max_pixels: int) -> Iterator[Decoded]:
     """In the order of the files, those of one size together where they follow each other."""
     from corrdiff.coding import batch_key
 
@@ -121,53 +129,43 @@ class Decoder:
     """A Ray Data actor: the networks on one GPU or one core."""
 
     def __init__(self, codec: str, device: str, config: DecompressConfig) -> None:
-        import torch
-
-        from corrdiff.codec_directory import load_codec
-
-        if device == "cpu":
-            torch.set_num_threads(1)  # an actor for each core
-        self.codec, self.config = load_codec(codec, device, config.precision), config
+        self.codec, self.config = codec_in_actor(codec, device, config.precision), config
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        chunk: Chunk = row["chunk"]
-        decoded = decode(self.codec, chunk.pictures, self.config.decoding, self.config.max_pixels)
-        return {"chunk": chunk._replace(pictures=list(decoded))}
+        portion: Portion[PictureFile] = row["portion"]
+        pictures = decode(self.codec, portion.pictures, self.config.decoding, self.config.max_pixels)
+        return {"portion": Portion(portion.unit, portion.number, portion.of, list(pictures))}
 
 
-def decoded(rows: list[dict[str, Any]], dataset: str, codec: str, config: DecompressConfig, stages: Pools) -> Any:
-    """A Ray Data dataset of chunks of decoded pictures: of units, or of chosen members of them."""
-    import ray.data
-
-    chunks = (
-        ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map_batches(
-            read_chunks, batch_size=1, fn_kwargs={"dataset": dataset, "max_pixels": config.max_pixels}, **stages.tasks
-        )
-        .map(Decoder, fn_constructor_args=(codec, stages.device, config), **stages.networks)
+def decoded(job: DecompressJob, rows: list[dict[str, Any]], stages: Pools) -> Any:
+    """A Ray Data dataset of portions of decoded pictures: of units, or of chosen members of them."""
+    reading = {"dataset": job.dataset, "max_pixels": job.config.max_pixels}
+    return each_row_at_once(
+        one_block_each(rows)
+        .map_batches(read_portions, batch_size=1, fn_kwargs=reading, **stages.tasks)
+        .map(Decoder, fn_constructor_args=(job.codec, stages.device, job.config), **stages.networks)
     )
-    chunks.context.target_max_block_size = 1  # a chunk is a block, and goes on as soon as it is there
-    return chunks
 
 
-def save_chunk(row: dict[str, Any], out: str, kind: Format, shards: bool) -> dict[str, Any]:
+def save_portion(row: dict[str, Any], out: str, kind: Format, shards: bool) -> dict[str, Any]:
     """A Ray task: pictures -> files, or one WebDataset shard of them."""
-    chunk: Chunk = row["chunk"]
-    files = {f"{p.key}.{EXTENSIONS[kind]}": to_file(p.pixels, kind) for p in chunk.pictures}
+    portion: Portion[Decoded] = row["portion"]
+    files = {f"{p.key}.{EXTENSIONS[kind]}": to_file(p.pixels, kind) for p in portion.pictures}
     if shards and files:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name, data in files.items():
                 add_member(tar, name, data)
-        name = f"shard-{chunk.unit:05d}-{chunk.number:03d}.tar"
+        name = f"shard-{portion.unit:05d}-{portion.number:03d}.tar"
         storage.write_bytes(storage.join(out, name), buffer.getvalue(), storage.PATIENT_ATTEMPTS)
     elif not shards:
         for name, data in files.items():
             storage.write_bytes(storage.join(out, _safe(name)), data, storage.PATIENT_ATTEMPTS)
-    return {"unit": chunk.unit, "chunks": chunk.of, "pictures": len(files)}
+    return {"unit": portion.unit, "portions": portion.of, "pictures": len(files)}
 
 
 def to_file(pixels: Picture, kind: Format) -> bytes:
+    """A picture as a PNG, a lossless WebP, or a JPEG."""
     if kind == "png":
         return save_png(pixels)
     buffer = io.BytesIO()

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 
 import fsspec
 
-from pipelines.files.storage import PATIENT_ATTEMPTS, is_local, open_fs, with_retries
+from pipelines.files.retries import PATIENT_ATTEMPTS, with_retries
+from pipelines.files.storage import is_local, open_fs
 
 
 def walk(uri: str) -> Iterator[str]:

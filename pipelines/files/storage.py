@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
-import random
 import re
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 
 from corrdiff.config import BUILTIN_SCHEME
 from corrdiff.errors import JobError, UsageError
-
-T = TypeVar("T")
-
-ATTEMPTS = 5
-PATIENT_ATTEMPTS = 30
-"""For what a long job reads and writes: with pauses of at most `LONGEST_DELAY_S` it waits some four minutes."""
-
-FIRST_DELAY_S = 0.2
-LONGEST_DELAY_S = 15.0
+from pipelines.files.retries import ATTEMPTS, with_retries
+from pipelines.files.retries import PATIENT_ATTEMPTS as PATIENT_ATTEMPTS
 
 SAMPLE_SCHEME = "sample:"
 """Of pictures that installed packages bring; like `builtin:`, no place in any storage."""
@@ -38,13 +27,7 @@ READERS = 16
 CHUNK_BYTES = 8 << 20
 """Most of an object that one request of `read_range` asks for, so that a broken connection repeats little."""
 
-_FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_DRIVERS = ("aiobotocore", "aiohttp", "botocore", "urllib3")
-"""Packages whose errors about the network are not `OSError`s."""
-_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoAuthTokenError")
-"""Their errors that no second attempt helps."""
+_PASSWORD = re.compile(r"://[^/\s@:]*:[^\s@]*@")
 
 
 def absolute(uri: str) -> str:
@@ -53,7 +36,7 @@ def absolute(uri: str) -> str:
     Raises `UsageError` for a relative path in a Ray job, whose working directory goes away with the job, and for a URI
     with a password, which would be in logs and in MLflow.
     """
-    if re.search(r"://[^/\s@:]*:[^\s@]*@", uri):
+    if _PASSWORD.search(uri):
         raise UsageError(
             f"{uri.split('://')[0]}://...: leave user and password to the environment or a configuration file"
         )
@@ -64,12 +47,19 @@ def absolute(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri))
 
 
+def redacted(uri: str) -> str:
+    """A URI without user and password, fit for a log."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}" if "@" in rest else uri
+
+
 def in_job() -> bool:
     """Whether this process was started by Ray's job server."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def join(uri: str, *parts: str) -> str:
+    """A place under a directory or prefix."""
     root = uri if uri.endswith("://") else f"{uri.rstrip('/')}/"
     return root + "/".join(parts)
 
@@ -229,11 +219,13 @@ def _beside(path: str, data: bytes) -> Iterator[str]:
 
 
 def exists(uri: str) -> bool:
+    """Whether there is a file or a directory of that name."""
     fs, path = open_fs(uri)
     return bool(with_retries(f"looking for {uri}", lambda: fs.exists(path)))
 
 
 def is_file(uri: str) -> bool:
+    """Whether there is a file of that name."""
     fs, path = open_fs(uri)
     return bool(with_retries(f"looking for {uri}", lambda: fs.isfile(path)))
 
@@ -253,13 +245,14 @@ def list_names(uri: str) -> list[str]:
 
 
 def remove_tree(uri: str) -> None:
+    """Remove a file, or a directory with all that is in it, where there is one."""
     fs, path = open_fs(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 def read_json(uri: str) -> Any:
-    """Raises `UsageError` where the object is not JSON, `FileNotFoundError` where it is missing."""
+    """The value of a JSON file. Raises `UsageError` where it is not JSON, `FileNotFoundError` where it is missing."""
     data = read_bytes(uri)
     try:
         return json.loads(data)
@@ -268,46 +261,15 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
+    """Write a value as JSON."""
     write_bytes(uri, to_json(value))
 
 
 def to_json(value: Any) -> bytes:
+    """JSON that is the same for the same value."""
     return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is this machine's own."""
     return fs.protocol == "file" or "file" in fs.protocol
-
-
-def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
-    """Run an idempotent action, again with growing pauses where it failed for a reason that may pass.
-
-    Says once on stderr that it goes on trying where that takes long. Raises `JobError` when the last attempt failed
-    too. A missing object (`FileNotFoundError`), a refused permission (`UsageError`), a full disk and what the action
-    itself calls a `JobError` are final at once.
-    """
-    delay_s = FIRST_DELAY_S
-    for attempt in range(1, attempts + 1):
-        try:
-            return action()
-        except (*_FINAL, JobError, UsageError):
-            raise
-        except PermissionError as error:
-            raise UsageError(f"{what} is not permitted ({error}); check the path and the credentials") from None
-        except Exception as error:
-            if type(error).__name__ in _CREDENTIALS:
-                raise UsageError(f"{what} is not possible: {error}") from None
-            if type(error).__name__ == "ParamValidationError":  # a mistake of ours
-                raise
-            if getattr(error, "errno", None) in _NO_NAME:
-                raise
-            if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _DRIVERS:
-                raise
-            if attempt == attempts or getattr(error, "errno", None) in _FULL:
-                times = "" if attempt == 1 else f" {attempt} times, last"
-                raise JobError(f"{what} failed{times} with: {error}") from error
-            if attempt == ATTEMPTS:
-                print(f"{what} fails ({error}); trying again for some minutes", file=sys.stderr)
-        time.sleep(delay_s * random.uniform(0.5, 1.0))  # many workers must not come back at the same moment
-        delay_s = min(2 * delay_s, LONGEST_DELAY_S)
-    raise AssertionError

@@ -1,4 +1,9 @@
-"""Members of tar files, written so that the same content gives the same bytes."""
+"""Members of tar files, written so that the same content gives the same bytes.
+
+`webdataset.TarWriter` would write the same bytes as fast (2,000 members of a few kilobytes take 0.05 to 0.1 s with
+either), but importing it imports torch: 2.3 s and 440 MiB more in each process that writes a part, which otherwise
+starts in 0.2 s and takes 70 MiB. Nor does it say where a member begins, which is what a part's table has to know.
+"""
 
 from __future__ import annotations
 

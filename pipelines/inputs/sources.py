@@ -1,15 +1,20 @@
-"""Which pictures a command means: a directory, a glob, one file, any fsspec URI, or `sample:`."""
+"""Which pictures a command means: a directory, a glob, one file, names in braces, any fsspec URI, or `sample:`."""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import importlib.util
+import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import fsspec.utils
+from braceexpand import braceexpand
 
 from corrdiff.errors import UsageError
 from corrdiff.images import EXTENSIONS
@@ -52,6 +57,7 @@ class Keys:
         """Stems of which more names may come: those all begin with the stem and a dot, so they come in one run."""
 
     def of(self, name: str) -> str:
+        """The key of the name that comes next."""
         directory, slash, base = name.rpartition("/")
         stem, dot, _ = base.rpartition(".")
         stem = f"{directory}{slash}{stem if dot else base}"
@@ -71,7 +77,10 @@ def iterate(images: str, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[S
 
     `sample:` is the colour photographs inside installed packages; `sample:train` and `sample:held-out` are parts of it,
     `sample:NAME` is one. A directory is searched through all levels for the extensions; a glob and a single file are
-    taken as they are.
+    taken as they are. Braces (`shards-{0000..0099}.tar`, `photos/{2023,2024}`) stand for all that they expand to,
+    unless there is something of that very name.
+
+    Raises `UsageError` where that cannot be listed, or something that braces name is not there.
     """
     if images.startswith(storage.SAMPLE_SCHEME):
         yield from _samples(images.removeprefix(storage.SAMPLE_SCHEME))
@@ -79,7 +88,7 @@ def iterate(images: str, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[S
     uri = storage.absolute(images)
     keys = Keys()
     try:
-        root, names = _find(uri, extensions)
+        root, names = _find_all(uri, extensions)
         for name in names:
             if not name.isprintable() and name.encode(errors="ignore").decode() != name:
                 raise UsageError(f"{root}: the name of {name!a} is not UTF-8; rename it")
@@ -88,18 +97,62 @@ def iterate(images: str, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[S
         raise UsageError(f"cannot list {images}: {error}") from None
 
 
-def _find(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[str]]:
-    """Where the names begin, and the names of the files."""
-    magic = re.search(r"[*?\[]", uri)
-    if magic:
-        root = _parent(uri[: magic.start()])
-        fits = re.compile(fsspec.utils.glob_translate(uri)).fullmatch
-        return root, (name for name in listing.walk(root) if fits(storage.join(root, name)))
+def _find_all(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[str]]:
+    """Where the names begin, and the names of the files, with braces expanded."""
+    expanded, directory = _expand(uri), _directory(uri)
+    if expanded == [uri] or ("{" in (directory or uri) and storage.exists(directory or uri)):
+        return _find(uri, extensions) or (uri, iter(()))
+    globs: defaultdict[str, list[str]] = defaultdict(list)  # those of one directory are found in one walk through it
+    if directory and "{" not in directory:
+        globs[directory].append(uri)  # names may have these braces too
+    places: list[str] = []
+    for each in expanded:
+        of_glob = _directory(each)
+        (globs[of_glob] if of_glob else places).append(each)
+    with ThreadPoolExecutor(storage.READERS) as pool:
+        found = list(pool.map(lambda place: _find(place, extensions), places))
+    missing = [place for place, there in zip(places, found, strict=True) if there is None]
+    if missing:
+        raise UsageError(f"{uri}: of {len(expanded):,} names {len(missing):,} are not there, such as {missing[0]}")
+    root = _parent(re.split(r"[*?\[{]", uri)[0])
+    parts = [*filter(None, found), *((directory, _glob(directory, patterns)) for directory, patterns in globs.items())]
+    return root, (name for name, _ in itertools.groupby(heapq.merge(*(_seen_from(root, *part) for part in parts))))
+
+
+def _seen_from(root: str, directory: str, names: Iterator[str]) -> Iterator[str]:
+    """Names in a directory as they are under one further up."""
+    return (storage.join(directory, name).removeprefix(storage.join(root, "")) for name in names)
+
+
+def _expand(uri: str) -> list[str]:
+    """What braces stand for, in order and once each; a URI without, or with what is no such expression, is itself."""
+    try:
+        return sorted(set(braceexpand(uri, escape=False)))
+    except ValueError:  # braces without their other half
+        return [uri]
+
+
+def _find(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[str]] | None:
+    """Where the names begin, and the names of the files; None where there is nothing."""
+    directory = _directory(uri)
+    if directory:
+        return directory, _glob(directory, [uri])
     if storage.is_file(uri):
         return _parent(uri), iter([uri.rpartition("/")[2]])
     if not storage.exists(uri):
-        return uri, iter(())
+        return None
     return uri, (name for name in listing.walk(uri) if name.lower().endswith(extensions))
+
+
+def _directory(uri: str) -> str | None:
+    """Where the files of a glob are, through all levels; None of what is no glob."""
+    magic = re.search(r"[*?\[]", uri)
+    return _parent(uri[: magic.start()]) if magic else None
+
+
+def _glob(directory: str, patterns: list[str]) -> Iterator[str]:
+    fits = re.compile("|".join(map(fsspec.utils.glob_translate, patterns))).fullmatch
+    return (name for name in listing.walk(directory) if fits(storage.join(directory, name)))
 
 
 def _parent(uri: str) -> str:

@@ -122,15 +122,15 @@ def write_plan(directory: str, units: Iterator[Unit]) -> Count:
     """Write units down as they come; no more than a file of them is in memory."""
     number, count, known = 0, 0, True
     for file in itertools.count():
-        some = list(itertools.islice(units, UNITS_A_FILE))
-        if not some:
+        written = list(itertools.islice(units, UNITS_A_FILE))
+        if not written:
             return Count(number, count if known else None)
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([unit._asdict() for unit in some], SCHEMA), buffer)
+        pq.write_table(pa.Table.from_pylist([unit._asdict() for unit in written], SCHEMA), buffer)
         storage.write_bytes(_plan_file(directory, file), buffer.getvalue(), storage.PATIENT_ATTEMPTS)
-        number += len(some)
-        count += sum(unit.pictures for unit in some)
-        known &= all(unit.kind != "shard" for unit in some)
+        number += len(written)
+        count += sum(unit.pictures for unit in written)
+        known &= all(unit.kind != "shard" for unit in written)
     raise AssertionError
 
 
@@ -141,6 +141,7 @@ def read_units(directory: str, file: int) -> list[Unit]:
 
 
 def read_unit(directory: str, number: int) -> Unit:
+    """One unit of the plan, by its number."""
     file, place = divmod(number, UNITS_A_FILE)
     return read_units(directory, file)[place]
 
@@ -156,8 +157,8 @@ def read_pictures(unit: Unit, every: int = 1) -> Iterator[Found]:
     Raises `JobError` where storage cannot be reached for long: that is no picture's fault.
     """
     if unit.kind == "files":
-        some = itertools.islice(zip(unit.keys, unit.uris, strict=True), 0, None, every)
-        yield from (_read(key, uri, uri) for key, uri in some)
+        chosen = itertools.islice(zip(unit.keys, unit.uris, strict=True), 0, None, every)
+        yield from (_read(key, uri, uri) for key, uri in chosen)
     else:
         found = _rows(unit) if unit.kind == "table" else _members(unit)
         yield from itertools.islice(found, 0, None, every)

@@ -16,10 +16,15 @@ def one_block_each(rows: list[dict[str, Any]]) -> Any:
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
+def each_row_at_once(dataset: Any) -> Any:
+    """A Ray dataset as it is, each row of which goes on to the next stage as soon as it is there."""
+    dataset.context.target_max_block_size = 1
+    return dataset
+
+
 def rows_as_they_come(dataset: Any) -> Iterator[dict[str, Any]]:
     """The rows of a Ray dataset in any order; each goes on to the next stage as soon as it is there."""
-    dataset.context.target_max_block_size = 1
-    yield from dataset.iter_rows()
+    yield from each_row_at_once(dataset).iter_rows()
 
 
 def codec_in_actor(uri: str, device: str, precision: Precision | None) -> CorrDiffCodec:

@@ -82,6 +82,8 @@ def read_manifest(uri: str) -> Manifest:
     try:
         data = storage.read_json(storage.join(uri, MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
+        if "{" in uri:
+            raise UsageError(f"no shards at {uri}: name the one directory of corrdiff shards, without braces") from None
         raise UsageError(
             f"no shards at {uri}: there is no {MANIFEST}; cut some with 'corrdiff shard IMAGES {uri}'"
         ) from None

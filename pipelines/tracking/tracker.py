@@ -42,12 +42,6 @@ def tracking_uri() -> str:
     return given or f"sqlite:///{os.path.abspath('mlflow.db')}"
 
 
-def redacted(uri: str) -> str:
-    """A URI without user and password, fit for a log."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}" if "@" in rest else uri
-
-
 def recorded_run(directory: str) -> str | None:
     """The MLflow run that whoever works in a directory wrote down there."""
     uri = storage.join(directory, RECORD)
@@ -166,7 +160,7 @@ class Tracker:
             if not self._offline:
                 kind = type(error).__name__
                 self._say(
-                    f"MLflow at {redacted(self._uri)} cannot be reached ({kind}); going on, "
+                    f"MLflow at {storage.redacted(self._uri)} cannot be reached ({kind}); going on, "
                     f"measurements are kept and go to {self._local} unless it comes back"
                 )
             self._offline, self._retry_at = True, time.monotonic() + RETRY_EVERY_S

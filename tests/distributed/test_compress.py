@@ -27,9 +27,9 @@ from corrdiff.codec_directory import save_codec
 from corrdiff.config import tiny
 from corrdiff.metrics import psnr
 from corrdiff.networks.model import CorrDiffModel
+from pipelines import CompressedPictures, read_compressed
 from pipelines.cli import main
 from pipelines.dataset import format as compressed
-from pipelines.decompress.reader import CompressedPictures, read_compressed
 from pipelines.files import storage
 from tests.support.drawn import make_picture
 from tests.support.results import read_files, read_table
@@ -281,7 +281,7 @@ def test_ray_data_reads_the_compressed_dataset(dataset: str, codec_dir: Path) ->
 
 @pytest.mark.slow
 def test_reading_the_compressed_dataset_starts_ray_where_it_is_not_started(dataset: str, codec_dir: Path) -> None:
-    imports = "from pipelines.decompress.reader import read_compressed"
+    imports = "from pipelines import read_compressed"
     program = f"{imports}; print(read_compressed({dataset!r}, {str(codec_dir)!r}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

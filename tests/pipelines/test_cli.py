@@ -68,6 +68,7 @@ TRAIN = ["train", "phase1", "--shards", "{tmp}/none"]
         (["shard", "sample:", "{tmp}/out", "--crop", "3"], "--crop must be from 16"),
         (["shard", "nothing://x", "{tmp}/out"], "cannot open nothing://x"),
         (TRAIN, "there is no manifest.json"),
+        (["train", "phase1", "--shards", "{tmp}/shard-{0..9}.tar"], "name the one directory of corrdiff shards"),
         ([*TRAIN, "--batch", "3", "--workers", "2"], "dealt"),
         ([*TRAIN, "--zero-stage", "7"], "zero-stage"),
         ([*TRAIN, "--preset", "huge"], "preset"),

@@ -14,8 +14,10 @@ from corrdiff.codec import CorrDiffCodec, Preview, Settings
 from corrdiff.errors import UsageError
 from corrdiff.rate_control import Choice, Curve, Point
 from pipelines.compress import rate_target as target
+from pipelines.compress.claim import CompressJob
 from pipelines.compress.config import CompressConfig
-from pipelines.compress.rate_target import Rate, Sampled
+from pipelines.compress.rate import Rate, qualities
+from pipelines.compress.rate_target import Sampled
 from pipelines.dataset.format import Plan
 from pipelines.files import storage
 
@@ -41,8 +43,8 @@ def test_pictures_take_the_quality_that_all_their_previews_together_would_say(co
     for slope in (1e-6, 0.3, 3.0, 1e6):
         choice = Choice(slope, 4)
         expected = [rate_control.chosen_quality(curve.points, choice) for curve in curves]
-        assert target.qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=slope)) == expected
-    assert target.qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=1e9)) == [0, 0, 0]
+        assert qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=slope)) == expected
+    assert qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=1e9)) == [0, 0, 0]
 
 
 def test_the_standard_error_is_that_of_drawing_units_again_and_again() -> None:
@@ -62,28 +64,28 @@ def test_the_standard_error_is_that_of_drawing_units_again_and_again() -> None:
 
 
 def test_what_is_known_in_full_has_no_error_and_one_unit_says_nothing_of_the_others() -> None:
-    some = [_sampled(0, place, 50 + place) for place in range(5)]
-    assert target.relative_error(some, RATE, 1.0, AT_BPP) == 0
-    assert target.relative_error(some, RATE, 0.1, AT_BPP) == math.inf
+    pictures = [_sampled(0, place, 50 + place) for place in range(5)]
+    assert target.relative_error(pictures, RATE, 1.0, AT_BPP) == 0
+    assert target.relative_error(pictures, RATE, 0.1, AT_BPP) == math.inf
 
 
 def test_a_target_that_no_quality_reaches_is_refused_with_what_can_be_reached() -> None:
-    some = [Sampled(u, 0, 1000, 1, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(3)]
-    for config, said in (
+    pictures = [Sampled(u, 0, 1000, 1, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(3)]
+    for config, message in (
         (CompressConfig(target_bpp=50.0), r"--target-bpp 50.0 is out of reach.* between 0.176 and 20.5"),
         (CompressConfig(target_psnr=60.0), r"--target-psnr 60.0 is out of reach.* between 28.59 and 49.66"),
     ):
-        with pytest.raises(UsageError, match=said):
-            target._check_in_reach(some, RATE, config)
-    target._check_in_reach(some, RATE, CompressConfig(target_bpp=20.7))
-    target._check_in_reach(some, RATE, CompressConfig(target_psnr=35.0))
+        with pytest.raises(UsageError, match=message):
+            target._check_in_reach(pictures, RATE, config)
+    target._check_in_reach(pictures, RATE, CompressConfig(target_bpp=20.7))
+    target._check_in_reach(pictures, RATE, CompressConfig(target_psnr=35.0))
 
 
 def test_what_factors_and_diffusion_add_is_part_of_the_aim() -> None:
-    some = [Sampled(u, 0, 1000, 2, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(40)]
-    some[0] = some[0]._replace(more_bytes=(10, 10, 10), more_db=(-0.5, -1.0, -2.5))
-    some[1] = some[1]._replace(more_bytes=(20, 20, 20), more_db=(-0.5, -2.0, -3.5))
-    rate = target.fit(some, CompressConfig(target_psnr=34.0))
+    pictures = [Sampled(u, 0, 1000, 2, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(40)]
+    pictures[0] = pictures[0]._replace(more_bytes=(10, 10, 10), more_db=(-0.5, -1.0, -2.5))
+    pictures[1] = pictures[1]._replace(more_bytes=(20, 20, 20), more_db=(-0.5, -2.0, -3.5))
+    rate = target.fit(pictures, CompressConfig(target_psnr=34.0))
     assert (rate.bytes_a_cell, rate.sampled) == (7.5, 40)
     assert rate.psnr_offset_db == pytest.approx([-0.5, -0.75, -1.0, -1.25, -1.5, -2.0, -2.5, -3.0])
     levels = [10 * math.log10(255**2 / (90.0 / 2**q)) + rate.psnr_offset_db[q] for q in range(8)]
@@ -93,31 +95,12 @@ def test_what_factors_and_diffusion_add_is_part_of_the_aim() -> None:
 
 
 def test_the_rule_that_is_written_down_counts(tmp_path: Path) -> None:
-    plan, uri = Plan({}, "_plan/x", 1, 1), str(tmp_path / "rate.json")
+    job = CompressJob("in", str(tmp_path), "no codec is needed", Plan({}, "_plan/x", 1, 1), AT_BPP)
+    uri = str(tmp_path / "rate.json")
     storage.write_json(uri, {"slope": 3.0, "start": 2, "bytes_a_cell": 1.0, "psnr_offset_db": NO_OFFSET, "sampled": 7,
                              "bpp": 0.3, "psnr_db": 31.0})  # fmt: skip
-    rate = target.find_rate(str(tmp_path), "no codec is needed", plan, AT_BPP)
+    rate = target.find_rate(job)
     assert rate == Rate(3.0, 2, 1.0, NO_OFFSET, 7, 0.3, 31.0)
     storage.write_json(uri, {"slope": 3.0})
     with pytest.raises(UsageError, match=r"rate.json is damaged"):
-        target.find_rate(str(tmp_path), "no codec is needed", plan, AT_BPP)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"quality": 4, "target_bpp": 0.2}, "--quality, --target-bpp and --target-psnr: give one of them"),
-        ({"target_bpp": 0.2, "target_psnr": 30.0}, "give one of them"),
-        ({"target_bpp": 0.0}, "--target-bpp must be positive, not 0.0"),
-        ({"target_psnr": float("nan")}, "--target-psnr must be positive, not nan"),
-    ],
-)
-def test_targets_that_make_no_sense_are_refused(options: dict[str, float], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        CompressConfig(**options)  # type: ignore[arg-type]
-
-
-def test_a_quality_that_is_given_and_the_default_one_are_the_same_compression() -> None:
-    assert CompressConfig().identity() == CompressConfig(quality=4).identity()
-    assert CompressConfig(target_bpp=0.5).identity() != CompressConfig(target_bpp=0.6).identity()
-    assert CompressConfig(target_bpp=0.5).identity()["quality"] is None
+        target.find_rate(job)

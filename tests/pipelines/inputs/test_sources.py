@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
@@ -8,11 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from corrdiff.errors import UsageError
-from corrdiff.images import open_image
-from pipelines.display.contact_sheet import Panel, side_by_side
+from corrdiff.images import EXTENSIONS, open_image
 from pipelines.files import storage
 from pipelines.inputs import sources as pictures
 from pipelines.inputs.sources import Keys
@@ -59,15 +56,6 @@ def test_a_glob_and_a_single_file(tmp_path: Path) -> None:
 def test_nothing_to_list_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no pictures at"):
         pictures.list_pictures(str(tmp_path))
-
-
-def test_side_by_side_shows_every_picture() -> None:
-    red, blue = np.zeros((20, 30, 3), np.uint8), np.zeros((20, 40, 3), np.uint8)
-    red[..., 0], blue[..., 2] = 255, 255
-    data = side_by_side([[Panel("a", red), Panel("b", blue)], [Panel("c", red)]])
-    sheet = np.asarray(Image.open(io.BytesIO(data)))
-    assert (sheet == (255, 0, 0)).all(-1).sum() == 2 * 600
-    assert (sheet == (0, 0, 255)).all(-1).sum() == 800
 
 
 def _keys(names: list[str]) -> list[str]:
@@ -184,3 +172,58 @@ def test_a_place_that_is_not_there_is_an_error(where: str) -> None:
 def test_a_sample_that_is_not_there_names_those_that_are() -> None:
     with pytest.raises(UsageError, match=r"there is no sample 'moon'; there are astronaut, .*'train' and 'held-out'"):
         pictures.list_pictures("sample:moon")
+
+
+def _names(root: str, pattern: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    return [s.uri.removeprefix(f"{root}/") for s in pictures.iterate(f"{root}/{pattern}", extensions)]
+
+
+def test_braces_name_all_that_they_expand_to_in_order_and_once(place: str) -> None:
+    for i in range(12):
+        storage.write_bytes(f"{place}/shard-{i:04d}.tar", b"x")
+    found = [*pictures.iterate(f"{place}/shard-{{0002..0010}}.tar")]
+    assert [s.uri for s in found] == [f"{place}/shard-{i:04d}.tar" for i in range(2, 11)]
+    assert [s.key for s in found] == [f"shard-{i:04d}" for i in range(2, 11)]
+    assert _names(place, "shard-000{3,1,3}.tar") == ["shard-0001.tar", "shard-0003.tar"]
+    assert _names(place, "{shard-000,shard-001}{0..1}.tar") == [
+        "shard-0000.tar", "shard-0001.tar", "shard-0010.tar", "shard-0011.tar",
+    ]  # fmt: skip
+
+
+def test_braces_may_name_directories_and_stand_beside_a_glob(place: str) -> None:
+    for name in ("2023/a.png", "2023/b.txt", "2023-x.png", "2024/a.jpg", "2024/sub/c.png", "2025/d.png"):
+        storage.write_bytes(f"{place}/{name}", b"x")
+    assert _names(place, "{2023,2024}") == ["2023/a.png", "2024/a.jpg", "2024/sub/c.png"]
+    assert _names(place, "{2023,2023-x.png,2024}") == ["2023-x.png", "2023/a.png", "2024/a.jpg", "2024/sub/c.png"]
+    assert _names(place, "{2023,2024}/*.png") == ["2023/a.png"]
+    assert _names(place, "202*/*.{png,jpg}") == ["2023/a.png", "2024/a.jpg", "2025/d.png"]
+    assert _names(place, "*/{a,d}.*") == ["2023/a.png", "2024/a.jpg", "2025/d.png"]
+
+
+def test_keys_are_unique_whatever_braces_name(tmp_path: Path) -> None:
+    for name in ("a1.png", "a1.jpg", "a2.png", "a2.jpg", "b/a1.png"):
+        storage.write_bytes(str(tmp_path / name), b"x")
+    found = list(pictures.iterate(f"{tmp_path}/{{a*.jpg,a*.png,b,a1.*}}"))
+    assert [s.uri.removeprefix(f"{tmp_path}/") for s in found] == ["a1.jpg", "a1.png", "a2.jpg", "a2.png", "b/a1.png"]
+    assert len({s.key for s in found}) == 5
+
+
+def test_something_that_is_called_so_is_found_though_its_name_has_braces(place: str) -> None:
+    for name in ("{a,b}.png", "a.png", "b.png", "{1..2}/c.png", "1/c.png", "{x}.png", "{y.png"):
+        storage.write_bytes(f"{place}/{name}", b"x")
+    assert _names(place, "{a,b}.png") == ["{a,b}.png"]
+    assert _names(place, "{1..2}") == ["{1..2}/c.png"]
+    assert _names(place, "{1..2}/*.png") == ["{1..2}/c.png"]
+    assert _names(place, "{a,b}*") == ["a.png", "b.png", "{a,b}.png"]
+    assert _names(place, "{x}.png") == ["{x}.png"]
+    assert _names(place, "{y.png") == ["{y.png"]
+    assert _names(place, "{x}*.png") == ["{x}.png"]
+
+
+def test_what_braces_name_and_is_not_there_is_said(place: str) -> None:
+    for i in (0, 1, 3):
+        storage.write_bytes(f"{place}/s-{i}.tar", b"x")
+    with pytest.raises(UsageError, match=r"s-\{0\.\.4\}\.tar: of 5 names 2 are not there, such as .*/s-2\.tar"):
+        _names(place, "s-{0..4}.tar")
+    assert _names(place, "{s}-0.tar") == []
+    assert _names(place, "s-{0..") == []

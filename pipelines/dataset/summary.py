@@ -1,0 +1,65 @@
+"""What a finished compression came to: OUT/summary.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from corrdiff.errors import UsageError
+from pipelines.dataset.format import PLAN, SUMMARY, Plan, finished_units, metric_columns, read_plan
+from pipelines.files import storage
+from pipelines.files.records import read_record
+
+PERCENTILES = (5, 25, 50, 75, 95)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished compression."""
+
+    pictures: int
+    failures: int
+    bytes: int
+    pixels: int
+    bpp: float | None
+    """All bits over all pixels; None where every picture failed."""
+    percentiles: dict[str, dict[str, float]]
+    """Metric -> "mean", "p5" ... "p95"."""
+    failure_reasons: dict[str, int]
+    """Numbers in a reason are left out, so that like failures count together."""
+    qualities: dict[str, int]
+    """Pictures of each quality level."""
+    codec_fingerprint: str
+
+
+def read_summary(uri: str) -> Summary | None:
+    """The summary of a dataset, or None where the compression is not finished."""
+    try:
+        return read_record(storage.join(uri, SUMMARY), Summary)
+    except FileNotFoundError:
+        return None
+
+
+def read_complete(uri: str) -> tuple[Plan, Summary]:
+    """Plan and summary of a finished dataset. Raises `UsageError` where there is none."""
+    plan = read_plan(uri)
+    if plan is None:
+        raise UsageError(f"no compressed dataset at {uri}: there is no {PLAN}")
+    summary = read_summary(uri)
+    if summary is None:
+        done = len(finished_units(uri))
+        raise UsageError(f"{uri} is not complete: {done} of {plan.units} units are done; run 'corrdiff compress' again")
+    return plan, summary
+
+
+def percentiles(table: pa.Table) -> dict[str, dict[str, float]]:
+    """The mean and the percentiles of each metric of a table, over the pictures that have it."""
+    found: dict[str, dict[str, float]] = {}
+    for name in metric_columns():
+        values = table[name].drop_null().to_numpy()
+        if len(values):
+            points = zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True)
+            found[name] = {"mean": float(values.mean())} | {f"p{p}": v for p, v in points}
+    return found

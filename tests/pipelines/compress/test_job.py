@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from corrdiff import metrics
+from corrdiff.codec import CorrDiffCodec
+from corrdiff.errors import JobError
+from corrdiff.format.bitstream import MAX_PIXELS
+from pipelines.compress import job
+from pipelines.compress.config import CompressConfig
+from pipelines.compress.tally import Tally
+from pipelines.compress.write import write_unit
+from pipelines.dataset import format as compressed
+from pipelines.dataset.format import Plan, columns
+from pipelines.decompress.stages import decode
+from tests.support.compression import chunk_of, code_chunks, coded, encode_pictures
+
+Picture = npt.NDArray[np.uint8]
+Draw = Callable[..., Picture]
+
+
+def test_what_is_compressed_is_decoded_from_its_part(
+    codec_dir: Path, codec: CorrDiffCodec, draw: Draw, tmp_path: Path
+) -> None:
+    pictures = [draw(16, 24, 0), draw(24, 16, 1), draw(16, 24, 2)]
+    chunks = encode_pictures(pictures, str(codec_dir))
+    shown = {e.opened.key: e.shown for c in chunks for e in c.pictures}
+    record = write_unit(str(tmp_path), 0, code_chunks(chunks, str(codec_dir)), {}, columns())
+    files = compressed.read_part(str(tmp_path), record)
+    decoded = list(decode(codec, files, "corrected", MAX_PIXELS))
+    assert [d.key for d in decoded] == ["k/0", "k/1", "k/2"]
+    assert all(metrics.psnr(d.pixels, shown[d.key]) > 50 for d in decoded)
+
+
+def test_a_job_ends_when_more_pictures_have_failed_than_it_may() -> None:
+    tally = Tally(Plan({}, "", units=1, pictures=None), [])
+    tally.add(chunk_of(0, [coded(0, b"a"), coded(1, None), coded(2, None)]))
+    job._check_failures(tally, CompressConfig())
+    job._check_failures(tally, CompressConfig(max_failures=2))
+    with pytest.raises(JobError, match=r"2 of the first 3 pictures failed, more than --max-failures 1.*/in/1.png: why"):
+        job._check_failures(tally, CompressConfig(max_failures=1))

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from corrdiff import metrics
+from corrdiff.codec import CorrDiffCodec
+from corrdiff.errors import JobError
+from corrdiff.format import bitstream
+from corrdiff.format.bitstream import MAX_PIXELS
+from pipelines.dataset.format import PictureFile
+from pipelines.decompress import stages
+from pipelines.decompress.stages import Decoded, Format, Portion
+
+Picture = npt.NDArray[np.uint8]
+Draw = Callable[..., Picture]
+
+
+def _files(codec: CorrDiffCodec, sizes: list[tuple[int, int]]) -> list[PictureFile]:
+    shown = {size: codec.compress(np.zeros((*size, 3), np.uint8), steps=1) for size in set(sizes)}
+    return [PictureFile(str(i), shown[size]) for i, size in enumerate(sizes)]
+
+
+def test_files_of_a_part_are_cut_into_portions_by_their_pixels(
+    codec: CorrDiffCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "PORTION_PIXELS", 200)
+    files = _files(codec, [(10, 10), (10, 10), (1, 1), (20, 20), (10, 10), (10, 10)])
+    portions = list(stages.portions(files, MAX_PIXELS))
+    assert [[f.key for f in portion] for portion in portions] == [["0", "1"], ["2"], ["3"], ["4", "5"]]
+    assert [len(portion) for portion in stages.portions(files[3:], MAX_PIXELS)] == [1, 2]
+    assert list(stages.portions([], MAX_PIXELS)) == []
+
+
+def test_files_that_follow_each_other_and_are_alike_are_decoded_together(
+    codec: CorrDiffCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "BATCH", 2)
+    batches: list[int] = []
+    original = CorrDiffCodec.decompress_batch
+
+    def spying(self: CorrDiffCodec, files: list[bytes], *args: Any) -> list[Picture]:
+        batches.append(len(files))
+        return original(self, files, *args)
+
+    monkeypatch.setattr(CorrDiffCodec, "decompress_batch", spying)
+    sizes = [(8, 8), (8, 8), (8, 8), (8, 9), (8, 8)]
+    decoded = list(stages.decode(codec, _files(codec, sizes), "corrected", MAX_PIXELS))
+    assert batches == [2, 1, 1, 1]
+    assert [(d.key, d.pixels.shape[:2]) for d in decoded] == [(str(i), size) for i, size in enumerate(sizes)]
+
+
+def test_a_file_of_another_codec_is_not_decoded(codec: CorrDiffCodec) -> None:
+    (file,) = _files(codec, [(8, 8)])
+    header, tiles = bitstream.unpack(file.data)
+    other = bitstream.Header(**{**vars(header), "fingerprint": bytes(8)})
+    with pytest.raises(bitstream.BitstreamError, match=bytes(8).hex()):
+        list(stages.decode(codec, [PictureFile("a", bitstream.pack(other, tiles))], "corrected", MAX_PIXELS))
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+def test_pictures_are_saved_in_the_format_that_was_asked_for(draw: Draw, kind: Format) -> None:
+    picture = draw(40, 56)
+    image = Image.open(io.BytesIO(stages.to_file(picture, kind)))
+    assert image.format == kind.upper()
+    read = np.asarray(image.convert("RGB"))
+    assert np.array_equal(read, picture) if kind != "jpeg" else metrics.psnr(read, picture) > 25
+
+
+def test_a_portion_is_saved_as_files_or_as_a_shard(draw: Draw, tmp_path: Path) -> None:
+    pictures = [Decoded(key, draw(8, 8, i)) for i, key in enumerate(("a", "sub/b"))]
+    row = {"portion": Portion(7, 1, 3, pictures)}
+    expected = {"unit": 7, "portions": 3, "pictures": 2}
+    assert stages.save_portion(row, str(tmp_path / "files"), "png", shards=False) == expected
+    for p in pictures:
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "files" / f"{p.key}.png")), p.pixels)
+    assert stages.save_portion(row, str(tmp_path / "shards"), "jpeg", shards=True) == expected
+    assert [p.name for p in (tmp_path / "shards").iterdir()] == ["shard-00007-001.tar"]
+    with tarfile.open(tmp_path / "shards" / "shard-00007-001.tar") as tar:
+        assert tar.getnames() == ["a.jpg", "sub/b.jpg"]
+
+
+@pytest.mark.parametrize("key", ["../a", "a/../../b", "/etc/a", ".."])
+def test_a_key_that_leads_out_of_the_directory_is_refused(draw: Draw, tmp_path: Path, key: str) -> None:
+    portion = Portion(0, 0, 1, [Decoded(f"{key}/x", draw(8, 8))])
+    with pytest.raises(JobError, match="no path inside a directory"):
+        stages.save_portion({"portion": portion}, str(tmp_path / "out"), "png", shards=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "a..b/c.png", "..a.png", "a/b/c.png"])
+def test_an_ordinary_key_is_taken_as_it_is(name: str) -> None:
+    assert stages._safe(name) == name
