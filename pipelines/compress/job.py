@@ -30,7 +30,8 @@ from pipelines.display.progress import console
 from pipelines.files import storage
 from pipelines.files.records import differences
 from pipelines.inputs import units
-from pipelines.runtime.session import pools, ray_errors, ray_session
+from pipelines.runtime.resources import pools
+from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.tracking.run_log import RunLog
 from pipelines.tracking.tracker import Tracker, tracking_uri
 

@@ -37,7 +37,8 @@ from pipelines.compress.read import Chunk
 from pipelines.dataset.format import RATE, Plan
 from pipelines.display.progress import console
 from pipelines.files import storage
-from pipelines.runtime.session import pools, ray_errors
+from pipelines.runtime.resources import pools
+from pipelines.runtime.session import ray_errors
 
 FIRST_UNITS = 64
 """Each further round doubles the sample."""

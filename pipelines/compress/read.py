@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from corrdiff.images import ImageError, open_image
 from pipelines.compress.config import CompressConfig
 from pipelines.inputs import units
-from pipelines.runtime.session import Pools
+from pipelines.runtime.resources import Pools
 
 if TYPE_CHECKING:  # it brings torch along
     from corrdiff.codec import Picture

@@ -17,7 +17,8 @@ from pipelines.decompress import stages as decompress_stages
 from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
 from pipelines.files.records import differences
-from pipelines.runtime.session import pools, ray_errors, ray_session
+from pipelines.runtime.resources import pools
+from pipelines.runtime.session import ray_errors, ray_session
 
 DONE = "_decompressed"
 KEYS_A_ROW = 64

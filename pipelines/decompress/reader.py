@@ -22,7 +22,7 @@ from pipelines.dataset import format as compressed
 from pipelines.decompress import stages as decompress_stages
 from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
-from pipelines.runtime.session import pools
+from pipelines.runtime.resources import pools
 
 
 class CompressedPictures(IterableDataset[tuple[str, Tensor]]):

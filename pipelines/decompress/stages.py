@@ -25,7 +25,7 @@ from pipelines.dataset.format import Member, Record
 from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
 from pipelines.files.tar import add_member, read_members
-from pipelines.runtime.session import Pools
+from pipelines.runtime.resources import Pools
 
 if TYPE_CHECKING:  # it brings torch along, which reading and saving do without
     from corrdiff.codec import CorrDiffCodec, Decoding, Picture

@@ -38,7 +38,8 @@ from pipelines.files.records import differences
 from pipelines.files.storage import READERS
 from pipelines.inputs import units
 from pipelines.options import identity
-from pipelines.runtime.session import pools, ray_errors, ray_session
+from pipelines.runtime.resources import pools
+from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.tracking.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.tracking.tracker import RunSpec, Tracker, record_run, recorded_run, tracking_uri
 
