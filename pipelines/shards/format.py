@@ -62,8 +62,6 @@ class Manifest:
     """Pictures that gave no crops: URI and reason."""
     flat: int = 0
     """Crops that were left out because next to nothing is in them."""
-    plan: str = ""
-    """A hash of the pictures and settings that it was cut from."""
 
     @property
     def count(self) -> int:
@@ -89,6 +87,14 @@ def read_manifest(uri: str) -> Manifest:
 
     Raises `UsageError` where `uri` holds no shards, or where its manifest is damaged.
     """
+    return read_planned(uri)[1]
+
+
+def read_planned(uri: str) -> tuple[str, Manifest]:
+    """Read a hash of the pictures and settings that shards were cut from, and their manifest.
+
+    Raises `UsageError` as `read_manifest` does.
+    """
     name = storage.join(uri, MANIFEST)
     try:
         value = storage.read_json(name)
@@ -98,12 +104,13 @@ def read_manifest(uri: str) -> Manifest:
         ) from None
     if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
         raise UsageError(f"{name} is of no format that this program reads ({FORMAT})")
-    return to_record(value, Manifest, name)
+    return str(value.pop("plan", "")), to_record(value, Manifest, name)
 
 
-def write_manifest(uri: str, manifest: Manifest) -> None:
-    """Say that a directory of shards is complete."""
-    storage.write_json(storage.join(uri, MANIFEST), {"format": FORMAT, **dataclasses.asdict(manifest)})
+def write_manifest(uri: str, plan: str, manifest: Manifest) -> None:
+    """Say that a directory of shards is complete; `plan` is a hash of what it was cut from."""
+    value = {"format": FORMAT, "plan": plan, **dataclasses.asdict(manifest)}
+    storage.write_json(storage.join(uri, MANIFEST), value)
 
 
 def has_validation(uri: str) -> bool:

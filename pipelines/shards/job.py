@@ -21,7 +21,7 @@ from corrdiff.errors import JobError, UsageError
 from pipelines.display.progress import Progress
 from pipelines.files import storage
 from pipelines.files.records import claim, read_record
-from pipelines.inputs import sources as pictures
+from pipelines.inputs import sources
 from pipelines.inputs.sources import Source
 from pipelines.options import identity
 from pipelines.runtime.session import ray_errors, ray_session
@@ -36,6 +36,7 @@ from pipelines.shards.format import (
     Shard,
     has_validation,
     read_manifest,
+    read_planned,
     verify_shard,
     write_manifest,
 )
@@ -49,7 +50,7 @@ class GroupRecord:
 
     group: str
     plan: str
-    """As in the manifest."""
+    """A hash of the pictures and settings of all groups."""
     shard: Shard
     skipped: tuple[tuple[str, str], ...]
     flat: int
@@ -74,19 +75,19 @@ def cut_shards(
         UsageError: no pictures, no such shard, or `out` holds shards of something else.
         JobError: not one crop could be cut.
     """
-    sources = pictures.list_pictures(images)
-    groups = {group.name: group for group in plan_groups(sources, config)}
+    pictures = sources.list_pictures(images)
+    groups = {group.name: group for group in plan_groups(pictures, config)}
     plan = _plan_hash(groups, config)
     again = _find(groups, only) if only else None
     if storage.exists(storage.join(out, MANIFEST)) and again is None:
-        manifests = {split: read_manifest(_directory(out, split)) for split in _splits(groups)}
-        if any(manifest.plan != plan for manifest in manifests.values()):
+        if read_planned(out)[0] != plan:
             raise UsageError(f"{out} holds shards of other pictures or settings; choose another directory")
+        manifests = {split: read_manifest(_directory(out, split)) for split in _splits(groups)}
         crops = sum(manifest.count for manifest in manifests.values())
-        yield _progress(len(sources), len(sources), crops)
+        yield _progress(len(pictures), len(pictures), crops)
         return manifests
     records = _finished(out, plan)
-    _claim(out, sources, config)
+    _claim(out, pictures, config)
     if again:
         records.pop(again, None)
     yield from _cut_missing(out, config, plan, groups, records)
@@ -150,7 +151,7 @@ def _verify(row: dict[str, Any]) -> dict[str, Any]:
 def _cut(row: dict[str, Any], out: str, config: ShardConfig, plan: str) -> dict[str, Any]:
     """A Ray task: one group of pictures -> one shard, its index and its record."""
     group: Group = row["group"]
-    cut = cut_group(group, pictures.read, config)
+    cut = cut_group(group, sources.read, config)
     if cut.shard.count:
         directory = _directory(out, group.split)
         storage.write_bytes(storage.join(directory, cut.shard.name), cut.tar_data)
@@ -175,9 +176,9 @@ def _write_manifests(
                 f"no crop of {config.crop} pixels could be cut from the {count} pictures of '{split}' "
                 f"({flat} were too flat); first that gave none: {skipped[:1]}"
             )
-        manifests[split] = Manifest(config.crop, shards, skipped, flat, plan)
+        manifests[split] = Manifest(config.crop, shards, skipped, flat)
     for split, manifest in reversed(manifests.items()):  # training's is last: it says that all is there
-        write_manifest(_directory(out, split), manifest)
+        write_manifest(_directory(out, split), plan, manifest)
     return manifests
 
 
@@ -211,9 +212,9 @@ def _finished(out: str, plan: str) -> dict[str, GroupRecord]:
     return records
 
 
-def _claim(out: str, sources: Sequence[Source], config: ShardConfig) -> None:
+def _claim(out: str, pictures: Sequence[Source], config: ShardConfig) -> None:
     """Make `out` this job's, or refuse it: of two that begin at the same moment one is refused."""
-    uris = json.dumps([source.uri for source in sources]).encode()
+    uris = json.dumps([source.uri for source in pictures]).encode()
     record = {"identity": {"pictures": hashlib.sha256(uris).hexdigest(), **identity(config)}}
     claim(storage.join(out, PLAN), record, f"{out} holds shards of other pictures or settings")
 
