@@ -219,5 +219,5 @@ def _parquet(table: pd.DataFrame) -> bytes:
 
 
 def _metric_name(curve: str) -> str:
-    """In the characters that MLflow allows."""
+    """The name of a curve in the characters that MLflow allows."""
     return re.sub(r"[^\w\-. /:]", "_", curve)

@@ -27,7 +27,7 @@ COMPARED = tuple(metric.name for metric in METRICS if metric.better == "higher")
 """Metrics of which there are BD measures: those that rise with the rate."""
 
 LOW_RATES = (0.1, 0.4)
-"""Of the reference, in bpp: where perceptual codecs are used, compared apart."""
+"""Rates of the reference in bpp where perceptual codecs are used; curves are compared there apart."""
 
 USUALLY_SHOWN = (1.0, 0.5, 0.0)
 """Fidelities whose curves are switched on at first."""

@@ -20,7 +20,7 @@ from pipelines.files import storage
 WINDOWS = "_windows"
 
 RATES = (0.1, 0.2, 0.4, 0.8)
-"""Of the pictures that are looked at, in bpp: of each system the point that is nearest, by at most RATE_FACTOR."""
+"""Rates in bpp at which pictures are looked at: of each curve the point that is nearest, by at most RATE_FACTOR."""
 RATE_FACTOR = 1.35
 
 WINDOW = 448
