@@ -131,13 +131,13 @@ Begin = Callable[[], Iterator[int]]
 def ours(uri: str, epochs: int) -> Begin:
     import ray
 
-    from pipelines.runtime.session import quiet
+    from pipelines.runtime.session import quiet_ray
     from pipelines.train import epoch_order
     from pipelines.train.epoch_order import Cursor
     from pipelines.train.ingest import CropReader
 
     ray.init(num_cpus=WORKERS, log_to_driver=False, include_dashboard=False)
-    quiet()
+    quiet_ray()
     manifest = read_manifest(uri)
     reader = CropReader(uri, manifest, seed=0, batch=BATCH)
     steps = epochs * epoch_order.steps_per_epoch(manifest, BATCH)

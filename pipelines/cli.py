@@ -52,7 +52,7 @@ class Demo:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class CutShards:
     """Cut pictures into WebDataset shards of training crops and a manifest, in parallel on Ray; or verify shards.
 
     Example: corrdiff shard s3://bucket/photos s3://bucket/shards --crop 256 --val-fraction 0.02
@@ -265,7 +265,7 @@ class Evaluate:
 
 Commands = (
     Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Shard, tyro.conf.subcommand("shard")]
+    | Annotated[CutShards, tyro.conf.subcommand("shard")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]

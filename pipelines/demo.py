@@ -15,15 +15,15 @@ from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec
 from corrdiff.images import open_image
 from corrdiff.picture import Picture
-from pipelines.compress import command as compress_command
+from pipelines.compress.command import run_compression
 from pipelines.compress.config import CompressConfig
-from pipelines.decompress import command as decompress_command
+from pipelines.decompress.command import run_decompression
 from pipelines.decompress.config import DecompressConfig
 from pipelines.display.contact_sheet import Panel, side_by_side
 from pipelines.display.progress import console
-from pipelines.inputs import sources as pictures
+from pipelines.inputs import sources
 from pipelines.runtime.session import ray_session
-from pipelines.shards import command as shards_command
+from pipelines.shards.command import run_sharding
 from pipelines.shards.config import ShardConfig
 from pipelines.tracking.tracker import tracking_uri
 from pipelines.train.config import TrainConfig
@@ -61,9 +61,7 @@ def demo(out: Path) -> list[Measured]:
     )  # fmt: skip
     with ray_session():
         _headline("1. shards of training crops")
-        shards_command.run_sharding(
-            "sample:train", config.shards, ShardConfig(crop=192, stride=96, pictures_per_shard=1)
-        )
+        run_sharding("sample:train", config.shards, ShardConfig(crop=192, stride=96, pictures_per_shard=1))
         _headline("2. phase 1: all networks")
         codec = train(config, "phase1")
         _headline("3. phase 2: the privileged decoder")
@@ -71,8 +69,8 @@ def demo(out: Path) -> list[Measured]:
         _headline("4. a dataset to bitstreams, and back")
         compressed = str(out / "compressed")
         settings = CompressConfig(quality=REPORT_QUALITY, unit=3)
-        compress_command.run_compression("sample:", compressed, codec, settings)
-        decompress_command.run_decompression(compressed, str(out / "decompressed"), codec, DecompressConfig())
+        run_compression("sample:", compressed, codec, settings)
+        run_decompression(compressed, str(out / "decompressed"), codec, DecompressConfig())
     _headline("5. two pictures that were not trained on")
     measured = measure(load_codec(codec), out / "report.png")
     _print_table(measured)
@@ -88,8 +86,8 @@ def measure(codec: CorrDiffCodec, report: Path) -> list[Measured]:
     """Encode and decode the held-out samples at every quality and fidelity; draws `report`."""
     measured: list[Measured] = []
     rows: list[list[Panel]] = []
-    for source in pictures.list_pictures("sample:held-out"):
-        original = open_image(pictures.read(source)).pixels
+    for source in sources.list_pictures("sample:held-out"):
+        original = open_image(sources.read(source)).pixels
         for quality in QUALITIES:
             row, panels = _measure_one(codec, source.key, original, quality)
             measured.append(row)

@@ -38,7 +38,8 @@ from pipelines.dataset.format import columns, finished_units, read_records
 from pipelines.dataset.summary import Summary, read_summary
 from pipelines.display.progress import Progress, console
 from pipelines.files import storage
-from pipelines.runtime.session import pools, ray_errors, ray_session
+from pipelines.runtime.resources import pools
+from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.runtime.stages import rows_as_they_come
 from pipelines.tracking.run_log import RunLog
 from pipelines.tracking.tracker import Tracker, tracking_uri

@@ -38,7 +38,8 @@ from pipelines.dataset.format import RATE
 from pipelines.display.progress import console
 from pipelines.files import storage
 from pipelines.files.records import read_record
-from pipelines.runtime.session import pools, ray_errors
+from pipelines.runtime.resources import pools
+from pipelines.runtime.session import ray_errors
 from pipelines.runtime.stages import codec_in_actor
 
 FIRST_UNITS = 64

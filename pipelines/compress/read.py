@@ -12,7 +12,7 @@ from corrdiff.images import ImageError, open_image
 from pipelines.compress.chunk import Chunk, Opened
 from pipelines.compress.config import CompressConfig
 from pipelines.inputs import units
-from pipelines.runtime.session import Pools
+from pipelines.runtime.resources import Pools
 from pipelines.runtime.stages import one_block_each
 
 CHUNK_PIXELS = 1 << 22

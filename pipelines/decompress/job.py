@@ -17,7 +17,8 @@ from pipelines.display.progress import Progress
 from pipelines.files import storage
 from pipelines.files.records import claim
 from pipelines.options import identity
-from pipelines.runtime.session import pools, ray_errors, ray_session
+from pipelines.runtime.resources import pools
+from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.runtime.stages import rows_as_they_come
 
 DONE = "_decompressed"

@@ -21,7 +21,7 @@ from corrdiff.format import bitstream
 from pipelines.dataset import format as compressed
 from pipelines.decompress.config import DecompressConfig
 from pipelines.decompress.stages import decode, decoded, open_dataset, portions
-from pipelines.runtime.session import pools
+from pipelines.runtime.resources import pools
 
 
 class CompressedPictures(IterableDataset[tuple[str, Tensor]]):

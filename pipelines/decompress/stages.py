@@ -27,7 +27,7 @@ from pipelines.dataset.summary import read_complete
 from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
 from pipelines.files.tar import add_member
-from pipelines.runtime.session import Pools
+from pipelines.runtime.resources import Pools
 from pipelines.runtime.stages import codec_in_actor, each_row_at_once, one_block_each
 
 if TYPE_CHECKING:  # it brings torch along, which reading and saving do without

@@ -1,4 +1,4 @@
-"""Pictures where people would rather look than read."""
+"""A contact sheet: labelled pictures in rows, where people would rather look than read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Panel(NamedTuple):
 
 
 def side_by_side(rows: Sequence[Sequence[Panel]]) -> bytes:
-    """Rows of labelled pictures of like size -> a PNG."""
+    """Draw rows of labelled pictures of like size -> the bytes of a PNG."""
     width = max(sum(p.picture.shape[1] + GAP_PX for p in row) for row in rows) + GAP_PX
     height = sum(max(p.picture.shape[0] for p in row) + LABEL_PX + GAP_PX for row in rows) + GAP_PX
     sheet = Image.new("RGB", (width, height), _BACKGROUND)

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from corrdiff.metrics import METRICS
+
 if TYPE_CHECKING:  # it takes a second to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LABELS = {
-    "bpp": "bits a pixel", "psnr_db": "PSNR, dB", "ms_ssim": "MS-SSIM, dB", "texture_error": "texture error",
-    "lpips": "LPIPS", "high_frequency": "high frequencies, of the original's",
-}  # fmt: skip
-"""Of a metric's axis."""
+_LABELS = {"bpp": "bits a pixel"} | {metric.name: metric.axis or metric.title for metric in METRICS}
 
 OURS = ("#d62728", "#ff7f0e", "#9467bd", "#e377c2", "#8c564b", "#bcbd22")
 THEIRS = ("#1f77b4", "#2ca02c", "#17becf", "#5a6a7a", "#7d9d2c")
@@ -26,21 +24,26 @@ _SVG = "http://www.w3.org/2000/svg"
 
 @dataclass(frozen=True)
 class Line:
-    """Points that belong together."""
+    """The points of a curve, and how it is drawn."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     color: str
     tips: Sequence[str] = ()
-    """What a point says under the mouse."""
+    """What each point says under the mouse."""
     dashed: bool = False
     faint: bool = False
     """An earlier state of the line of that name; it is not in the legend."""
 
 
+def label(name: str) -> str:
+    """The title of an axis: of the rate, of a metric, else the name itself."""
+    return _LABELS.get(name, name)
+
+
 def draw(panels: Sequence[tuple[str, str, Sequence[Line]]], width: float = 4.6, legend: bool = True) -> Figure:
-    """Panels side by side, each of a metric on x, a metric on y, and lines."""
+    """Draw panels side by side; each has the name of what is on x, of what is on y, and lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * len(panels), 3.6), layout="constrained")
@@ -60,19 +63,20 @@ def _draw(axes: Axes, x: str, y: str, lines: Sequence[Line]) -> None:
             linestyle="--" if line.dashed else "-", color=line.color, alpha=0.25 if line.faint else 1.0,
             label=None if line.faint else line.name, gid=f"line-{i}",
         )  # fmt: skip
-    axes.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
+    axes.set(xlabel=label(x), ylabel=label(y))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
 
 
 def svg(x: str, y: str, lines: Sequence[Line]) -> str:
-    """One panel as an element of a page: each line is a group with `data-line`, each point says its tip."""
+    """Draw one panel as an element of a page: each line is a group with `data-line`, each point says its tip."""
     import matplotlib as mpl
 
     buffer = io.BytesIO()

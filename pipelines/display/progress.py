@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 5.0
+"""Time between two lines of progress, where there is no terminal to draw a bar on."""
+
 WORST_REASONS = 5
+"""Lines that are printed of a long list of what went wrong."""
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=120)
-
 
 T = TypeVar("T")
 
@@ -50,7 +52,7 @@ def show(title: str, steps: Generator[Progress, None, T]) -> T:
 
 
 class Display:
-    """One long step: how many of how many, how fast, how long still."""
+    """The display of one long step: how many of how many, how fast, how long still."""
 
     def __init__(self, title: str, total: int, unit: str, bar: rich.progress.Progress | None) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -62,7 +64,7 @@ class Display:
         self._last_done = -1
 
     def update(self, done: int, note: str = "") -> None:
-        """`done` of the total so far, counted from where the whole job, not this process, began."""
+        """Show that `done` of the total are done, counted from where the whole job, not this process, began."""
         now = time.monotonic()
         if self._first is None:
             self._first, self._started = done, now
@@ -86,7 +88,7 @@ class Pace:
         self._first, self._started = first, time.monotonic()
 
     def of(self, now: float) -> float:
-        """A second."""
+        """By how much it has grown a second, now that it is `now`."""
         return (now - self._first) / max(time.monotonic() - self._started, 1e-9)
 
 
@@ -111,7 +113,7 @@ def _clock(seconds: float) -> str:
 
 
 def print_first(lines: Sequence[str], file: str) -> None:
-    """Some of them, and where all are."""
+    """Print the first lines of a list of what went wrong, and say how many more are in `file`."""
     for line in lines[:WORST_REASONS]:
         console.print(f"  {line}")
     if len(lines) > WORST_REASONS:

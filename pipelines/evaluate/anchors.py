@@ -29,7 +29,7 @@ class Anchor(NamedTuple):
     library: Callable[[], str]
     """Its name and version."""
     qualities: tuple[float, ...]
-    """In its own terms, from small files to large ones."""
+    """Its quality settings in its own terms, from small files to large ones."""
     options: Callable[[float], dict[str, Any]]
     """What Pillow is told for one of them."""
     settings: str
@@ -73,14 +73,16 @@ ANCHORS: dict[str, Anchor] = {
 
 
 def description(name: str) -> str:
-    """What makes its files, with versions."""
+    """Say what makes an anchor's files, with versions."""
     anchor = ANCHORS[name]
     return f"{anchor.library()} through Pillow {version('pillow')}: {anchor.settings}"
 
 
 def encode(name: str, picture: Picture, quality: float) -> bytes:
-    """An RGB picture, uint8 [H, W, 3] -> the whole file, without any metadata. Raises `OSError` where the encoder
-    refuses."""
+    """Encode an RGB picture, uint8 [H, W, 3] -> the whole file, without any metadata.
+
+    Raises `OSError` where the encoder refuses.
+    """
     anchor = ANCHORS[name]
     buffer = io.BytesIO()
     with _refusals(anchor):
@@ -89,7 +91,7 @@ def encode(name: str, picture: Picture, quality: float) -> bytes:
 
 
 def decode(name: str, data: bytes) -> Picture:
-    """The whole file -> RGB picture, uint8 [H, W, 3]. Raises `OSError` where the decoder refuses."""
+    """Decode a whole file -> RGB picture, uint8 [H, W, 3]. Raises `OSError` where the decoder refuses."""
     anchor = ANCHORS[name]
     with _refusals(anchor), Image.open(io.BytesIO(data), formats=[anchor.pillow_format]) as image:
         return np.asarray(image.convert("RGB"))

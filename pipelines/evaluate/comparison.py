@@ -8,7 +8,7 @@ the bootstrap over pictures.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,47 +18,54 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
-from corrdiff.metrics import ms_ssim_db
+from corrdiff.metrics import Metric
 
 Floats = npt.NDArray[np.float64]
 
 METHOD = "pchip"
 RESAMPLES = 500
 INTERVAL = (2.5, 97.5)
-"""Percentiles: of 95%."""
+"""Percentiles between which 95% of the draws lie."""
 INTERVAL_PICTURES = 8
-"""Of fewer the bootstrap has too few different draws for its percentiles to mean anything."""
+"""Of fewer pictures the bootstrap has too few different draws for its percentiles to mean anything."""
 
 
 @dataclass(frozen=True)
-class Points:
+class MetricPoints:
     """A curve's points in one metric, of the pictures that have it in every curve; P points, N pictures."""
 
     bpp_PN: Floats
     value_PN: Floats
+    on_axis: Callable[[Floats], Floats] | None = None
+    """What is shown and compared instead of a mean value; the value itself where it is not given."""
 
     @property
     def bpp(self) -> Floats:
+        """The rate of each point: the mean over all pictures."""
         values: Floats = self.bpp_PN.mean(1)
         return values
 
     @property
     def value(self) -> Floats:
-        values: Floats = self.value_PN.mean(1)
-        return values
+        """The metric at each point: the mean over all pictures, as curves show it."""
+        return self.shown(self.value_PN.mean(1))
+
+    def shown(self, values: Floats) -> Floats:
+        """Mean values as curves show them."""
+        return values if self.on_axis is None else self.on_axis(values)
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One way to use a system, over its quality levels."""
+class SystemCurve:
+    """A system, decoded in one way at one fidelity, over its quality levels."""
 
     name: str
     system: str
     decoding: str | None
     fidelity: float | None
     quality_P: list[float]
-    points: dict[str, Points]
-    """By metric; those that some picture has in every curve."""
+    points: dict[str, MetricPoints]
+    """By the metric's name; those that some picture has in every curve."""
 
 
 @dataclass(frozen=True)
@@ -89,79 +96,89 @@ class Comparison:
 
     @property
     def rates(self) -> str:
-        """In words."""
+        """The range of rates in words."""
         return "all" if self.bpp_range is None else f"{self.bpp_range[0]:g} to {self.bpp_range[1]:g} bpp"
 
 
-def way(decoding: str, fidelity: float) -> str:
-    """To use a codec, as people read it."""
+def decoding_title(decoding: str, fidelity: float) -> str:
+    """Say for people how a codec's files are decoded."""
     return {"privileged": "D alone", "uncorrected": "uncorrected"}.get(decoding, f"fidelity {fidelity:g}")
 
 
 def whole_pictures(table: pd.DataFrame) -> list[str]:
-    """Pictures of which every system has every point."""
+    """List the pictures of which every system has every point."""
     bad = set(table.loc[table["error"].notna(), "picture"])
     return [str(p) for p in table["picture"].unique() if p not in bad]
 
 
 def pictures_with(table: pd.DataFrame, metric: str) -> list[str]:
-    """Whole pictures of which a metric is known at every point: of small ones MS-SSIM is not, of lossless ones PSNR."""
+    """List the whole pictures of which a metric is known at every point.
+
+    Of small pictures MS-SSIM is not known, of pictures that came back without loss PSNR.
+    """
     lacking = set(table.loc[table[metric].isna(), "picture"])
     return [picture for picture in whole_pictures(table) if picture not in lacking]
 
 
-def curves(table: pd.DataFrame, titles: dict[str, str], metrics: Sequence[str]) -> list[Curve]:
-    """Of each system and way to use it; `titles` are of the anchors, by system."""
+def curves(table: pd.DataFrame, titles: dict[str, str], metrics: Sequence[Metric]) -> list[SystemCurve]:
+    """Make the curve of each system, of a codec one for each decoding and fidelity; `titles` are the anchors', by
+    system."""
     whole = whole_pictures(table)
     table = table[table["picture"].isin(whole) & (table["usual_steps"] == True)]  # noqa: E712 (of objects, some None)
-    known = {metric: some for metric in metrics if (some := pictures_with(table, metric))}
-    found: list[Curve] = []
+    known = {metric: pictures for metric in metrics if (pictures := pictures_with(table, metric.name))}
+    found: list[SystemCurve] = []
     keys = ["system", "decoding", "fidelity"]
     key: Any
     for key, group in table.groupby(keys, sort=False, dropna=False):
         system, decoding, fidelity = key
         ours = isinstance(decoding, str)
-        columns = {m: group.pivot(index="quality", columns="picture", values=m) for m in ["bpp", *known]}
+        names = ["bpp", *(metric.name for metric in known)]
+        columns = {name: group.pivot(index="quality", columns="picture", values=name) for name in names}
+        points = {
+            metric.name: MetricPoints(
+                columns["bpp"][pictures].to_numpy(np.float64), columns[metric.name][pictures].to_numpy(np.float64),
+                metric.on_axis,
+            )
+            for metric, pictures in known.items()
+        }  # fmt: skip
         found.append(
-            Curve(
-                name=f"{system}, {way(decoding, fidelity)}" if ours else titles[system], system=system,
+            SystemCurve(
+                name=f"{system}, {decoding_title(decoding, fidelity)}" if ours else titles[system], system=system,
                 decoding=decoding if ours else None, fidelity=float(fidelity) if decoding == "corrected" else None,
-                quality_P=[float(q) for q in columns["bpp"].index],
-                points={
-                    m: Points(columns["bpp"][some].to_numpy(np.float64), columns[m][some].to_numpy(np.float64))
-                    for m, some in known.items()
-                },
+                quality_P=[float(quality) for quality in columns["bpp"].index], points=points,
             )
         )  # fmt: skip
     return found
 
 
-def compare(curve: Curve, reference: Curve, metric: str, bpp_range: tuple[float, float] | None = None) -> Comparison:
-    """One curve against another of the same pictures, over all rates or a range of the reference's."""
+def compare(
+    curve: SystemCurve, reference: SystemCurve, metric: str, bpp_range: tuple[float, float] | None = None
+) -> Comparison:
+    """Compare one curve with another of the same pictures, over all rates or a range of the reference's in bpp."""
     points, theirs = (c.points[metric] for c in (curve, reference))
     pictures = points.bpp_PN.shape[1]
     everything = np.arange(pictures)
-    one, other = (_mean(p, metric, everything) for p in (points, theirs))
+    one, other = (_mean(p, everything) for p in (points, theirs))
     rate, quality = _deltas(one, other, bpp_range)
     span, overlap = _overlap(one, _between(other, bpp_range))
     rng = np.random.default_rng(0)
     drawn: list[tuple[float | None, float | None]] = []
     if pictures >= INTERVAL_PICTURES and (rate is not None or quality is not None):
         for _ in range(RESAMPLES):
-            some = rng.integers(0, pictures, pictures)
-            drawn.append(_deltas(_mean(points, metric, some), _mean(theirs, metric, some), bpp_range))
+            draw = rng.integers(0, pictures, pictures)
+            drawn.append(_deltas(_mean(points, draw), _mean(theirs, draw), bpp_range))
     return Comparison(
         curve.name, reference.name, metric, _with_interval(rate, [r for r, _ in drawn]),
         _with_interval(quality, [q for _, q in drawn]), span, overlap, bpp_range,
     )  # fmt: skip
 
 
-def _mean(points: Points, metric: str, pictures: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Rates and qualities, the rates rising."""
+def _mean(points: MetricPoints, pictures: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Rates and qualities over some of the pictures, the rates rising."""
     bpp = points.bpp_PN[:, pictures].mean(1)
     quality = points.value_PN[:, pictures].mean(1)
     order = np.argsort(bpp)
-    return bpp[order], (ms_ssim_db(quality) if metric == "ms_ssim" else quality)[order]
+    return bpp[order], points.shown(quality)[order]
 
 
 def _between(curve: tuple[Floats, Floats], bpp_range: tuple[float, float] | None) -> tuple[Floats, Floats]:

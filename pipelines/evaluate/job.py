@@ -12,9 +12,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,22 +22,25 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corrdiff import __version__, perceptual
+from corrdiff import __version__
 from corrdiff.codec_directory import read_config
 from corrdiff.errors import JobError, UsageError
-from pipelines.display.progress import console
+from corrdiff.metrics import METRICS
+from corrdiff.perceptual import lpips_weights
+from pipelines.display.progress import Progress, console
 from pipelines.evaluate import anchors
-from pipelines.evaluate import page as evaluate_report
 from pipelines.evaluate.comparison import Comparison, whole_pictures
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.measure import FAILED, ROWS, Measurer, Place, System, stem
-from pipelines.evaluate.page import Evaluation
+from pipelines.evaluate.measure import FAILED, PEAKS, ROWS, SECONDS, Measurer, Place, System, stem
+from pipelines.evaluate.page import Evaluation, compare_all, curves_of, failures, page
 from pipelines.files import storage
-from pipelines.files.records import differences
+from pipelines.files.records import claim
 from pipelines.files.storage import READERS
 from pipelines.inputs import units
 from pipelines.options import identity
-from pipelines.runtime.session import pools, ray_errors, ray_session
+from pipelines.runtime.resources import pools
+from pipelines.runtime.session import ray_errors, ray_session
+from pipelines.runtime.stages import one_block_each, rows_as_they_come
 from pipelines.tracking.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.tracking.tracker import RunSpec, Tracker, record_run, recorded_run, tracking_uri
 
@@ -50,21 +52,10 @@ SEGMENT = 4096
 COLUMNS = pa.schema([
     ("picture", pa.string()), ("system", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
     ("quality", pa.float64()), ("fidelity", pa.float64()), ("steps", pa.int32()), ("usual_steps", pa.bool_()),
-    ("decoding", pa.string()), ("bytes", pa.int64()), ("bpp", pa.float64()), ("psnr_db", pa.float64()),
-    ("ms_ssim", pa.float64()), ("texture_error", pa.float64()), ("lpips", pa.float64()),
-    ("high_frequency", pa.float64()), ("encode_s_per_mpx", pa.float64()), ("decode_s_per_mpx", pa.float64()),
-    ("encode_peak_mib", pa.float64()), ("decode_peak_mib", pa.float64()), ("machine", pa.string()),
-    ("error", pa.string()),
+    ("decoding", pa.string()), ("bytes", pa.int64()), ("bpp", pa.float64()),
+    *((name, pa.float64()) for name in (*(metric.name for metric in METRICS), *SECONDS, *PEAKS)),
+    ("machine", pa.string()), ("error", pa.string()),
 ])  # fmt: skip
-
-
-class Progress(NamedTuple):
-    """How far an evaluation is."""
-
-    done: int
-    """Pictures times systems."""
-    total: int
-    errors: int
 
 
 class Finished(NamedTuple):
@@ -77,8 +68,10 @@ class Finished(NamedTuple):
     """Pictures that could not be measured, and why."""
 
 
-def evaluate(images: str, out: str, codecs: Sequence[str], config: EvaluateConfig) -> Iterator[Progress | Finished]:
-    """Measure, and draw the report; yields progress, and what came of it at the end.
+def evaluate(
+    images: str, out: str, codecs: Sequence[str], config: EvaluateConfig
+) -> Generator[Progress, None, Finished]:
+    """Measure, and draw the report; yields progress, and returns what came of it.
 
     Raises:
         UsageError: no pictures, no codec, or `out` holds another evaluation.
@@ -101,15 +94,15 @@ def evaluate(images: str, out: str, codecs: Sequence[str], config: EvaluateConfi
         evaluation = Evaluation(images, out, places, systems, fingerprints, table, config)
         finished = _finish(evaluation, tracker)
         status = "FINISHED"
+        return finished
     finally:
         tracker.close(status)
-    yield finished
 
 
 def _begin(
     images: str, out: str, systems: list[System], fingerprints: dict[str, str], config: EvaluateConfig
 ) -> Tracker:
-    """One MLflow run, linked to the codecs and their training runs; an evaluation that goes on goes on with its run."""
+    """Begin one MLflow run, linked to the codecs and their training runs, or go on with that of an earlier try."""
     known = recorded_run(out)
     codecs = [s.codec for s in systems if s.codec]
     tags = {KIND: "evaluate", FINGERPRINT: ",".join(fingerprints.values()),
@@ -125,7 +118,7 @@ def _begin(
 
 
 def name_systems(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
-    """Codecs by the ends of their URIs, as far as that tells them apart; anchors by their own names."""
+    """Name codecs by the ends of their URIs, as far as that tells them apart; anchors by their own names."""
     uris = [storage.absolute(codec) for codec in dict.fromkeys(codecs)]
     parts = [[p for p in uri.split("/") if p and p != "codec"] or [uri] for uri in uris]
     names = uris
@@ -138,26 +131,19 @@ def name_systems(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
 
 
 def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig) -> dict[str, str]:
-    """Make sure that `out` is this evaluation's, or nobody's; the codecs' fingerprints."""
+    """Make `out` this evaluation's, or refuse it; returns the codecs' fingerprints, by system."""
     fingerprints = {s.name: read_config(s.codec)[1] for s in systems if s.codec}
-    # As JSON has it, so that it is the same when it is read again.
-    mine = json.loads(json.dumps({"images": images, "codecs": fingerprints, **identity(config), **_means(config)}))
-    uri = storage.join(out, IDENTITY)
-    if storage.exists(uri):
-        said = differences(storage.read_json(uri), mine)
-        if said:
-            raise UsageError(f"{out} holds another evaluation ({said}); choose another directory")
-    else:
-        storage.write_json(uri, mine)
+    record = {"identity": {"images": images, "codecs": fingerprints, **identity(config), **_instruments(config)}}
+    claim(storage.join(out, IDENTITY), record, f"{out} holds another evaluation")
     return fingerprints
 
 
-def _means(config: EvaluateConfig) -> dict[str, Any]:
-    """With what an evaluation measures: of two versions the rows would not belong together."""
-    weights = perceptual.lpips_weights(config.lpips_weights)
+def _instruments(config: EvaluateConfig) -> dict[str, Any]:
+    """What an evaluation measures with: of two versions the rows would not belong together."""
+    weights = lpips_weights(config.lpips_weights)
     return {
         "anchors": {name: anchors.description(name) for name in config.anchors}, "corrdiff": __version__,
-        "lpips": weights.name if weights else None,
+        "metrics": [metric.name for metric in METRICS], "lpips": weights.name if weights else None,
     }  # fmt: skip
 
 
@@ -176,30 +162,26 @@ def _keys(unit: units.Unit) -> Iterator[str]:
 
 
 def _measure(places: list[Place], systems: list[System], out: str, config: EvaluateConfig) -> Iterator[Progress]:
-    """Whatever has no rows yet; yields after each picture and system."""
-    import ray.data
-
+    """Measure whatever has no rows yet; yields after each picture and system."""
     stages = pools(config.device, config.workers)
     there = set(storage.list_names(storage.join(out, ROWS)))
     every = [(place, system) for place in places for system in systems]
     missing = [(p, s) for p, s in every if f"{stem(p.key, s.name)}.json" not in there]
     done, errors = len(every) - len(missing), 0
-    yield Progress(done, len(every), errors)
+    yield Progress(done, len(every), "measurements")
     for i in range(0, len(missing), SEGMENT):
         items = [{"place": place, "system": system} for place, system in missing[i : i + SEGMENT]]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        measured = one_block_each(items).map(
             Measurer, fn_constructor_args=(out, config, stages.device), **stages.networks
         )
-        dataset.context.target_max_block_size = 1  # each comes out as soon as it is measured
         with ray_errors():
-            for row in dataset.iter_rows():
+            for row in rows_as_they_come(measured):
                 done, errors = done + 1, errors + row["errors"]
-                yield Progress(done, len(every), errors)
+                yield Progress(done, len(every), "measurements", f"{errors} failed" if errors else "")
 
 
 def _gather(out: str, stems: list[str]) -> pd.DataFrame:
-    """All rows, in the order of pictures and systems."""
-
+    """Read all rows, in the order of pictures and systems."""
     measured = set(storage.list_names(storage.join(out, ROWS)))
 
     def read(name: str) -> Any:
@@ -207,18 +189,18 @@ def _gather(out: str, stems: list[str]) -> pd.DataFrame:
         return storage.read_json(storage.join(out, ROWS if file in measured else FAILED, file))
 
     with ThreadPoolExecutor(READERS) as pool:
-        rows = [row for some in pool.map(read, stems) for row in some]
+        rows = [row for of_one in pool.map(read, stems) for row in of_one]
     return pd.DataFrame(rows, columns=COLUMNS.names)
 
 
 def _finish(evaluation: Evaluation, tracker: Tracker) -> Finished:
-    """Tables, page, and everything in MLflow."""
+    """Write tables and page, and everything to MLflow."""
     out, table = evaluation.out, evaluation.table
-    curves = evaluate_report.curves_of(evaluation)
-    comparisons = evaluate_report.compare_all(curves, evaluation.config.reference)
+    curves = curves_of(evaluation)
+    comparisons = compare_all(curves, evaluation.config.reference)
     files = {
         "results.parquet": _parquet(table), "results.csv": table.to_csv(index=False).encode(),
-        "index.html": evaluate_report.page(evaluation, curves, comparisons).encode(),
+        "index.html": page(evaluation, curves, comparisons).encode(),
     }  # fmt: skip
     for name, data in files.items():
         storage.write_bytes(storage.join(out, name), data)
@@ -228,7 +210,7 @@ def _finish(evaluation: Evaluation, tracker: Tracker) -> Finished:
             rates = "" if c.bpp_range is None else f"/{c.bpp_range[0]:g}_to_{c.bpp_range[1]:g}_bpp"
             name = f"against_{evaluation.config.reference}/{c.metric}{rates}/{_metric_name(c.curve)}"
             tracker.metrics({f"bd_rate_{name}": c.rate.value, f"overlap_{name}": c.overlap})
-    return Finished(storage.join(out, "index.html"), comparisons, evaluate_report.failures(table))
+    return Finished(storage.join(out, "index.html"), comparisons, failures(table))
 
 
 def _parquet(table: pd.DataFrame) -> bytes:
@@ -238,5 +220,5 @@ def _parquet(table: pd.DataFrame) -> bytes:
 
 
 def _metric_name(curve: str) -> str:
-    """In the characters that MLflow allows."""
+    """The name of a curve in the characters that MLflow allows."""
     return re.sub(r"[^\w\-. /:]", "_", curve)

@@ -19,8 +19,10 @@ def logs_directory() -> Path:
 
 
 def is_leaving() -> bool:
-    """Whether Ray is draining a machine of this training run. (Its public call is a collective of its own: slow for a
-    step.)"""
+    """Whether Ray is draining a machine of this training run, asked in one of its workers.
+
+    Ray's public call is a collective of its own: slow for a step.
+    """
     from ray.train.v2._internal.execution.context import get_train_context
 
     return get_train_context().preemption_context.preemption_info is not None

@@ -27,12 +27,17 @@ def rows_as_they_come(dataset: Any) -> Iterator[dict[str, Any]]:
     yield from each_row_at_once(dataset).iter_rows()
 
 
-def codec_in_actor(uri: str, device: str, precision: Precision | None) -> CorrDiffCodec:
-    """The codec of an actor that has a GPU, or a core, to itself."""
+def keep_to_one_core(device: str) -> None:
+    """Let torch compute in one thread in an actor without a GPU: there is such an actor for each core."""
     import torch
-
-    from corrdiff.codec_directory import load_codec
 
     if device == "cpu":
         torch.set_num_threads(1)
+
+
+def codec_in_actor(uri: str, device: str, precision: Precision | None) -> CorrDiffCodec:
+    """Load the codec of an actor that has a GPU, or a core, to itself."""
+    from corrdiff.codec_directory import load_codec
+
+    keep_to_one_core(device)
     return load_codec(uri, device, precision)

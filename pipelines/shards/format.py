@@ -11,6 +11,7 @@ against the manifest. So nothing that was changed, cut short or mixed up is ever
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import safetensors.numpy
 
 from corrdiff.errors import JobError, UsageError
 from pipelines.files import storage
+from pipelines.files.records import to_record
 
 MANIFEST = "manifest.json"
 FORMAT = "corrdiff-shards-1"
@@ -31,7 +33,7 @@ VALIDATION = "val"
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar."""
+    """One tar of crops."""
 
     name: str
     count: int
@@ -42,10 +44,11 @@ class Shard:
 
     @property
     def index_name(self) -> str:
+        """The name of its index, in the same directory."""
         return self.name.removesuffix(".tar") + ".index"
 
     def key(self, member: int) -> str:
-        """Of a crop: its name in the tar without the extension."""
+        """The name of a crop in the tar, without the extension."""
         return f"{self.name.removeprefix('shard-').removesuffix('.tar')}-{member:06d}"
 
 
@@ -62,6 +65,7 @@ class Manifest:
 
     @property
     def count(self) -> int:
+        """Crops in all shards."""
         return sum(shard.count for shard in self.shards)
 
 
@@ -74,35 +78,53 @@ class Index(NamedTuple):
     """[n, 32]"""
 
     def to_bytes(self) -> bytes:
+        """As a safetensors file."""
         return safetensors.numpy.save(self._asdict())
 
 
 def read_manifest(uri: str) -> Manifest:
-    """Raises `UsageError` where `uri` holds no shards."""
+    """Read what a directory of shards holds.
+
+    Raises `UsageError` where `uri` holds no shards, or where its manifest is damaged.
+    """
+    return read_planned(uri)[1]
+
+
+def read_planned(uri: str) -> tuple[str, Manifest]:
+    """Read a hash of the pictures and settings that shards were cut from, and their manifest.
+
+    Raises `UsageError` as `read_manifest` does.
+    """
+    name = storage.join(uri, MANIFEST)
     try:
-        data = storage.read_json(storage.join(uri, MANIFEST))
+        value = storage.read_json(name)
     except (FileNotFoundError, NotADirectoryError):
         if "{" in uri:
             raise UsageError(f"no shards at {uri}: name the one directory of corrdiff shards, without braces") from None
         raise UsageError(
             f"no shards at {uri}: there is no {MANIFEST}; cut some with 'corrdiff shard IMAGES {uri}'"
         ) from None
-    try:
-        if data["format"] != FORMAT:
-            raise UsageError(f"{uri}/{MANIFEST} has the unknown format '{data['format']}'")
-        shards = tuple(Shard(**shard) for shard in data["shards"])
-        skipped = tuple((u, r) for u, r in data["skipped"])
-        return Manifest(int(data["crop"]), shards, skipped, int(data["flat"]))
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{uri}/{MANIFEST} is damaged ({error})") from None
+    if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
+        raise UsageError(f"{name} is of no format that this program reads ({FORMAT})")
+    return str(value.pop("plan", "")), to_record(value, Manifest, name)
+
+
+def write_manifest(uri: str, plan: str, manifest: Manifest) -> None:
+    """Say that a directory of shards is complete; `plan` is a hash of what it was cut from."""
+    value = {"format": FORMAT, "plan": plan, **dataclasses.asdict(manifest)}
+    storage.write_json(storage.join(uri, MANIFEST), value)
 
 
 def has_validation(uri: str) -> bool:
+    """Whether pictures were held out, in shards of their own."""
     return storage.exists(storage.join(uri, VALIDATION, MANIFEST))
 
 
 def read_index(uri: str, shard: Shard) -> Index:
-    """Raises `JobError` where it is missing or not the manifest's."""
+    """Read where the crops of a shard are.
+
+    Raises `JobError` where that is missing or not the manifest's.
+    """
     name = storage.join(uri, shard.index_name)
     try:
         data = storage.read_bytes(name, storage.PATIENT_ATTEMPTS)
@@ -122,7 +144,7 @@ def read_crops(uri: str, shard: Shard, first: int, last: int) -> list[memoryview
 
 
 def verify_shard(uri: str, shard: Shard) -> str | None:
-    """Read all of a shard; what is wrong with it, or None."""
+    """Read all of a shard; returns what is wrong with it, or None."""
     try:
         data = storage.read_bytes(storage.join(uri, shard.name), storage.PATIENT_ATTEMPTS)
         index = read_index(uri, shard)

@@ -1,5 +1,6 @@
 """Pictures -> shards of training crops, in parallel on Ray.
 
+    OUT/plan.json                  written first: pictures and settings; another job there is refused
     OUT/_groups/train-00000.json   written after its shard: counts, SHA-256. A group without it is cut again.
     OUT/manifest.json              written last
 
@@ -11,57 +12,63 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
-import tarfile
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from corrdiff.decoders import silence_decoders
 from corrdiff.errors import JobError, UsageError
-from corrdiff.images import ImageError, open_image, save_png
-from corrdiff.picture import Picture
+from pipelines.display.progress import Progress
 from pipelines.files import storage
-from pipelines.files.tar import add_member
-from pipelines.inputs import sources as pictures
+from pipelines.files.records import claim, read_record
+from pipelines.inputs import sources
 from pipelines.inputs.sources import Source
+from pipelines.options import identity
 from pipelines.runtime.session import ray_errors, ray_session
+from pipelines.runtime.stages import one_block_each, rows_as_they_come
 from pipelines.shards.config import ShardConfig
-from pipelines.shards.format import FORMAT, MANIFEST, VALIDATION, Index, Manifest, Shard, read_manifest, verify_shard
+from pipelines.shards.cut import Group, Split, cut_group, plan_groups
+from pipelines.shards.format import (
+    FORMAT,
+    MANIFEST,
+    VALIDATION,
+    Manifest,
+    Shard,
+    has_validation,
+    read_manifest,
+    read_planned,
+    verify_shard,
+    write_manifest,
+)
 
-Split = Literal["train", "val"]
-
-
-class Group(NamedTuple):
-    """The pictures of one shard."""
-
-    split: Split
-    number: int
-    sources: list[Source]
-
-    @property
-    def name(self) -> str:
-        return f"{self.split}-{self.number:05d}"
-
-    @property
-    def shard_name(self) -> str:
-        return f"shard-{self.number:05d}.tar"
+PLAN, GROUPS = "plan.json", "_groups"
 
 
-class Progress(NamedTuple):
-    """After a group of pictures is cut."""
+@dataclass(frozen=True)
+class GroupRecord:
+    """A group of pictures that is cut."""
 
-    pictures_done: int
-    pictures_total: int
-    crops: int
+    group: str
+    plan: str
+    """A hash of the pictures and settings of all groups."""
+    shard: Shard
+    skipped: tuple[tuple[str, str], ...]
+    flat: int
+
+
+class Verified(NamedTuple):
+    """What reading all shards of a directory found."""
+
+    shards: int
+    wrong: list[tuple[str, str]]
+    """URI of each shard that is not what was cut, and what is wrong with it."""
 
 
 def cut_shards(
     images: str, out: str, config: ShardConfig, only: str | None = None
-) -> Iterator[Progress | dict[Split, Manifest]]:
-    """Cut pictures into shards; yields progress, and at the end the manifest of each split.
+) -> Generator[Progress, None, dict[Split, Manifest]]:
+    """Cut pictures into shards; yields progress, and returns the manifest of each split.
 
     `only` names one shard to cut again (`shard-00007.tar`, `val/shard-00000.tar`).
 
@@ -69,178 +76,116 @@ def cut_shards(
         UsageError: no pictures, no such shard, or `out` holds shards of something else.
         JobError: not one crop could be cut.
     """
-    sources = pictures.list_pictures(images)
-    groups = {group.name: group for group in plan_groups(sources, config)}
+    pictures = sources.list_pictures(images)
+    groups = {group.name: group for group in plan_groups(pictures, config)}
     plan = _plan_hash(groups, config)
     again = _find(groups, only) if only else None
     if storage.exists(storage.join(out, MANIFEST)) and again is None:
-        if storage.read_json(storage.join(out, MANIFEST)).get("plan") != plan:
+        if read_planned(out)[0] != plan:
             raise UsageError(f"{out} holds shards of other pictures or settings; choose another directory")
-        manifests = _read_manifests(out, groups)
-        yield Progress(len(sources), len(sources), sum(m.count for m in manifests.values()))
-        yield manifests
-        return
+        manifests = {split: read_manifest(_directory(out, split)) for split in _splits(groups)}
+        crops = sum(manifest.count for manifest in manifests.values())
+        yield _progress(len(pictures), len(pictures), crops)
+        return manifests
     records = _finished(out, plan)
+    _claim(out, pictures, config)
     if again:
         records.pop(again, None)
+    yield from _cut_missing(out, config, plan, groups, records)
+    return _write_manifests(out, config, plan, groups, records)
+
+
+def _cut_missing(
+    out: str, config: ShardConfig, plan: str, groups: dict[str, Group], records: dict[str, GroupRecord]
+) -> Iterator[Progress]:
+    """Cut every group without a record, and put its record among the others; yields after each."""
+    total = sum(len(group.sources) for group in groups.values())
     done = sum(len(groups[name].sources) for name in records)
-    yield Progress(done, len(sources), sum(r["shard"]["count"] for r in records.values()))
+    crops = sum(record.shard.count for record in records.values())
+    yield _progress(done, total, crops)
     missing = [group for name, group in groups.items() if name not in records]
-    if missing:
-        rows = [
-            {
-                "split": g.split,
-                "number": g.number,
-                "keys": [s.key for s in g.sources],
-                "uris": [s.uri for s in g.sources],
-            }
-            for g in missing
-        ]
-        arguments = {"out": out, "config": dataclasses.asdict(config), "plan": plan}
-        with ray_session(), ray_errors():
-            for row in _in_parallel(rows, _cut_group, fn_kwargs=arguments):
-                record = json.loads(row["record"])
-                records[record["group"]] = record
-                done += len(groups[record["group"]].sources)
-                yield Progress(done, len(sources), sum(r["shard"]["count"] for r in records.values()))
-    yield _write_manifests(out, config, plan, groups, records)
+    if not missing:
+        return
+    with ray_session(), ray_errors():
+        cut = _in_parallel([{"group": group} for group in missing], _cut, out=out, config=config, plan=plan)
+        for row in cut:
+            record: GroupRecord = row["record"]
+            records[record.group] = record
+            done, crops = done + len(groups[record.group].sources), crops + record.shard.count
+            yield _progress(done, total, crops)
 
 
-def verify_shards(uri: str) -> Iterator[tuple[str, str | None]]:
-    """Read all shards of a directory in parallel; yields each one's name and what is wrong with it.
+def _progress(done: int, total: int, crops: int) -> Progress:
+    return Progress(done, total, "pictures", f"{crops:,} crops")
+
+
+def verify_shards(uri: str) -> Generator[Progress, None, Verified]:
+    """Read all shards of a directory in parallel; yields progress, and returns what was found.
 
     Raises `UsageError` where `uri` holds no shards.
     """
-    rows = []
-    for prefix in ("", VALIDATION):
-        if not prefix or storage.exists(storage.join(uri, prefix, MANIFEST)):
-            where = storage.join(uri, prefix) if prefix else uri
-            rows += [{"uri": where, **dataclasses.asdict(shard)} for shard in read_manifest(where).shards]
+    directories = [uri, storage.join(uri, VALIDATION)] if has_validation(uri) else [uri]
+    rows = [{"uri": where, "shard": shard} for where in directories for shard in read_manifest(where).shards]
+    wrong: list[tuple[str, str]] = []
+    yield Progress(0, len(rows), "shards")
     with ray_session(), ray_errors():
-        for row in _in_parallel(rows, _verify):
-            yield f"{row['uri']}/{row['name']}", row["wrong"] or None
+        for done, row in enumerate(_in_parallel(rows, _verify), start=1):
+            if row["problem"]:
+                wrong.append((row["name"], row["problem"]))
+            yield Progress(done, len(rows), "shards", f"{len(wrong)} wrong" if wrong else "")
+    return Verified(len(rows), wrong)
 
 
-def _in_parallel(rows: list[dict[str, Any]], task: Callable[..., dict[str, Any]], **options: Any) -> Iterator[Any]:
-    """A Ray task for each row; what comes of it, in any order."""
-    import ray.data
-
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(task, **options)
-    yield from dataset.iter_rows()
+def _in_parallel(
+    rows: list[dict[str, Any]], task: Callable[..., dict[str, Any]], **arguments: Any
+) -> Iterator[dict[str, Any]]:
+    """Run a Ray task for each row; yields what comes of it, in any order."""
+    yield from rows_as_they_come(one_block_each(rows).map(task, fn_kwargs=arguments))
 
 
 def _verify(row: dict[str, Any]) -> dict[str, Any]:
-    uri = row.pop("uri")
-    shard = Shard(**row)
-    return {"uri": uri, "name": shard.name, "wrong": verify_shard(uri, shard) or ""}
+    """A Ray task: one shard -> what is wrong with it, or nothing."""
+    uri, shard = row["uri"], row["shard"]
+    return {"name": f"{uri}/{shard.name}", "problem": verify_shard(uri, shard) or ""}
 
 
-def plan_groups(sources: list[Source], config: ShardConfig) -> list[Group]:
-    """Which pictures make which shard: shuffled by the seed, the held-out ones first, dealt in runs."""
-    order = np.random.default_rng(config.seed).permutation(len(sources))
-    shuffled = [sources[i] for i in order]
-    held_out = int(np.ceil(config.val_fraction * len(sources)))
-    parts: dict[Split, list[Source]] = {"val": shuffled[:held_out], "train": shuffled[held_out:]}
-    n = config.pictures_per_shard
-    return [Group(split, i // n, part[i : i + n]) for split, part in parts.items() for i in range(0, len(part), n)]
-
-
-def crop_positions(size: int, crop: int, stride: int) -> list[int]:
-    """Where crops start along one axis: evenly spread from border to border, at most `stride` apart."""
-    if size < crop:
-        return []
-    count = -(-(size - crop) // stride) + 1
-    return [round(i * (size - crop) / max(count - 1, 1)) for i in range(count)]
-
-
-def detail(pixels: Picture) -> float:
-    """Mean absolute difference of neighbouring pixels, in 8-bit levels: near 0 for sky, borders and blanks."""
-    signed = pixels.astype(np.int16)
-    return float((np.abs(np.diff(signed, axis=0)).mean() + np.abs(np.diff(signed, axis=1)).mean()) / 2)
-
-
-def _cut_group(row: dict[str, Any], out: str, config: dict[str, Any], plan: str) -> dict[str, Any]:
+def _cut(row: dict[str, Any], out: str, config: ShardConfig, plan: str) -> dict[str, Any]:
     """A Ray task: one group of pictures -> one shard, its index and its record."""
     silence_decoders()
-    settings = ShardConfig(**config)
-    sources = [Source(str(k), str(u)) for k, u in zip(row["keys"], row["uris"], strict=True)]
-    group = Group(row["split"], int(row["number"]), sources)
-    named = Shard(group.shard_name, 0, 0, "", "")
-    offsets: list[int] = []
-    sizes: list[int] = []
-    digests, skipped, flat = [], [], 0
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for source in sources:
-            try:
-                pixels = open_image(pictures.read(source)).pixels
-            except (ImageError, OSError) as error:
-                skipped.append((source.uri, str(error)))
-                continue
-            positions = list(_positions(pixels, settings))
-            if not positions:
-                height, width = pixels.shape[:2]
-                skipped.append((source.uri, f"{width}x{height} is smaller than the crop"))
-            for y, x in positions:
-                crop = np.ascontiguousarray(pixels[y : y + settings.crop, x : x + settings.crop])
-                if detail(crop) < settings.min_detail:
-                    flat += 1
-                    continue
-                key, png = named.key(len(sizes)), save_png(crop)
-                add_member(tar, f"{key}.json", json.dumps({"source": source.uri, "y": y, "x": x}).encode())
-                offsets.append(add_member(tar, f"{key}.png", png))
-                sizes.append(len(png))
-                digests.append(np.frombuffer(hashlib.sha256(png).digest(), np.uint8))
-    data = buffer.getvalue()
-    digest_n32 = np.array(digests, np.uint8).reshape(-1, 32)
-    index = Index(np.array(offsets, np.int64), np.array(sizes, np.int64), digest_n32).to_bytes()
-    shard = Shard(named.name, len(sizes), len(data), _sha256(data), _sha256(index))
-    if shard.count:
-        storage.write_bytes(storage.join(_directory(out, group.split), shard.name), data)
-        storage.write_bytes(storage.join(_directory(out, group.split), shard.index_name), index)
-    record = {
-        "group": group.name, "plan": plan, "shard": dataclasses.asdict(shard), "skipped": skipped, "flat": flat,
-    }  # fmt: skip
-    storage.write_json(storage.join(out, "_groups", f"{group.name}.json"), record)
-    return {"record": json.dumps(record)}
-
-
-def _positions(pixels: Picture, config: ShardConfig) -> Iterator[tuple[int, int]]:
-    height, width = pixels.shape[:2]
-    stride = config.stride or config.crop
-    for y in crop_positions(height, config.crop, stride):
-        for x in crop_positions(width, config.crop, stride):
-            yield y, x
+    group: Group = row["group"]
+    cut = cut_group(group, sources.read, config)
+    if cut.shard.count:
+        directory = _directory(out, group.split)
+        storage.write_bytes(storage.join(directory, cut.shard.name), cut.tar_data)
+        storage.write_bytes(storage.join(directory, cut.shard.index_name), cut.index_data)
+    record = GroupRecord(group.name, plan, cut.shard, cut.skipped, cut.flat)
+    storage.write_json(storage.join(out, GROUPS, f"{group.name}.json"), dataclasses.asdict(record))
+    return {"record": record}
 
 
 def _write_manifests(
-    out: str, config: ShardConfig, plan: str, groups: dict[str, Group], records: dict[str, dict[str, Any]]
+    out: str, config: ShardConfig, plan: str, groups: dict[str, Group], records: dict[str, GroupRecord]
 ) -> dict[Split, Manifest]:
     manifests: dict[Split, Manifest] = {}
     for split in _splits(groups):
-        mine = [records[name] for name in sorted(records) if groups[name].split == split]
-        skipped = tuple((u, reason) for r in mine for u, reason in r["skipped"])
-        shards = tuple(Shard(**r["shard"]) for r in mine if r["shard"]["count"])
+        of_split = [records[name] for name in sorted(records) if groups[name].split == split]
+        skipped = tuple(picture for record in of_split for picture in record.skipped)
+        flat = sum(record.flat for record in of_split)
+        shards = tuple(record.shard for record in of_split if record.shard.count)
         if not shards:
-            pictures_of = sum(len(g.sources) for g in groups.values() if g.split == split)
-            flat = sum(r["flat"] for r in mine)
+            count = sum(len(group.sources) for group in groups.values() if group.split == split)
             raise JobError(
-                f"no crop of {config.crop} pixels could be cut from the {pictures_of} pictures of '{split}' "
+                f"no crop of {config.crop} pixels could be cut from the {count} pictures of '{split}' "
                 f"({flat} were too flat); first that gave none: {skipped[:1]}"
             )
-        manifests[split] = Manifest(config.crop, shards, skipped, sum(r["flat"] for r in mine))
+        manifests[split] = Manifest(config.crop, shards, skipped, flat)
     for split, manifest in reversed(manifests.items()):  # training's is last: it says that all is there
-        value = {"format": FORMAT, "plan": plan, **dataclasses.asdict(manifest)}
-        storage.write_json(storage.join(_directory(out, split), MANIFEST), value)
+        write_manifest(_directory(out, split), plan, manifest)
     return manifests
 
 
-def _read_manifests(out: str, groups: dict[str, Group]) -> dict[Split, Manifest]:
-    return {split: read_manifest(_directory(out, split)) for split in _splits(groups)}
-
-
 def _splits(groups: dict[str, Group]) -> list[Split]:
-    return ["train", "val"] if any(g.split == "val" for g in groups.values()) else ["train"]
+    return ["train", "val"] if any(group.split == "val" for group in groups.values()) else ["train"]
 
 
 def _directory(out: str, split: Split) -> str:
@@ -259,22 +204,24 @@ def _find(groups: dict[str, Group], only: str) -> str:
     )
 
 
-def _finished(out: str, plan: str) -> dict[str, dict[str, Any]]:
+def _finished(out: str, plan: str) -> dict[str, GroupRecord]:
     """Records of the groups that an earlier run of the same plan has finished."""
-    records: dict[str, dict[str, Any]] = {}
-    for name in storage.list_names(storage.join(out, "_groups")):
-        record = storage.read_json(storage.join(out, "_groups", name))
-        if record["plan"] != plan:
-            raise UsageError(f"{out} holds unfinished shards of other pictures or settings; choose another directory")
-        records[record["group"]] = record
+    names = [name for name in storage.list_names(storage.join(out, GROUPS)) if name.endswith(".json")]
+    found = (read_record(storage.join(out, GROUPS, name), GroupRecord) for name in names)
+    records = {record.group: record for record in found}
+    if any(record.plan != plan for record in records.values()):
+        raise UsageError(f"{out} holds unfinished shards of other pictures or settings; choose another directory")
     return records
 
 
+def _claim(out: str, pictures: Sequence[Source], config: ShardConfig) -> None:
+    """Make `out` this job's, or refuse it: of two that begin at the same moment one is refused."""
+    uris = json.dumps([source.uri for source in pictures]).encode()
+    record = {"identity": {"pictures": hashlib.sha256(uris).hexdigest(), **identity(config)}}
+    claim(storage.join(out, PLAN), record, f"{out} holds shards of other pictures or settings")
+
+
 def _plan_hash(groups: dict[str, Group], config: ShardConfig) -> str:
-    uris = {name: [s.uri for s in group.sources] for name, group in groups.items()}
+    uris = {name: [source.uri for source in group.sources] for name, group in groups.items()}
     plan = {"format": FORMAT, "config": dataclasses.asdict(config), "groups": uris}
-    return _sha256(json.dumps(plan, sort_keys=True).encode())
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()

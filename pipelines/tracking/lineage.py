@@ -12,10 +12,10 @@ NOTE = "mlflow.note.content"
 """The tag that MLflow's page shows as a run's description, in Markdown."""
 
 HEAD = "**Links of corrdiff**"
-"""What stands before it in a description is someone's own."""
+"""The head of what is written into a description; what stands before it is someone's own."""
 
 MOST_RUNS = 100
-"""Of one codec, whose descriptions are kept up to date."""
+"""Runs of one codec whose descriptions are kept up to date."""
 
 _TITLES = {
     "phase1": "training, phase 1",
@@ -26,7 +26,7 @@ _TITLES = {
 
 
 def lineage_tags(provenance: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Tags that lead from a run to the training runs of the codec that it uses; of several, `prefix` says which."""
+    """Make the tags that lead from a run to the training runs of its codec; of several codecs, `prefix` says which."""
     return {f"corrdiff.{prefix}{k}": str(v) for k, v in provenance.items() if k.endswith("mlflow_run")}
 
 
@@ -47,8 +47,8 @@ def renew_notes(client: Any, experiment_id: str, fingerprints: str) -> None:
     for run in runs.values():
         note = _note(run, runs, experiment_id)
         before = run.data.tags.get(NOTE, "")
-        own = before.partition(HEAD)[0].rstrip()
-        renewed = f"{own}\n\n{note}" if own else note
+        of_people = before.partition(HEAD)[0].rstrip()
+        renewed = f"{of_people}\n\n{note}" if of_people else note
         if renewed != before:
             client.set_tag(run.info.run_id, NOTE, renewed)
 

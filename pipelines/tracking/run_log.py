@@ -15,7 +15,7 @@ from pipelines.runtime.ray_private import logs_directory
 
 
 class RunLog:
-    """Of one run; in a process that is connected to Ray, on the driver's node."""
+    """The numbers and events of one run, from a process that is connected to Ray on the driver's node."""
 
     def __init__(self, kind: str, run: str) -> None:
         import ray
@@ -26,7 +26,7 @@ class RunLog:
         self._path = logs_directory() / f"corrdiff-{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run)[-80:]}.log"
 
     def values(self, values: dict[str, float], step: int) -> None:
-        """Numbers at this time, `step` pictures or crops into the run."""
+        """Record numbers at this time, `step` pictures or crops into the run."""
         from ray.util.metrics import Gauge
 
         for name, value in values.items():
@@ -37,6 +37,7 @@ class RunLog:
         self._write({"step": step, **values})
 
     def event(self, sentence: str) -> None:
+        """Record something that happened, in a sentence."""
         self._write({"event": sentence})
 
     def _write(self, fields: dict[str, Any]) -> None:

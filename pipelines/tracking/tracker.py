@@ -6,6 +6,7 @@ once, and what was measured is kept: in memory for when it comes back, and as JS
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,11 +15,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from corrdiff.errors import UsageError
 from pipelines.files import storage
+from pipelines.files.records import read_record
 from pipelines.tracking import lineage
 
 EXPERIMENT = "corrdiff"
@@ -28,7 +31,7 @@ CLOSE_TIMEOUT_S = 60.0
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else a sqlite file in the working directory.
+    """Say where MLflow is: MLFLOW_TRACKING_URI, else a sqlite file in the working directory.
 
     Raises `UsageError` where that would be the temporary directory of a Ray job.
     """
@@ -42,18 +45,31 @@ def tracking_uri() -> str:
     return given or f"sqlite:///{os.path.abspath('mlflow.db')}"
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """Which MLflow run belongs to a directory."""
+
+    run_id: str
+
+
 def recorded_run(directory: str) -> str | None:
-    """The MLflow run that whoever works in a directory wrote down there."""
-    uri = storage.join(directory, RECORD)
-    return str(storage.read_json(uri)["run_id"]) if storage.exists(uri) else None
+    """Read which MLflow run belongs to a directory; None where none was written down.
+
+    Raises `UsageError` where the record is damaged.
+    """
+    try:
+        return read_record(storage.join(directory, RECORD), RunRecord).run_id
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def record_run(directory: str, run_id: str) -> None:
-    storage.write_json(storage.join(directory, RECORD), {"run_id": run_id})
+    """Write down which MLflow run belongs to a directory, for whoever goes on in it."""
+    storage.write_json(storage.join(directory, RECORD), dataclasses.asdict(RunRecord(run_id)))
 
 
 class RunSpec(NamedTuple):
-    """What identifies a run in MLflow."""
+    """What a run in MLflow is called and begins with."""
 
     name: str
     tags: dict[str, str]
@@ -71,7 +87,7 @@ class _Item(NamedTuple):
 
 
 class Tracker:
-    """One run. All calls return at once; `close` waits for what is left to be sent."""
+    """One run in MLflow. All calls return at once; `close` waits for what is left to be sent."""
 
     def __init__(self, uri: str, spec: RunSpec, local: str, say: Callable[[str], None]) -> None:
         """
@@ -95,19 +111,21 @@ class Tracker:
         self._link(spec.tags)
 
     def run_id(self, timeout_s: float = 60.0) -> str | None:
-        """The MLflow run's id, or None while the server cannot be reached."""
+        """Wait for the MLflow run's id; None while the server cannot be reached."""
         self._begun.wait(timeout_s)
         return self._run_id
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        """Record numbers at this time, `step` crops or pictures into the run."""
         self._put("metrics", dict(values), step)
 
     def tags(self, values: dict[str, str]) -> None:
+        """Set tags of the run."""
         self._put("tags", dict(values), 0)
         self._link(values)
 
     def artifact(self, path: str, data: bytes) -> None:
-        """A file, at `path` among the run's artifacts."""
+        """Record a file, at `path` among the run's artifacts."""
         self._put("artifact", {"path": path, "data": data}, 0)
 
     def close(self, status: str = "FINISHED") -> None:
@@ -124,7 +142,7 @@ class Tracker:
             self._keep(waiting)
 
     def _link(self, tags: dict[str, str]) -> None:
-        """Once it is said which codec this run is of: the links between all runs of it."""
+        """Renew the links between all runs of a codec, once it is said which codec this run is of."""
         if lineage.FINGERPRINT in tags:
             self._put("links", {lineage.FINGERPRINT: tags[lineage.FINGERPRINT]}, 0)
 
@@ -147,7 +165,7 @@ class Tracker:
             self._keep(self._backlog)
 
     def _try_send(self, items: list[_Item]) -> list[_Item]:
-        """Returns what could not be sent."""
+        """Send items in their order; returns what could not be sent."""
         left = list(items)
         try:
             self._begin()

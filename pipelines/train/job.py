@@ -29,7 +29,7 @@ from pipelines.files import storage
 from pipelines.files.records import differences
 from pipelines.options import identity
 from pipelines.runtime.ray_private import is_leaving
-from pipelines.runtime.session import cluster_cpus, cluster_gpus, may_grow
+from pipelines.runtime.resources import cluster_cpus, cluster_gpus, may_grow
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.tracking.tracker import tracking_uri
 from pipelines.train import checkpoints, ingest, validation

@@ -12,7 +12,7 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.runtime.session import GPUS_LABEL
+from pipelines.runtime.resources import GPUS_LABEL
 from tests.support.servers import wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -6,16 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from corrdiff.metrics import METRICS
 from pipelines.evaluate import comparison
-from pipelines.evaluate.comparison import Curve, Points, compare
+from pipelines.evaluate.comparison import MetricPoints, SystemCurve, compare
 
 
-def _curve(bpp: object, psnr: object, name: str = "a") -> Curve:
+def _curve(bpp: object, psnr: object, name: str = "a") -> SystemCurve:
     rate, quality = (np.array(v, dtype=np.float64) for v in (bpp, psnr))
     if rate.ndim == 1:
         rate, quality = rate[:, None], quality[:, None]
-    return Curve(name, name, None, None, list(range(len(rate))), {"psnr_db": Points(rate, quality)})
+    return SystemCurve(name, name, None, None, list(range(len(rate))), {"psnr_db": MetricPoints(rate, quality)})
 
+
+PSNR_AND_MS_SSIM = [metric for metric in METRICS if metric.name in ("psnr_db", "ms_ssim")]
 
 BPP, PSNR = [0.1, 0.2, 0.4, 0.8], [28.0, 31.0, 34.0, 36.5]
 
@@ -96,7 +99,7 @@ def test_a_curve_that_falls_has_no_rate() -> None:
 def test_the_interval_holds_the_truth_and_shrinks_with_pictures() -> None:
     rng = np.random.default_rng(3)
 
-    def noisy(pictures: int, factor: float) -> tuple[Curve, Curve]:
+    def noisy(pictures: int, factor: float) -> tuple[SystemCurve, SystemCurve]:
         scale = rng.lognormal(0, 0.3, pictures)  # pictures of different difficulty, the same for both
         luck = rng.lognormal(0, 0.1, pictures)
         bpp, psnr = np.array(BPP)[:, None] * scale, np.repeat(np.array(PSNR)[:, None], pictures, 1)
@@ -132,7 +135,7 @@ def test_curves_are_of_pictures_that_every_system_has() -> None:
     rows += [*_rows("z", "jpeg", None), {"picture": "z", "system": "ours", "error": "too large"}]
     table = pd.DataFrame(rows)
     assert comparison.whole_pictures(table) == ["x", "y"]
-    jpeg, ours = comparison.curves(table, {"jpeg": "JPEG"}, ("psnr_db", "ms_ssim"))
+    jpeg, ours = comparison.curves(table, {"jpeg": "JPEG"}, PSNR_AND_MS_SSIM)
     assert (jpeg.name, ours.name) == ("JPEG", "ours, fidelity 1")
     assert jpeg.points["psnr_db"].bpp_PN.shape == (4, 2) and jpeg.decoding is None and ours.fidelity == 1.0
     assert ours.points["psnr_db"].value.tolist() == PSNR
@@ -144,7 +147,7 @@ def test_a_picture_that_lacks_a_metric_is_left_out_of_that_metric_alone_in_every
     lossless = [*_rows("lossless", "jpeg", None), *_rows("lossless", "webp", None)]
     lossless[-1]["psnr_db"] = None
     table = pd.DataFrame([*rows, *small, *lossless])
-    for curve in comparison.curves(table, {"jpeg": "JPEG", "webp": "WebP"}, ("psnr_db", "ms_ssim")):
+    for curve in comparison.curves(table, {"jpeg": "JPEG", "webp": "WebP"}, PSNR_AND_MS_SSIM):
         assert {m: p.bpp_PN.shape for m, p in curve.points.items()} == {"psnr_db": (4, 3), "ms_ssim": (4, 3)}
     assert comparison.pictures_with(table, "psnr_db") == ["x", "y", "small"]
     assert comparison.pictures_with(table, "ms_ssim") == ["x", "y", "lossless"]
@@ -152,6 +155,6 @@ def test_a_picture_that_lacks_a_metric_is_left_out_of_that_metric_alone_in_every
 
 def test_a_metric_that_no_picture_has_has_no_curve() -> None:
     (jpeg,) = comparison.curves(
-        pd.DataFrame(_rows("x", "jpeg", None, ms_ssim=None)), {"jpeg": "JPEG"}, ("psnr_db", "ms_ssim")
+        pd.DataFrame(_rows("x", "jpeg", None, ms_ssim=None)), {"jpeg": "JPEG"}, PSNR_AND_MS_SSIM
     )
     assert set(jpeg.points) == {"psnr_db"}

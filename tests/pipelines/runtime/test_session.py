@@ -1,69 +1,13 @@
-"""How a pipeline's stages are dealt to clusters that differ in what they have and in what they say."""
+"""Connecting to Ray, and what its errors come out as."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import ray
+import ray.exceptions
 
-from corrdiff.errors import UsageError
-from pipelines.runtime import session as ray_session
-from pipelines.runtime.session import GPUS_LABEL
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def is_of(*machines: tuple[dict[str, float], dict[str, str]]) -> None:
-        total: dict[str, float] = {}
-        for resources, _ in machines:
-            for name, amount in resources.items():
-                total[name] = total.get(name, 0) + amount
-        monkeypatch.setattr(ray, "cluster_resources", lambda: total)
-        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Labels": labels} for _, labels in machines])
-
-    return is_of
-
-
-HEAD = {"memory": 8e9}, {GPUS_LABEL: "16"}
-
-
-def test_a_cluster_that_says_nothing_has_what_is_there(cluster: Any) -> None:
-    cluster(({"CPU": 8}, {}), ({"CPU": 8, "GPU": 2}, {}))
-    assert not ray_session.may_grow()
-    stages = ray_session.pools("auto", None)
-    assert stages.device == "cuda"
-    assert stages.networks["num_gpus"] == 1
-    assert stages.networks["compute"].initial_size == 2
-
-
-def test_a_cluster_that_may_get_gpus_counts_on_them(cluster: Any) -> None:
-    cluster(HEAD)
-    assert ray_session.cluster_gpus() == 16
-    for device in ("auto", "cuda"):
-        stages = ray_session.pools(device, None)
-        assert stages.device == "cuda"
-        assert stages.networks["compute"].initial_size == 1
-        assert stages.networks["num_cpus"] == 0
-        assert stages.coders["num_cpus"] == stages.tasks["num_cpus"] == 1
-
-
-def test_where_machines_may_come_the_other_stages_may_grow_too(cluster: Any) -> None:
-    cluster(HEAD, ({"CPU": 16}, {}))
-    growing = ray_session.pools("cpu", None)
-    cluster(({"CPU": 16}, {}))
-    fixed = ray_session.pools("cpu", None)
-    assert growing.device == fixed.device == "cpu"
-    assert growing.networks["compute"].initial_size == fixed.networks["compute"].initial_size == 16
-    assert growing.coders["compute"].max_size > fixed.coders["compute"].max_size == 4
-    assert growing.tasks["concurrency"] > fixed.tasks["concurrency"] == 4
-
-
-def test_a_gpu_that_can_never_come_is_refused(cluster: Any) -> None:
-    cluster(({"CPU": 8}, {}))
-    with pytest.raises(UsageError, match="the cluster has no GPU"):
-        ray_session.pools("cuda", None)
-    assert ray_session.pools("auto", 3).networks["compute"].initial_size == 3
+from corrdiff.errors import JobError, UsageError
+from pipelines.runtime.session import ray_errors, ray_session
 
 
 @pytest.mark.parametrize(
@@ -84,6 +28,44 @@ def test_a_cluster_that_cannot_be_reached_is_a_sentence(cause: str, said: str, m
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray, "init", refuse)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(UsageError) as caught, ray_session.ray_session():
+    with pytest.raises(UsageError) as caught, ray_session():
         raise AssertionError
     assert str(caught.value) == f"RAY_ADDRESS is 10.0.0.1:6379: {said}"
+
+
+TASK = """ray::Map(_cut)() (pid=12, ip=10.0.0.1)
+  File "/code/pipelines/shards/job.py", line 90, in _cut
+    raise Refused
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "sentence"),
+    [
+        (f"{TASK}corrdiff.errors.UsageError: choose another directory", UsageError, "choose another directory"),
+        (f"{TASK}corrdiff.errors.JobError: the shard is missing", JobError, "the shard is missing"),
+        (f"{TASK}corrdiff.images.ImageError: not a picture", UsageError, "not a picture"),
+        (f"{TASK}corrdiff.format.bitstream.BitstreamError: the CRC differs", UsageError, "the CRC differs"),
+        (f"{TASK}ValueError: 3 is not 4", JobError, "Ray: ValueError: 3 is not 4"),
+        ("The node died", JobError, "Ray: The node died"),
+        (
+            f"{TASK}corrdiff.errors.JobError: the first\n\nThe above exception was the cause of:\n"
+            "corrdiff.errors.UsageError: the last",
+            UsageError, "the last",
+        ),
+    ],
+    ids=["usage", "job", "one module deep", "two modules deep", "not ours", "of Ray itself", "the last of several"],
+)  # fmt: skip
+def test_what_a_task_raised_comes_out_as_the_plain_error_that_it_was(
+    text: str, kind: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(kind) as caught, ray_errors():
+        raise ray.exceptions.RayError(text)
+    assert (type(caught.value), str(caught.value)) == (kind, sentence)
+
+
+def test_an_error_that_is_not_rays_passes_as_it_is() -> None:
+    for error in (UsageError("a"), JobError("b"), KeyError("c")):
+        with pytest.raises(type(error)) as caught, ray_errors():
+            raise error
+        assert caught.value is error

@@ -1,0 +1,36 @@
+"""What an evaluation can be asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from corrdiff.config import Settings
+from corrdiff.errors import UsageError
+from pipelines.evaluate.config import EvaluateConfig
+
+
+def test_points_are_every_quality_and_fidelity_and_the_other_numbers_of_steps() -> None:
+    config = EvaluateConfig(qualities=(1, 4), fidelities=(1.0, 0.0), steps=(2,))
+    assert config.points() == [
+        Settings(1, 1.0), Settings(1, 0.0), Settings(4, 1.0), Settings(4, 0.0), Settings(4, 0.5, 2),
+    ]  # fmt: skip
+    assert [config.decodes_both(point) for point in config.points()] == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"qualities": (9,)}, "quality must be a whole number from 0 to 7, not 9"),
+        ({"qualities": ()}, "--qualities must have a value at least"),
+        ({"fidelities": (1.0, 1.0)}, "--fidelities must be different values, not 1.0 1.0"),
+        ({"steps": (2, 2)}, "--steps must be different values, not 2 2"),
+        ({"anchors": ("jpeg", "jpeg")}, "--anchors must be different values, not jpeg jpeg"),
+        ({"steps": (0,)}, "steps must be from 1 to 64, not 0"),
+        ({"anchors": ("webp",)}, "--reference jpeg is not among --anchors webp"),
+        ({"limit": 0}, "--limit must be at least 1, not 0"),
+        ({"show": -1}, "--show must not be negative, not -1"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        EvaluateConfig(**options)  # type: ignore[arg-type]
