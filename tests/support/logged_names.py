@@ -25,13 +25,16 @@ from corrdiff.config import BUILTIN
 from corrdiff.metrics import METRICS
 from pipelines.compress import job as compress_job
 from pipelines.compress import report as compress_report
+from pipelines.compress.claim import CompressJob
 from pipelines.compress.config import CompressConfig
-from pipelines.compress.rate_target import Rate
-from pipelines.compress.report import Shown, Summary
-from pipelines.dataset.format import COLUMNS, Plan
+from pipelines.compress.finish import Shown
+from pipelines.compress.rate import Rate
+from pipelines.compress.tally import Tally
+from pipelines.dataset import summary as dataset_summary
+from pipelines.dataset.format import Plan, columns
+from pipelines.dataset.summary import Summary
 from pipelines.evaluate import job as evaluate_job
-from pipelines.evaluate import page as evaluate_page
-from pipelines.evaluate.comparison import Curve, Points
+from pipelines.evaluate.comparison import MetricPoints, SystemCurve
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.page import Evaluation
 from pipelines.tracking import lineage, run_log
@@ -171,26 +174,26 @@ def _validation() -> set[str]:
 @functools.cache
 def _compression() -> Names:
     names = Names()
-    row = {name: 1.0 for name in COLUMNS.names if pa.types.is_floating(COLUMNS.field(name).type)}
-    percentiles = compress_report._percentiles(pa.Table.from_pylist([row], COLUMNS))
+    row = {name: 1.0 for name in columns().names if pa.types.is_floating(columns().field(name).type)}
+    percentiles = dataset_summary.percentiles(pa.Table.from_pylist([row], columns()))
     summary = Summary(1, 0, 1, 1, 8.0, percentiles, {}, {}, "fingerprint")
-    config = CompressConfig(target_bpp=1.0)
     plan = Plan({"codec": "fingerprint"}, "_plan/0", 1, 1)
 
-    def run(*arguments: Any) -> Iterator[None]:
-        arguments[-1].pixels += 1  # the tally
+    def run(job: CompressJob, numbers: list[int], tally: Tally) -> Iterator[None]:
+        tally.pixels += 1
         yield None
 
     with (
         _stand_ins(names) as directory,
         mock.patch.object(compress_report, "begin", lambda *_: names),
-        mock.patch.object(compress_report, "_summarise", lambda out, plan: (summary, Shown({}, [], []))),
-        mock.patch.object(compress_report, "draw_worst", lambda *_: None),
-        mock.patch.object(compress_job.target, "find_rate", lambda *_: Rate(1.0, 4, 1.0, [0.0], 1, 1.0, 30.0)),
+        mock.patch.object(compress_report, "_draw_worst", lambda *_: None),
+        mock.patch.object(compress_job, "finish", lambda _: (summary, Shown({}, [], []))),
+        mock.patch.object(compress_job, "find_rate", lambda _: Rate(1.0, 4, 1.0, [0.0], 1, 1.0, 30.0)),
         mock.patch.object(compress_job, "_run", run),
         mock.patch.object(compress_job, "PACE_EVERY_S", 0.0),
     ):
-        for _ in compress_job._compress("images", directory, BUILTIN, plan, "fingerprint", config):
+        job = CompressJob("images", directory, BUILTIN, plan, CompressConfig(target_bpp=1.0))
+        for _ in compress_job._compress(job):
             pass
     return names
 
@@ -200,15 +203,15 @@ def _evaluation() -> Names:
     names = Names()
     config = EvaluateConfig()
     rising = np.linspace(0.05, 0.95, 10)[:, None]
-    points = {metric.name: Points(rising, rising) for metric in METRICS}
+    points = {metric.name: MetricPoints(rising, rising) for metric in METRICS}
     curves = [
-        Curve("CURVE", "codec", "corrected", 1.0, list(range(10)), points),
-        Curve(config.reference, config.reference, None, None, list(range(10)), points),
+        SystemCurve("CURVE", "codec", "corrected", 1.0, list(range(10)), points),
+        SystemCurve(config.reference, config.reference, None, None, list(range(10)), points),
     ]
     with (
         tempfile.TemporaryDirectory() as directory,
-        mock.patch.object(evaluate_page, "curves_of", lambda _: curves),
-        mock.patch.object(evaluate_page, "page", lambda *_: ""),
+        mock.patch.object(evaluate_job, "curves_of", lambda _: curves),
+        mock.patch.object(evaluate_job, "page", lambda *_: ""),
     ):
         table = pd.DataFrame(columns=evaluate_job.COLUMNS.names)
         evaluate_job._finish(Evaluation("images", directory, [], [], {}, table, config), names)

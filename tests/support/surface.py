@@ -20,7 +20,7 @@ import cluster.preemption
 import cluster.preflight
 import cluster.submit
 import pipelines.cli
-from pipelines.dataset.format import COLUMNS, INDEX_COLUMNS
+from pipelines.dataset.format import INDEX_COLUMNS, columns
 from pipelines.evaluate import job as evaluate_job
 from tests.support import logged_names
 
@@ -38,8 +38,8 @@ def surface() -> str:
     """Everything, a section each."""
     found = {
         "options": [line for program, main in PROGRAMS.items() for line in options(program, main)],
-        "columns of a dataset's parts": schema_lines(COLUMNS),
-        "columns of a dataset's index": schema_lines(pa.schema([COLUMNS.field(name) for name in INDEX_COLUMNS])),
+        "columns of a dataset's parts": schema_lines(columns()),
+        "columns of a dataset's index": schema_lines(pa.schema([columns().field(name) for name in INDEX_COLUMNS])),
         "columns of an evaluation's results": schema_lines(evaluate_job.COLUMNS),
         "tags in MLflow": logged_names.tags(),
         "metrics in MLflow of a training": logged_names.training_metrics(),

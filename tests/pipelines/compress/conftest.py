@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from corrdiff import metrics
+from corrdiff import perceptual
 
 
 @pytest.fixture(autouse=True)
 def _no_lpips(monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]) -> None:
     """LPIPS is left out, whatever this machine has; stages set torch's threads, which are restored."""
-    monkeypatch.setattr(metrics, "lpips_weights", lambda given=None: None)
+    monkeypatch.setattr(perceptual, "lpips_weights", lambda given=None: None)
