@@ -102,7 +102,7 @@ def load_codec(
 def default_precision(device: str | torch.device) -> Precision:
     """bf16 where the hardware has it."""
     if torch.device(device).type == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+        return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "fp32"
     return "bf16" if torch.device(device).type == "cuda" else "fp32"
 
 
