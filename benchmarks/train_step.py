@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from _measure import Row, parser, report
+from pipelines.train.phase1 import Phase1
 from torch.nn.parallel import DistributedDataParallel
 
 from corrdiff import heap
 from corrdiff.config import QUALITIES, preset
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
-from pipelines.train.phase1 import Phase1
 from pipelines.train.samples import Sample
 
 LOG_EVERY = 5

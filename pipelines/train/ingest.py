@@ -24,6 +24,7 @@ from pipelines.runtime.session import quiet_execution, ray_errors
 from pipelines.shards import crop_png
 from pipelines.shards.format import Manifest, Shard, read_crops
 from pipelines.train import epoch_order
+from pipelines.train.batch import Batch
 from pipelines.train.epoch_order import Cursor, Part, Rows
 
 SEGMENT_PARTS = 64
@@ -39,21 +40,6 @@ BLOCK_BYTES = 8 << 20
 PREFETCH_BATCHES = 4
 
 DATASET = "crops"
-
-
-class Batch(NamedTuple):
-    """What one worker gets for one step."""
-
-    epoch: int
-    keys: list[str]
-    pixels_BHWC: npt.NDArray[np.uint8]
-    weight_B: npt.NDArray[np.float32]
-    """1 for a crop, 0 for padding."""
-    real_rows: int
-    """Crops in this step over all workers."""
-    next: Cursor
-    read_bytes: int
-    """Of this worker's crops as they are stored."""
 
 
 class PlannedData(DataConfig):  # type: ignore[misc]

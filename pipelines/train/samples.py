@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE, QUALITIES, TransformConfig
-from pipelines.train.ingest import Batch
+from pipelines.train.batch import Batch
 
 
 class Sample(NamedTuple):

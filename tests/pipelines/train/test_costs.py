@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pipelines.train.phase1 import Phase1
 
 from corrdiff.config import tiny
 from corrdiff.networks.layers import recompute_blocks
@@ -11,7 +12,6 @@ from pipelines.train import samples
 from pipelines.train.costs import PEAK_FLOPS, Costs, peak_flops
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.ingest import Batch
-from pipelines.train.phase1 import Phase1
 from pipelines.train.trainer import flops_per_crop
 
 ONE = Costs(
