@@ -25,7 +25,7 @@ from corrdiff import heap
 from corrdiff.config import QUALITIES, preset
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
-from pipelines.train.phase1 import Phase1
+from pipelines.train.phases.phase1 import Phase1Module
 from pipelines.train.samples import Sample
 
 LOG_EVERY = 5
@@ -127,7 +127,7 @@ def bare_worker(arguments: argparse.Namespace) -> None:
     heap.keep_freed_memory()
     torch.manual_seed(0)
     config = preset(arguments.preset)
-    module: torch.nn.Module = Phase1(CorrDiffModel(config), 0.0066)
+    module: torch.nn.Module = Phase1Module(CorrDiffModel(config), 0.0066)
     parameters = [p for p in module.parameters() if p.requires_grad]
     if world_size > 1:
         dist.init_process_group("gloo")

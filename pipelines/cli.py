@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,6 @@ import tyro
 from corrdiff.cli import Decode, Encode, Inspect
 from corrdiff.command_line import guarded, run_program
 from corrdiff.config import BUILTIN
-from corrdiff.errors import UsageError
 from pipelines.compress.config import CompressConfig
 from pipelines.decompress.config import DecompressConfig
 from pipelines.evaluate.config import EvaluateConfig
@@ -88,10 +86,9 @@ class TrainPhase1:
     config: TrainConfig
 
     def run(self) -> None:
-        with _training_session(self.config):
-            from pipelines.train.job import train
+        from pipelines.train.command import run_phase
 
-            train(self.config, "phase1")
+        run_phase(self.config, "phase1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,20 +103,9 @@ class TrainPhase2:
     config: TrainConfig
 
     def run(self) -> None:
-        from pipelines.files import storage
+        from pipelines.train.command import run_phase
 
-        config = self.config
-        if config.init_from is None:
-            codec = storage.join(storage.absolute(config.storage), config.name, "phase1", "codec")
-            if not storage.exists(storage.join(codec, "config.json")):
-                raise UsageError(
-                    f"phase 2 needs a finished phase 1: there is no codec at {codec}; give --init-from CODEC"
-                )
-            config = dataclasses.replace(config, init_from=codec)
-        with _training_session(config):
-            from pipelines.train.job import train
-
-            train(config, "phase2")
+        run_phase(self.config, "phase2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +121,9 @@ class TrainAll:
     """Length of phase 2 in crops; a quarter of phase 1 where it is not given."""
 
     def run(self) -> None:
-        config = self.config
-        with _training_session(config):
-            from pipelines.train.job import train
+        from pipelines.train.command import run_all
 
-            codec = train(config, "phase1")
-            length = self.phase2_crops_total or max(1, config.crops_total // 4)
-            train(dataclasses.replace(config, init_from=codec, crops_total=length), "phase2")
+        run_all(self.config, self.phase2_crops_total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,9 +158,9 @@ class Export:
     """Weights of 8 bits: a quarter of the bytes, and another codec, whose files are its own."""
 
     def run(self) -> None:
-        from pipelines.train.export import export
+        from pipelines.train.command import run_export
 
-        print(f"{self.out}: codec {export(self.run_uri, self.out, self.compact)}")
+        run_export(self.run_uri, self.out, self.compact)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,18 +257,6 @@ Commands = (
     | Annotated[Decompress, tyro.conf.subcommand("decompress")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
 )
-
-
-@contextlib.contextmanager
-def _training_session(config: TrainConfig) -> Iterator[None]:
-    """Ray, once it is known that there are shards: what a user gets wrong is said at once."""
-    from pipelines.files import storage
-    from pipelines.runtime.session import ray_session
-    from pipelines.shards.format import read_manifest
-
-    read_manifest(storage.absolute(config.shards))
-    with ray_session():
-        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,8 +26,8 @@ from pipelines.runtime.session import ray_session
 from pipelines.shards.command import run_sharding
 from pipelines.shards.config import ShardConfig
 from pipelines.tracking.tracker import tracking_uri
+from pipelines.train import command as train_command
 from pipelines.train.config import TrainConfig
-from pipelines.train.job import train
 
 PHASE1_CROPS, PHASE2_CROPS = 5000, 1600
 QUALITIES = (1, 4, 7)
@@ -63,9 +63,10 @@ def demo(out: Path) -> list[Measured]:
         _headline("1. shards of training crops")
         run_sharding("sample:train", config.shards, ShardConfig(crop=192, stride=96, pictures_per_shard=1))
         _headline("2. phase 1: all networks")
-        codec = train(config, "phase1")
+        codec = train_command.run_phase(config, "phase1")
         _headline("3. phase 2: the privileged decoder")
-        codec = train(dataclasses.replace(config, init_from=codec, crops_total=PHASE2_CROPS), "phase2")
+        config = dataclasses.replace(config, init_from=codec, crops_total=PHASE2_CROPS)
+        codec = train_command.run_phase(config, "phase2")
         _headline("4. a dataset to bitstreams, and back")
         compressed = str(out / "compressed")
         settings = CompressConfig(quality=REPORT_QUALITY, unit=3)

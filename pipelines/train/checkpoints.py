@@ -10,8 +10,9 @@ A directory without COMPLETE.json is not a checkpoint. A plain program reads the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors.torch
 import torch
@@ -21,14 +22,18 @@ from torch import Tensor, nn
 from corrdiff.ema import Ema
 from corrdiff.errors import JobError, UsageError
 from pipelines.files import storage
+from pipelines.files.records import read_record
+from pipelines.train import deepspeed_private
 from pipelines.train.epoch_order import Cursor
 
 COMPLETE = "COMPLETE.json"
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+T = TypeVar("T")
 
-class Progress(NamedTuple):
+
+class TrainProgress(NamedTuple):
     """How far a run is, beside its tensors."""
 
     crops_seen: int
@@ -39,24 +44,42 @@ class Progress(NamedTuple):
 class Restored(NamedTuple):
     """A checkpoint in memory: whole tensors by kind and name."""
 
-    progress: Progress
+    progress: TrainProgress
     tensors: dict[str, dict[str, Tensor]]
     """"weight", "ema", "exp_avg", "exp_avg_sq" -> name -> tensor."""
 
 
+@dataclass(frozen=True)
+class PartFile:
+    """What a part has to be, for whoever reads it."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Complete:
+    """The marker of a finished checkpoint, COMPLETE.json."""
+
+    crops_seen: int
+    optimizer_steps: int
+    cursor: Cursor
+    parts: dict[str, PartFile]
+
+
 def finished(directory: str) -> list[str]:
-    """URIs of the finished checkpoints under RUN/PHASE/checkpoints, the newest first."""
+    """List the URIs of the finished checkpoints under RUN/PHASE/checkpoints, the newest first."""
     names = [n for n in storage.list_names(directory) if storage.exists(storage.join(directory, n, COMPLETE))]
     return [storage.join(directory, name) for name in reversed(names)]
 
 
 def latest(directory: str) -> str | None:
-    """URI of the newest finished checkpoint."""
+    """Give the URI of the newest finished checkpoint."""
     return next(iter(finished(directory)), None)
 
 
 def load_newest(directory: str) -> tuple[Restored | None, list[str]]:
-    """The newest checkpoint that is what was written, and what is wrong with newer ones.
+    """Load the newest checkpoint that is what was written, and say what is wrong with newer ones.
 
     Raises `JobError` where there are checkpoints and none can be read.
     """
@@ -74,28 +97,24 @@ def load_newest(directory: str) -> tuple[Restored | None, list[str]]:
 def load(uri: str) -> Restored:
     """Read and verify a checkpoint. Raises `JobError` where a part is missing or is not what was written."""
     try:
-        marker = storage.read_json(storage.join(uri, COMPLETE))
-        progress = Progress(
-            int(marker["crops_seen"]), int(marker["optimizer_steps"]), Cursor(*(int(v) for v in marker["cursor"]))
-        )
-        parts: dict[str, dict[str, Any]] = marker["parts"]
-    except (FileNotFoundError, UsageError, KeyError, TypeError, ValueError) as error:
+        marker = read_record(storage.join(uri, COMPLETE), Complete)
+    except (FileNotFoundError, UsageError) as error:
         raise JobError(f"checkpoint {uri}: {COMPLETE} cannot be read ({error})") from None
     tensors: dict[str, dict[str, Tensor]] = {}
-    for name, expected in sorted(parts.items()):
+    for name, expected in sorted(marker.parts.items()):
         try:
             data = storage.read_bytes(storage.join(uri, name), storage.PATIENT_ATTEMPTS)
         except FileNotFoundError:
             raise JobError(f"checkpoint {uri}: {name} is missing") from None
-        if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        if _part_file(data) != expected:
             raise JobError(f"checkpoint {uri}: {name} is damaged")
         for key, tensor in safetensors.torch.load(data).items():
             kind, _, parameter = key.partition("/")
             tensors.setdefault(kind, {})[parameter] = tensor
-    return Restored(progress, tensors)
+    return Restored(TrainProgress(marker.crops_seen, marker.optimizer_steps, marker.cursor), tensors)
 
 
-def save(directory: str, engine: Any, ema: Ema, progress: Progress, keep: int) -> str:
+def save(directory: str, engine: Any, ema: Ema, progress: TrainProgress, keep: int) -> str:
     """Write a checkpoint; every rank calls this. Parts first, the marker when all of them are there. The newest `keep`
     finished ones stay.
 
@@ -103,35 +122,18 @@ def save(directory: str, engine: Any, ema: Ema, progress: Progress, keep: int) -
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     uri = storage.join(directory, f"crops-{progress.crops_seen:012d}")
-    mine: dict[str, Tensor] = {}
-    for i, (name, state) in enumerate(_full_states(engine)):
-        if i % world_size == rank:
-            for kind, tensor in state.items():
-                mine[f"{kind}/{name}"] = tensor.detach().float().cpu().clone()
-            mine[f"ema/{name}"] = ema.average[name].cpu().clone()
     name = f"part-{rank}-of-{world_size}.safetensors"
-    data = safetensors.torch.save(mine)
-    info: dict[str, Any] = {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    try:
-        storage.write_bytes(storage.join(uri, name), data, storage.PATIENT_ATTEMPTS)
-    except (OSError, JobError) as error:
-        info["error"] = str(error)
-    infos = _gather(info)
-    _raise_first(infos, uri)
-    outcome: dict[str, Any] = {}
-    if rank == 0:
-        marker = {
-            "crops_seen": progress.crops_seen,
-            "optimizer_steps": progress.optimizer_steps,
-            "cursor": list(progress.cursor),
-            "parts": {i["name"]: {"bytes": i["bytes"], "sha256": i["sha256"]} for i in infos},
-        }
-        try:
-            storage.write_json(storage.join(uri, COMPLETE), marker)
-            _retire(directory, keep)
-        except (OSError, JobError) as error:
-            outcome["error"] = str(error)
-    _raise_first(_gather(outcome), uri)
+    data = safetensors.torch.save(_part_tensors(engine, ema, rank, world_size))
+    failure = _failure_of(lambda: storage.write_bytes(storage.join(uri, name), data, storage.PATIENT_ATTEMPTS))
+    written = _gather((name, _part_file(data), failure))
+    _raise_first((failure for _, _, failure in written), uri)
+
+    def mark() -> None:
+        marker = Complete(**progress._asdict(), parts={name: file for name, file, _ in written})
+        storage.write_json(storage.join(uri, COMPLETE), asdict(marker))
+        _retire(directory, keep)
+
+    _raise_first(_gather(_failure_of(mark) if rank == 0 else None), uri)
     return uri
 
 
@@ -140,57 +142,34 @@ def restore_moments(engine: Any, restored: Restored) -> None:
 
     The weights must have been in the module before DeepSpeed wrapped it.
     """
-    stage = engine.zero_optimization_stage()
     step = torch.tensor(float(restored.progress.optimizer_steps))
-    names = {p: n for n, p in engine.module.named_parameters()}
-    if stage == 0:
-        optimizer = engine.optimizer
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                moments = {k: restored.tensors[k][names[p]].to(p.device) for k in MOMENTS}
-                optimizer.state[p] = {"step": step.clone(), **moments}
+    trained = trained_parameters(engine.module)
+    if engine.zero_optimization_stage() == 0:
+        for name, p in trained:
+            moments = {kind: restored.tensors[kind][name].to(p.device) for kind in MOMENTS}
+            engine.optimizer.state[p] = {"step": step.clone(), **moments}
         return
-    flat = (
-        engine.optimizer.fp32_partitioned_groups_flat
-        if stage == 3
-        else engine.optimizer.single_partition_of_fp32_groups
-    )
-    for partition in flat:
-        zeros = {k: torch.zeros_like(partition) for k in MOMENTS}
-        engine.optimizer.optimizer.state[partition] = {"step": step.clone(), **zeros}
-    if stage == 3:
-        for name, p in engine.module.named_parameters():
-            if p.requires_grad:
-                for kind in MOMENTS:
-                    fragment, _ = engine.optimizer._get_fp32_opt_state_partition(p, False, kind)
-                    start = fragment.numel() * engine.optimizer._get_param_partition_rank(p)
-                    values = restored.tensors[kind][name].flatten()[start : start + fragment.numel()]
-                    fragment.data[: values.numel()].copy_(values)
-        return
-    from deepspeed.utils import safe_set_full_optimizer_state
-
-    engine.optimizer._lazy_init_hp_params_optimizer_state()
-    for name, p in engine.module.named_parameters():
-        if p.requires_grad:
-            for kind in MOMENTS:
-                safe_set_full_optimizer_state(p, restored.tensors[kind][name].to(p.device), kind)
+    deepspeed_private.begin_moments(engine, MOMENTS, step)
+    for name, p in trained:
+        for kind in MOMENTS:
+            deepspeed_private.set_moment(engine, p, kind, restored.tensors[kind][name])
 
 
 def full_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Trained parameters as whole fp32 tensors; collective in ZeRO stage 3."""
+    """Give the trained parameters as whole fp32 tensors; collective in ZeRO stage 3."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    for name, p in engine.module.named_parameters():
-        if p.requires_grad:
-            yield name, safe_get_full_fp32_param(p) if engine.zero_optimization_stage() == 3 else p.detach()
+    for name, p in trained_parameters(engine.module):
+        yield name, safe_get_full_fp32_param(p) if engine.zero_optimization_stage() == 3 else p.detach()
 
 
 def trained_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """List the parameters that take a gradient, by name."""
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
 def _full_states(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Weight and moments of each trained parameter as whole tensors; collective over the workers."""
+    """Give weight and moments of each trained parameter as whole tensors; collective over the workers."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     for name, weight in full_weights(engine):
@@ -202,6 +181,21 @@ def _full_states(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
             yield name, {"weight": weight, **{k: safe_get_full_optimizer_state(p, k) for k in MOMENTS}}
 
 
+def _part_tensors(engine: Any, ema: Ema, rank: int, world_size: int) -> dict[str, Tensor]:
+    """Collect the states that this rank writes: those of its share of the parameters. Collective over the workers."""
+    tensors: dict[str, Tensor] = {}
+    for i, (name, state) in enumerate(_full_states(engine)):
+        if i % world_size == rank:
+            for kind, tensor in state.items():
+                tensors[f"{kind}/{name}"] = tensor.detach().float().cpu().clone()
+            tensors[f"ema/{name}"] = ema.average[name].cpu().clone()
+    return tensors
+
+
+def _part_file(data: bytes) -> PartFile:
+    return PartFile(len(data), hashlib.sha256(data).hexdigest())
+
+
 def _retire(directory: str, keep: int) -> None:
     """Remove all but the newest finished checkpoints, and unfinished ones older than those."""
     kept = finished(directory)[:keep]
@@ -210,13 +204,23 @@ def _retire(directory: str, keep: int) -> None:
             storage.remove_tree(storage.join(directory, name))
 
 
-def _gather(value: dict[str, Any]) -> list[dict[str, Any]]:
+def _failure_of(write: Callable[[], None]) -> str | None:
+    """Write, and say why that could not be."""
+    try:
+        write()
+    except (OSError, JobError) as error:
+        return str(error)
+    return None
+
+
+def _gather(value: T) -> list[T]:
+    """Give every rank the values of all."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
 
 
-def _raise_first(outcomes: list[dict[str, Any]], uri: str) -> None:
-    for outcome in outcomes:
-        if "error" in outcome:
-            raise JobError(f"checkpoint {uri} could not be written: {outcome['error']}")
+def _raise_first(failures: Iterable[str | None], uri: str) -> None:
+    for failure in failures:
+        if failure is not None:
+            raise JobError(f"checkpoint {uri} could not be written: {failure}")

@@ -1,4 +1,4 @@
-"""What `corrdiff` can be told about train."""
+"""What `corrdiff train` can be told, and what is refused at once."""
 
 from __future__ import annotations
 
@@ -110,19 +110,23 @@ class TrainConfig:
 
     @property
     def min_workers(self) -> int:
+        """The fewest workers that the run may have."""
         return int(self.workers.split(":")[0])
 
     @property
     def max_workers(self) -> int:
+        """The most workers that the run may have."""
         return int(self.workers.split(":")[-1])
 
     @property
     def checkpoints_activations(self) -> bool:
+        """Whether activations are computed again on the way back."""
         return self.preset == "base" if self.activation_checkpointing is None else self.activation_checkpointing
 
     def micro_batch_size(self, world_size: int) -> int:
+        """Give the crops in one forward pass of one worker."""
         return self.micro_batch or self.batch // world_size
 
     def accumulation(self, world_size: int) -> int:
-        """Micro-batches of one worker in a step."""
+        """Count the micro-batches of one worker in a step."""
         return self.batch // world_size // self.micro_batch_size(world_size)

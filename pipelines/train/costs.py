@@ -14,19 +14,20 @@ PEAK_FLOPS = {
     "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12,
     "V100": 125e12, "T4": 65e12,
 }  # fmt: skip
-"""Dense 16-bit operations a second by the makers' data sheets; a part of the device's name, the longest that fits."""
+"""Dense 16-bit operations a second, by the makers' data sheets, of devices whose name has that part; the longest part
+that fits counts."""
 
 
 class Costs(NamedTuple):
-    """Over all workers since the last time."""
+    """What a stretch of training cost, over all workers."""
 
     crops: int
     seconds: float
     waited_s: float
-    """Mean over the workers."""
+    """Time that a worker waited for data, the mean over the workers."""
     read_bytes: int
     peak_memory_bytes: int
-    """Of the worker with the most: of its GPU, else of its process."""
+    """Peak of the worker with the most: of its GPU's memory, else of its process's."""
     flops: float
     """Floating-point operations of the networks, over all workers."""
     peak_flops: float | None
@@ -34,10 +35,10 @@ class Costs(NamedTuple):
     worker_s: float
     """Seconds times workers."""
     workers: int
-    """At the end."""
+    """Workers at the end of it."""
 
     def joined(self, later: Costs) -> Costs:
-        """Of both stretches of time."""
+        """Add a later stretch."""
         peaks = [peak for peak in (self.peak_flops, later.peak_flops) if peak is not None]
         return Costs(
             crops=self.crops + later.crops, seconds=self.seconds + later.seconds,
@@ -48,7 +49,7 @@ class Costs(NamedTuple):
         )  # fmt: skip
 
     def metrics(self) -> dict[str, float]:
-        """As MLflow gets them."""
+        """Give the numbers that MLflow gets."""
         seconds = max(self.seconds, 1e-9)
         values = {
             "crops_per_s": self.crops / seconds,
@@ -65,14 +66,14 @@ class Costs(NamedTuple):
 
 
 class Meter:
-    """Counts on one worker."""
+    """Counts on one worker what a stretch of training costs."""
 
     def __init__(self, device: torch.device, flops_per_crop: float) -> None:
         self.device, self.flops_per_crop = device, flops_per_crop
         self._reset()
 
     def add(self, crops: int, waited_s: float, read_bytes: int) -> None:
-        """A step: crops over all workers, this worker's wait and bytes."""
+        """Count a step: its crops over all workers, this worker's wait and bytes."""
         self._crops += crops
         self._waited_s += waited_s
         self._read_bytes += read_bytes
@@ -102,7 +103,7 @@ class Meter:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Of a GPU that is known; None for others, whose utilisation is then absent."""
+    """Give the operations a second of a GPU that is known; None for others, whose utilisation is then absent."""
     import torch
 
     if device.type != "cuda":

@@ -14,16 +14,15 @@ ADAM_BETAS = (0.9, 0.95)
 at learning rates where 0.999 did."""
 ADAM_EPS = 1e-8
 
-
 STATE_BYTES = 16
-"""Of weight, gradient and Adam's two moments, for each parameter (as in arXiv 1910.02054, but all fp32)."""
+"""Bytes of weight, gradient and Adam's two moments, for each parameter (as in arXiv 1910.02054, but all fp32)."""
 
 STATES_SHARE = 0.25
-"""Of a worker's memory that states may take before more of them is partitioned: activations need the rest."""
+"""Share of a worker's memory that states may take before more of them is partitioned: activations need the rest."""
 
 
 def choose_stage(config: TrainConfig, parameters: int, world_size: int, memory_bytes: int) -> int:
-    """The run's ZeRO stage, or the lowest that does.
+    """Choose the ZeRO stage: the run's, or the lowest that does.
 
     One worker: 0, there is nothing to partition. Else 1, which costs no traffic over plain data parallelism; 2 where a
     quarter of a worker's memory is too little for that, and 3 where it is too little for 2: 3 gathers weights anew in
@@ -42,7 +41,7 @@ def choose_stage(config: TrainConfig, parameters: int, world_size: int, memory_b
 
 
 def deepspeed_config(config: TrainConfig, world_size: int, stage: int) -> dict[str, Any]:
-    """DeepSpeed JSON: batch arithmetic, Adam, gradient clipping and the ZeRO stage.
+    """Give DeepSpeed's JSON: batch arithmetic, Adam, gradient clipping and the ZeRO stage.
 
     Weights, gradients and moments are fp32 in every stage; bf16 is torch's autocast inside the forward pass. The
     learning rate is set by the training loop at each step, from the crops seen. In stage 0 the loop clips too: there

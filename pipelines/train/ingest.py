@@ -24,36 +24,24 @@ from pipelines.runtime.session import quiet_execution, ray_errors
 from pipelines.shards import crop_png
 from pipelines.shards.format import Manifest, Shard, read_crops
 from pipelines.train import epoch_order
+from pipelines.train.batch import Batch
 from pipelines.train.epoch_order import Cursor, Part, Rows
 
 SEGMENT_PARTS = 64
-"""Read tasks of one Ray Data execution; a long run is a chain of them."""
+"""Read tasks of one Ray Data execution; a long run is a chain of such executions."""
 
 READ_TASKS = 3
-"""Of one worker at a time: one is being consumed, one decodes, one waits for storage. They reserve no CPU: where all
-were taken, one worker's waiting task could keep another's from starting, and both would wait in the next collective."""
+"""Read tasks of one worker at a time: one is being consumed, one decodes, one waits for storage. They reserve no CPU:
+where all were taken, one worker's waiting task could keep another's from starting, and both would wait in the next
+collective."""
 
 BLOCK_BYTES = 8 << 20
-"""Of pixels in a block: large enough to be few, small enough for the first to be there soon."""
+"""Bytes of pixels in a block: large enough for blocks to be few, small enough for the first to be there soon."""
 
 PREFETCH_BATCHES = 4
 
 DATASET = "crops"
-
-
-class Batch(NamedTuple):
-    """What one worker gets for one step."""
-
-    epoch: int
-    keys: list[str]
-    pixels_BHWC: npt.NDArray[np.uint8]
-    weight_B: npt.NDArray[np.float32]
-    """1 for a crop, 0 for padding."""
-    real_rows: int
-    """Crops in this step over all workers."""
-    next: Cursor
-    read_bytes: int
-    """Of this worker's crops as they are stored."""
+"""The name under which Ray Train hands a worker its reader."""
 
 
 class PlannedData(DataConfig):  # type: ignore[misc]
@@ -80,7 +68,7 @@ class CropReader(NamedTuple):
     world_size: int = 1
 
     def batches(self, start: Cursor, steps: int) -> Iterator[Batch]:
-        """The next `steps` batches from the cursor on.
+        """Read the next `steps` batches from the cursor on.
 
         Raises `JobError` where a shard cannot be read, is not the manifest's, or crops come in another order than
         planned.
@@ -113,7 +101,7 @@ class CropReader(NamedTuple):
                 raise JobError(f"crops are missing at epoch {cursor.epoch}, step {cursor.step}: {share} were expected")
 
     def _planned(self, segment: list[Part]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """Shard and member of each row, step by step."""
+        """List the shard and member of each row, step by step."""
         share = self.batch // self.world_size
         shards, members = (np.empty(0, np.int64) for _ in range(2))
         for part in segment:
@@ -126,6 +114,7 @@ class CropReader(NamedTuple):
             shards, members = shards[whole:], members[whole:]
 
     def share_of(self, part: Part) -> Share:
+        """Give this worker's rows of a part of the plan."""
         shards = [self.manifest.shards[i] for i in part.shards]
         return Share(self.uri, self.manifest.crop, shards, part, self.seed, self.batch, self.rank, self.world_size)
 
@@ -158,19 +147,22 @@ class Share(NamedTuple):
 
     @property
     def row_count(self) -> int:
+        """How many rows there are, padding included."""
         return epoch_order.row_count(self.part, self.batch, self.rank, self.world_size)
 
     @property
     def row_bytes(self) -> int:
+        """What a row takes in memory, about."""
         return 3 * self.crop**2 + 64
 
     @property
     def block_rows(self) -> int:
-        """In whole steps."""
+        """Rows of a block, in whole steps."""
         step = self.batch // self.world_size
         return -(-BLOCK_BYTES // (self.row_bytes * step)) * step
 
     def rows(self) -> Rows:
+        """Say which crops the rows are."""
         counts = [shard.count for shard in self.shards]
         return epoch_order.rows_of(counts, self.seed, self.part, self.batch, self.rank, self.world_size)
 
@@ -234,12 +226,12 @@ class ShardSource(Datasource):  # type: ignore[misc]
 
 
 def _shard_numbers(part: Part, rows: Rows) -> npt.NDArray[np.int64]:
-    """Places in a part -> numbers in the manifest; -1 stays."""
+    """Turn places in a part into numbers in the manifest; -1 stays."""
     return np.where(rows.place < 0, -1, np.array(part.shards, dtype=np.int64)[rows.place])
 
 
 def _segments(parts: Iterator[Part], batch: int) -> Iterator[list[Part]]:
-    """Runs of parts that end where a step ends, so that no batch spans two executions."""
+    """Cut parts into runs that end where a step ends, so that no batch spans two executions."""
     segment: list[Part] = []
     for part in parts:
         segment.append(part)

@@ -11,41 +11,42 @@ import numpy as np
 import psutil
 import torch
 
-from corrdiff.codec_directory import CONFIG_FILE, read_config
+from corrdiff.codec_directory import CONFIG_FILE, read_config, save_codec
 from pipelines.display.contact_sheet import Panel, side_by_side
 from pipelines.files import storage
 from pipelines.tracking.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.tracking.tracker import RunSpec, Tracker, record_run, recorded_run
-from pipelines.train import phase1, validation
-from pipelines.train.config import PhaseName, TrainConfig
+from pipelines.train import validation
+from pipelines.train.config import TrainConfig
 from pipelines.train.costs import Costs
-from pipelines.train.export import codec_config, export_model
-from pipelines.train.trainer import StepResult, Trainer, warmup_at
+from pipelines.train.phases.base import Phase, codec_config, provenance
+from pipelines.train.run_directory import EXPORTED_CODEC, VALIDATION_FILE
+from pipelines.train.schedule import warmup_at
+from pipelines.train.trainer import StepResult, Trainer
 
 
 class Observer:
     """Lives on rank 0 for the length of a phase."""
 
-    def __init__(self, board: Any, tracking: str, config: TrainConfig, phase: PhaseName, run: str) -> None:
+    def __init__(self, board: Any, tracking: str, config: TrainConfig, phase: Phase, run: str) -> None:
         self.config, self.phase, self.run, self.board = config, phase, run, board
         self.window: list[tuple[StepResult, int, tuple[str, ...]]] = []
         self.cost_note = ""
-        known = recorded_run(run)
-        tags = {KIND: phase, "corrdiff.run": run}
+        self.mlflow_run = recorded_run(run)
+        tags = {KIND: phase.name, "corrdiff.run": run}
         if config.init_from:
-            _, digest, provenance = read_config(config.init_from)
-            tags["corrdiff.init_fingerprint"] = digest
-            tags |= lineage_tags(provenance)
+            _, tags["corrdiff.init_fingerprint"], before = read_config(config.init_from)
+            tags |= lineage_tags(before)
         params = {**dataclasses.asdict(config), **_flat(codec_config(config).to_dict(), "codec")}
-        spec = RunSpec(f"{config.name}-{phase}", tags, params, known)
+        spec = RunSpec(f"{config.name}-{phase.name}", tags, params, self.mlflow_run)
         self.tracker = Tracker(tracking, spec, run, self.say)
-        self.mlflow_run = known
-        self.measured_uri = storage.join(run, "validation.json")
+        self.measured_uri = storage.join(run, VALIDATION_FILE)
         self.measured: list[dict[str, float]] = (
             storage.read_json(self.measured_uri) if storage.exists(self.measured_uri) else []
         )
 
     def say(self, sentence: str) -> None:
+        """Have people told."""
         self.board.say.remote(sentence)
 
     def remember_mlflow_run(self, timeout_s: float) -> None:
@@ -56,21 +57,21 @@ class Observer:
                 record_run(self.run, self.mlflow_run)
 
     def after_step(self, trainer: Trainer, result: StepResult, rows: int) -> None:
-        """Show how far it is."""
-        names = self._names(trainer, trainer.progress.crops_seen - rows)
+        """Show how far the run is."""
+        names = self._names(trainer.progress.crops_seen - rows)
         self.window.append((result, rows, names))
-        terms = dict(zip(trainer.term_names, result.terms, strict=True))
+        terms = dict(zip(self.phase.terms, result.terms, strict=True))
         note = " ".join(f"{name} {terms[name]:.3f}" for name in names[:3])
-        self.board.write.remote(crops=trainer.progress.crops_seen, note=f"{note}{self.cost_note}")
+        self.board.show.remote(trainer.progress.crops_seen, f"{note}{self.cost_note}")
         self.remember_mlflow_run(timeout_s=0.0)
 
     def after_window(self, trainer: Trainer, costs: Costs) -> None:
-        """A point of each curve: the mean over the steps since the last one."""
+        """Record a point of each curve: the mean over the steps since the last one."""
         self.board.spend.remote(costs)
         rows = [n for _, n, _ in self.window]
         means = np.average([r.terms for r, _, _ in self.window], axis=0, weights=rows).tolist()
         names = set.intersection(*(set(names) for _, _, names in self.window))
-        values = {name: value for name, value in zip(trainer.term_names, means, strict=True) if name in names}
+        values = {name: value for name, value in zip(self.phase.terms, means, strict=True) if name in names}
         for name in [n for n in values if n.startswith("mse_")]:
             values[f"psnr_{name.removeprefix('mse_')}_db"] = 10 * math.log10(4 / max(values[name], 1e-12))
         spent = costs.metrics()
@@ -89,13 +90,13 @@ class Observer:
         self.tracker.metrics(values, step=trainer.progress.crops_seen)
         self.window = []
 
-    def _names(self, trainer: Trainer, crops_seen: int) -> tuple[str, ...]:
-        """Of the terms that are computed from there on: what is not is absent, not zero."""
-        warmup = warmup_at(self.config, crops_seen)
-        names = phase1.terms_at(warmup) if self.phase == "phase1" else trainer.term_names
+    def _names(self, crops_seen: int) -> tuple[str, ...]:
+        """Name the terms that are computed from there on: what is not is absent, not zero."""
+        names = self.phase.terms_at(warmup_at(self.config, crops_seen))
         return tuple(n for n in names if n != "lpips" or self.config.lpips_weight > 0)
 
     def validated(self, trainer: Trainer, values: dict[str, float], rows: list[list[Panel]]) -> None:
+        """Record what was measured on held-out crops, with pictures, and keep it for the curves of a restart."""
         seen = trainer.progress.crops_seen
         self.tracker.metrics(values, step=seen)
         self.tracker.artifact(f"previews/crops-{seen:012d}.png", side_by_side(rows))
@@ -104,19 +105,22 @@ class Observer:
         self.tracker.artifact(f"curves/crops-{seen:012d}.png", validation.draw(self.measured))
 
     def export(self, trainer: Trainer) -> None:
+        """Write the codec of the averaged weights, and say in MLflow which it is."""
         self.remember_mlflow_run(timeout_s=60.0)
-        codec = storage.join(self.run, "codec")
-        digest = export_model(
-            trainer.averaged_model(), self.config, self.phase, trainer.progress, self.mlflow_run, codec
-        )
-        self.tracker.artifact(f"codec/{CONFIG_FILE}", storage.read_bytes(storage.join(codec, CONFIG_FILE)))
-        self.tracker.tags({FINGERPRINT: digest, CODEC: codec})
+        out = storage.join(self.run, EXPORTED_CODEC)
+        model, tables = trainer.averaged_codec()
+        known = provenance(self.phase, self.config, trainer.progress.crops_seen, self.mlflow_run)
+        digest = save_codec(model, tables, out, known)
+        self.tracker.artifact(f"codec/{CONFIG_FILE}", storage.read_bytes(storage.join(out, CONFIG_FILE)))
+        self.tracker.tags({FINGERPRINT: digest, CODEC: out})
 
     def close(self, status: str) -> None:
+        """End the run in MLflow, "FINISHED" or "FAILED"."""
         self.tracker.close(status)
 
 
 def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Nested values by dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE, QUALITIES, TransformConfig
-from pipelines.train.ingest import Batch
+from pipelines.train.batch import Batch
 
 
 class Sample(NamedTuple):
@@ -44,6 +44,7 @@ def draw(batch: Batch, seed: int, crop: int, config: TransformConfig, device: to
 
 
 def generator_of(seed: int, epoch: int, key: str) -> torch.Generator:
+    """Give the generator of one crop in one epoch."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=8).digest()
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -73,7 +74,7 @@ def _draw_one(
 
 
 def micro_batches(sample: Sample, size: int) -> list[Sample]:
-    """Equal parts of a batch for gradient accumulation."""
+    """Cut a batch into equal parts for gradient accumulation."""
     count = len(sample.x_BCHW) // size
     columns = [torch.split(tensor, size) for tensor in sample]
     return [Sample(*(column[i] for column in columns)) for i in range(count)]

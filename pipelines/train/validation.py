@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 
 from corrdiff import metrics
-from corrdiff.codec import CorrDiffCodec, Settings
+from corrdiff.codec import CorrDiffCodec, Decoding, Settings
+from corrdiff.metrics import Metric
 from corrdiff.picture import Picture
 from pipelines.display import curves
 from pipelines.display.contact_sheet import Panel
@@ -20,14 +21,26 @@ from pipelines.shards.format import VALIDATION, has_validation, read_crops, read
 
 QUALITIES = (1, 4, 7)
 CROPS = 24
+"""Crops that are measured, over all workers."""
+
 PICTURES = 3
-"""Crops that are shown."""
+"""Crops of the first worker that are shown."""
 
 BATCH = 4
+"""Crops that a worker encodes at once."""
+
+DECODINGS: dict[str, tuple[Decoding, str]] = {
+    "": ("corrected", "fidelity 1"), "_decoder": ("privileged", "D alone"),
+    "_uncorrected": ("uncorrected", "uncorrected"),
+}  # fmt: skip
+"""What is decoded of a file: the end of its metrics' names -> how, and what curves call it."""
+
+Found = dict[str, list[float | None]]
+"""Values of each metric, one for each crop."""
 
 
 class HeldOut(NamedTuple):
-    """The crops that are measured, the same each time."""
+    """The crops that are measured; they are the same each time."""
 
     name: str
     """`val`, or `train_crops` where the shards hold nothing out."""
@@ -35,7 +48,7 @@ class HeldOut(NamedTuple):
 
 
 def read_held_out(shards: str) -> HeldOut:
-    """The first crops of each of the first held-out shards, else of a training shard."""
+    """Read the first crops of each of the first held-out shards, else of a training shard."""
     name = "val" if has_validation(shards) else "train_crops"
     uri = storage.join(shards, VALIDATION) if name == "val" else shards
     chosen = read_manifest(uri).shards[: CROPS if name == "val" else 1]
@@ -47,70 +60,80 @@ def read_held_out(shards: str) -> HeldOut:
 def measure(
     codec: CorrDiffCodec, held_out: HeldOut, lpips: torch.nn.Module | None
 ) -> tuple[dict[str, float], list[list[Panel]]]:
-    """Means over all crops of rate and quality at several quality levels, and rows of pictures; collective.
+    """Measure rate and quality at several quality levels, as means over all crops, with rows of pictures; collective.
 
     The metrics are of the corrected picture at fidelity 1, with `_decoder` of D alone and `_uncorrected` of the score
     network alone. What cannot be computed of every crop is absent.
     """
     mine = held_out.crops[dist.get_rank() :: dist.get_world_size()]
-    found: dict[str, list[float | None]] = {}
+    found: Found = {}
     rows: list[list[Panel]] = [[] for _ in mine[:PICTURES]]
     for q in QUALITIES:
         for start in range(0, len(mine), BATCH):
             originals = mine[start : start + BATCH]
             encoded = codec.compress_batch(originals, Settings(quality=q, fidelity=1.0))
             files = [e.data for e in encoded]
-            decoded = {
-                "": codec.decompress_batch(files),
-                "_decoder": codec.decompress_batch(files, "privileged"),
-                "_uncorrected": codec.decompress_batch(files, "uncorrected"),
-            }
+            decoded = {kind: codec.decompress_batch(files, how) for kind, (how, _) in DECODINGS.items()}
             for i, original in enumerate(originals):
-                values: dict[str, float | None] = {"bpp": encoded[i].bpp}
-                for kind, pictures in decoded.items():
-                    of_kind = metrics.quality(original, pictures[i], lpips, metrics.DATASET_METRICS)
-                    values |= {f"{name}{kind}": value for name, value in of_kind.items()}
+                pictures = {kind: batch[i] for kind, batch in decoded.items()}
+                values = {"bpp": encoded[i].bpp} | _quality(original, pictures, lpips)
                 for name, value in values.items():
                     found.setdefault(f"{held_out.name}/q{q}/{name}", []).append(value)
                 if start + i < PICTURES:
-                    rows[start + i] += [
-                        Panel(f"original, q{q}", original), Panel("D", decoded["_decoder"][i]),
-                        Panel("uncorrected", decoded["_uncorrected"][i]),
-                        Panel(f"{encoded[i].bpp:.2f} bpp", decoded[""][i]),
-                    ]  # fmt: skip
-    gathered: list[dict[str, list[float | None]]] = [{}] * dist.get_world_size()
+                    rows[start + i] += _panels(original, pictures, q, encoded[i].bpp)
+    return _means(found, len(held_out.crops)), rows
+
+
+def _quality(original: Picture, pictures: dict[str, Picture], lpips: torch.nn.Module | None) -> dict[str, float | None]:
+    """Measure one crop in all its decodings."""
+    return {
+        f"{name}{kind}": value
+        for kind, picture in pictures.items()
+        for name, value in metrics.quality(original, picture, lpips, metrics.DATASET_METRICS).items()
+    }
+
+
+def _panels(original: Picture, pictures: dict[str, Picture], quality: int, bpp: float) -> list[Panel]:
+    return [
+        Panel(f"original, q{quality}", original), Panel("D", pictures["_decoder"]),
+        Panel("uncorrected", pictures["_uncorrected"]), Panel(f"{bpp:.2f} bpp", pictures[""]),
+    ]  # fmt: skip
+
+
+def _means(found: Found, crops: int) -> dict[str, float]:
+    """Join what all workers found, and average what is known of every crop; collective."""
+    gathered: list[Found] = [{}] * dist.get_world_size()
     dist.all_gather_object(gathered, found)
     means: dict[str, float] = {}
     for name in sorted({name for each in gathered for name in each}):
         every = [value for each in gathered for value in each.get(name, [])]
         known = [value for value in every if value is not None]
-        if len(known) == len(held_out.crops):
+        if len(known) == crops:
             means[name] = sum(known) / len(known)
-    return means, rows
+    return means
 
 
 def draw(history: Sequence[Mapping[str, float]]) -> bytes:
-    """Rate-distortion curves of what `measure` found, the newest over the earlier ones -> a PNG."""
-    kinds = {"": "fidelity 1", "_decoder": "D alone", "_uncorrected": "uncorrected"}
+    """Draw the rate-distortion curves of what `measure` found, the newest over the earlier ones -> a PNG."""
     panels: list[tuple[str, str, list[curves.Line]]] = []
-    for metric in ("psnr_db", "ms_ssim", "texture_error", "lpips"):
+    for metric in metrics.DATASET_METRICS:
         lines: list[curves.Line] = []
         for i, values in enumerate(history):
-            for (kind, name), color in zip(kinds.items(), curves.OURS, strict=False):
-                points = [_point(values, q, f"{metric}{kind}") for q in QUALITIES]
+            for (kind, (_, name)), color in zip(DECODINGS.items(), curves.OURS, strict=False):
+                points = [_point(values, q, metric, kind) for q in QUALITIES]
                 known = [p for p in points if p is not None]
                 if known:
                     faint = i < len(history) - 1
                     lines.append(curves.Line(name, [p[0] for p in known], [p[1] for p in known], color, faint=faint))
         if lines:
-            panels.append(("bpp", metric, lines))
+            panels.append(("bpp", metric.name, lines))
     return curves.png(curves.draw(panels))
 
 
-def _point(values: Mapping[str, float], quality: int, metric: str) -> tuple[float, float] | None:
-    """Rate and a metric of one quality level."""
+def _point(values: Mapping[str, float], quality: int, metric: Metric, kind: str) -> tuple[float, float] | None:
+    """Find a point of a curve: rate, and a metric as axes show it; None where one of them was not measured."""
     found = {key.partition("/")[2]: value for key, value in values.items()}
-    bpp, value = found.get(f"q{quality}/bpp"), found.get(f"q{quality}/{metric}")
+    bpp, value = found.get(f"q{quality}/bpp"), found.get(f"q{quality}/{metric.name}{kind}")
     if bpp is None or value is None:
         return None
-    return bpp, float(metrics.ms_ssim_db(np.array(value))) if metric.startswith("ms_ssim") else value
+    return bpp, float(metric.on_axis(np.array(value))) if metric.on_axis else value

@@ -15,11 +15,12 @@ from corrdiff.config import tiny
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.cli import main
 from pipelines.shards.format import Manifest, read_manifest
-from pipelines.train import epoch_order, ingest, samples, trainer
+from pipelines.train import epoch_order, ingest, samples, schedule
+from pipelines.train.batch import Batch
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
 from pipelines.train.epoch_order import Cursor
-from pipelines.train.ingest import Batch
+from pipelines.train.phases.table import PHASES
 from tests.support.commands import train_args
 from tests.support.results import recorded
 
@@ -75,15 +76,15 @@ def plain_loop(shards: str, start_codec: str, phase: PhaseName) -> Plain:
     """One process, one batch a step, torch's own Adam and clipping."""
     manifest = read_manifest(shards)
     config = TrainConfig(shards=shards, crops_total=crops_total(manifest), batch=BATCH, crop=64, init_from=start_codec)
-    module = trainer.build_phase(config, phase, torch.device("cpu"), None)
+    module = PHASES[phase].module(config, torch.device("cpu"), None)
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, betas=ADAM_BETAS, eps=ADAM_EPS)
     found, seen = Plain([], []), 0
     for batch in batches(shards, manifest):
         for group in optimizer.param_groups:
-            group["lr"] = trainer.lr_at(config, seen + batch.real_rows)
+            group["lr"] = schedule.lr_at(config, seen + batch.real_rows)
         sample = samples.draw(batch, config.seed, config.crop, tiny().transform, torch.device("cpu"))
-        terms = module(sample, trainer.warmup_at(config, seen))
+        terms = module(sample, schedule.warmup_at(config, seen))
         loss = (terms[:, 0] * sample.w_B).sum() / sample.w_B.sum()
         optimizer.zero_grad()
         loss.backward()

@@ -8,10 +8,10 @@ from corrdiff.config import tiny
 from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.train import samples
+from pipelines.train.batch import Batch
 from pipelines.train.costs import PEAK_FLOPS, Costs, peak_flops
 from pipelines.train.epoch_order import Cursor
-from pipelines.train.ingest import Batch
-from pipelines.train.phase1 import Phase1
+from pipelines.train.phases.phase1 import Phase1Module
 from pipelines.train.trainer import flops_per_crop
 
 ONE = Costs(
@@ -52,7 +52,7 @@ def test_the_longest_name_of_a_gpu_that_fits_counts(monkeypatch: pytest.MonkeyPa
 
 def test_the_operations_of_a_crop_are_counted_and_leave_no_gradient() -> None:
     config = tiny()
-    module = Phase1(CorrDiffModel(config), 0.0066)
+    module = Phase1Module(CorrDiffModel(config), 0.0066)
     flops = flops_per_crop(module, config.transform, 64, torch.device("cpu"))
     assert all(p.grad is None for p in module.parameters())
     recompute_blocks(module)
@@ -64,7 +64,7 @@ def test_the_operations_of_a_crop_are_counted_and_leave_no_gradient() -> None:
 def test_recomputed_activations_give_the_same_gradients() -> None:
     torch.manual_seed(0)
     config = tiny()
-    module = Phase1(CorrDiffModel(config), 0.0066)
+    module = Phase1Module(CorrDiffModel(config), 0.0066)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     batch = Batch(0, ["a", "b"], pixels, np.ones(2, np.float32), 2, Cursor(0, 0), 0)
     sample = samples.draw(batch, 0, 64, config.transform, torch.device("cpu"))

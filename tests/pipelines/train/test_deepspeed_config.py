@@ -23,7 +23,7 @@ def test_bf16_is_autocast_and_leaves_weights_in_fp32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "sentence"),
     [
         ({"batch": 10, "workers": "3"}, "--batch 10 cannot be dealt equally to 3 workers; .* can: 9 and 12"),
         ({"batch": 2, "workers": "3"}, "the nearest that can: 3"),
@@ -39,8 +39,8 @@ def test_bf16_is_autocast_and_leaves_weights_in_fp32() -> None:
         ({"lpips_weight": 1.5}, "--lpips-weight"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_with_the_option_named(options: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_settings_that_cannot_work_are_refused_with_the_option_named(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
         TrainConfig(shards="s", **options)  # type: ignore[arg-type]
 
 

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from corrdiff import diffusion, losses
-from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE
+from corrdiff.codec_directory import load_networks
+from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE, preset
+from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel, beta_of_quality
 from corrdiff.perceptual import PerceptualLoss
+from pipelines.train.config import PhaseName, TrainConfig
+from pipelines.train.phases.base import codec_config, replace_weights
 from pipelines.train.samples import Sample
-
-TERMS = ("loss", "bpp", "mse_decoder", "mse_score", "lpips")
 
 RATE_RAMP_SHARE = 0.6
 """The rate weight reaches its full value at this share of the warm-up."""
@@ -28,13 +30,35 @@ SCORE_FROM_SHARE = 0.5
 """The score network begins at this share of the warm-up."""
 
 
-def terms_at(warmup: float) -> tuple[str, ...]:
-    """The terms that are computed at that share of the warm-up."""
-    return TERMS if warmup >= SCORE_FROM_SHARE else tuple(t for t in TERMS if t not in ("mse_score", "lpips"))
+class Phase1:
+    """All of a codec's networks train, from a codec's weights or from weights drawn by the seed."""
+
+    name: PhaseName = "phase1"
+    follows: PhaseName | None = None
+    terms: tuple[str, ...] = ("loss", "bpp", "mse_decoder", "mse_score", "lpips")
+
+    def module(self, config: TrainConfig, device: torch.device, perceptual: PerceptualLoss | None) -> nn.Module:
+        """Wrap the networks at their start."""
+        if config.init_from is not None:
+            model = load_networks(config.init_from)[0]
+        else:
+            torch.manual_seed(config.seed)
+            model = CorrDiffModel(preset(config.preset))
+        return Phase1Module(model, config.beta, config.lpips_weight, perceptual, config.checkpoints_activations)
+
+    def terms_at(self, warmup: float) -> tuple[str, ...]:
+        """Name the terms of that time: the score network's come later than the others."""
+        return tuple(t for t in self.terms if warmup >= SCORE_FROM_SHARE or t not in ("mse_score", "lpips"))
+
+    def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
+        """Build the codec of the averages alone, with tables that are frozen anew."""
+        model = CorrDiffModel(codec_config(config))
+        replace_weights(model, {name.removeprefix("model."): value for name, value in averaged.items()})
+        return model, model.entropy.freeze()
 
 
-class Phase1(nn.Module):
-    """What DeepSpeed wraps in phase 1: a batch -> loss terms of each sample, [B, len(TERMS)]."""
+class Phase1Module(nn.Module):
+    """What DeepSpeed wraps in phase 1: a batch -> loss terms of each sample, [B, len(Phase1.terms)]."""
 
     def __init__(
         self,
@@ -74,14 +98,14 @@ class Phase1(nn.Module):
         return torch.stack([loss_B, bpp_B, mse_d_B, mse_x_B, lpips_B], dim=1)
 
     def _estimate(self, sample: Sample, y_hat_BMhw: Tensor) -> Tensor:
-        """xhat0_t."""
+        """Estimate the picture by the score network: xhat0_t."""
         x_t_BCHW = diffusion.add_noise(sample.x_BCHW, sample.eps_BCHW, sample.t_B)
         xhat0_BCHW: Tensor = self.model.denoiser(x_t_BCHW, self.model.context(y_hat_BMhw), sample.t_B)
         return xhat0_BCHW
 
     def _nothing(self, sample: Sample, y_hat_BMhw: Tensor) -> Tensor:
-        """Zero, by a small pass through the score network: every weight then has a gradient in every step, so that all
-        ZeRO stages and Adam count the same steps for all of them."""
+        """Give zero, by a small pass through the score network: every weight then has a gradient in every step, so that
+        all ZeRO stages and Adam count the same steps for all of them."""
         side = HYPER_STRIDE // LATENT_STRIDE
         context = self.model.context(y_hat_BMhw[:1, :, :side, :side].detach())
         noise_BCHW = sample.eps_BCHW[:1, :, :HYPER_STRIDE, :HYPER_STRIDE]

@@ -13,16 +13,44 @@ from torch import Tensor, nn
 
 from corrdiff import losses
 from corrdiff.codec import CorrDiffCodec
+from corrdiff.codec_directory import load_codec, load_networks
+from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.layers import recompute_blocks
+from corrdiff.networks.model import CorrDiffModel
 from corrdiff.networks.privileged_decoder import PrivilegedDecoder
 from corrdiff.perceptual import PerceptualLoss
+from pipelines.train.config import PhaseName, TrainConfig
+from pipelines.train.phases.base import replace_weights, start_codec
 from pipelines.train.samples import Sample
 
-TERMS = ("loss", "mse_decoder", "lpips")
+
+class Phase2:
+    """The privileged decoder D alone trains, on a frozen codec."""
+
+    name: PhaseName = "phase2"
+    follows: PhaseName | None = "phase1"
+    terms: tuple[str, ...] = ("loss", "mse_decoder", "lpips")
+
+    def module(self, config: TrainConfig, device: torch.device, perceptual: PerceptualLoss | None) -> nn.Module:
+        """Wrap D as it is in the start codec, beside that codec."""
+        start = start_codec(self, config)
+        codec = load_codec(start, device, config.precision)
+        decoder = load_networks(start)[0].decoder
+        return Phase2Module(codec, decoder, config.lpips_weight, perceptual, config.checkpoints_activations)
+
+    def terms_at(self, warmup: float) -> tuple[str, ...]:
+        """Name all terms: this phase has no warm-up."""
+        return self.terms
+
+    def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
+        """Build the start codec with D replaced; its tables stay."""
+        model, tables, _ = load_networks(start_codec(self, config))
+        replace_weights(model, averaged)
+        return model, tables
 
 
-class Phase2(nn.Module):
-    """What DeepSpeed wraps in phase 2: a batch -> loss terms of each sample, [B, len(TERMS)]."""
+class Phase2Module(nn.Module):
+    """What DeepSpeed wraps in phase 2: a batch -> loss terms of each sample, [B, len(Phase2.terms)]."""
 
     def __init__(
         self,
