@@ -38,14 +38,14 @@ from pipelines.evaluate.comparison import MetricPoints, SystemCurve
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.page import Evaluation
 from pipelines.tracking import lineage, run_log
-from pipelines.train import observer, phase1, phase2, validation
+from pipelines.train import observer, validation
 from pipelines.train.board import Board
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.costs import Costs
+from pipelines.train.phases.table import PHASES
 from pipelines.train.trainer import StepResult
 from tests.support.drawn import draw
 
-TERMS: dict[PhaseName, tuple[str, ...]] = {"phase1": phase1.TERMS, "phase2": phase2.TERMS}
 SIDE = 192
 """Of a crop that is large enough for every metric."""
 
@@ -80,15 +80,15 @@ class Names:
 
 def tags() -> list[str]:
     """Tags of all kinds of runs; those that lead to a codec's trainings, for a first and a second codec."""
-    trainings = {f"{phase}_mlflow_run": "" for phase in TERMS}
+    trainings = {f"{phase}_mlflow_run": "" for phase in PHASES}
     known = {lineage.KIND, lineage.CODEC, lineage.FINGERPRINT, lineage.NOTE}
     known |= lineage.lineage_tags(trainings).keys() | lineage.lineage_tags(trainings, "2_").keys()
-    return sorted(known.union(*(_training(phase).tags_seen for phase in TERMS)))
+    return sorted(known.union(*(_training(phase).tags_seen for phase in PHASES)))
 
 
 def training_metrics() -> list[str]:
     """Metrics of all phases, and of the held-out crops."""
-    return sorted(_validation().union(*(_training(phase).metrics_seen for phase in TERMS)))
+    return sorted(_validation().union(*(_training(phase).metrics_seen for phase in PHASES)))
 
 
 def compression_metrics() -> list[str]:
@@ -103,7 +103,7 @@ def evaluation_metrics() -> list[str]:
 
 def gauges() -> list[str]:
     """Names in Ray's metrics, which prefixes them with ray_, and their labels."""
-    return sorted(_compression().gauges_seen.union(*(_training(phase).gauges_seen for phase in TERMS)))
+    return sorted(_compression().gauges_seen.union(*(_training(phase).gauges_seen for phase in PHASES)))
 
 
 @contextlib.contextmanager
@@ -135,8 +135,8 @@ def _training(phase: PhaseName) -> Names:
         board = Board(phase, "run")
         remote_board: Any = mock.Mock()
         remote_board.spend.remote = board.spend
-        watching = observer.Observer(remote_board, "", config, phase, directory)
-        terms = TERMS[phase]
+        watching = observer.Observer(remote_board, "", config, PHASES[phase], directory)
+        terms = PHASES[phase].terms
         trainer: Any = SimpleNamespace(
             term_names=terms, device=torch.device("cuda"),
             progress=SimpleNamespace(crops_seen=config.crops_total, cursor=SimpleNamespace(epoch=0)),
