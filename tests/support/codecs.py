@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from corrdiff.codec_directory import (
-    load_codec,
-)
+from corrdiff.codec_directory import load_codec
 from corrdiff.errors import UsageError
 
 
 def replace_file(directory: Path, name: str, data: bytes) -> None:
+    """Put other bytes in a file's place; the file itself may be linked, and stays as it is."""
     (directory / name).unlink()
     (directory / name).write_bytes(data)
 

@@ -15,12 +15,15 @@ from corrdiff.picture import Picture
 
 
 def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """What Pillow writes."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def png(header: bytes, rows: bytes) -> bytes:
+    """A PNG of this header and these filtered rows."""
+
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
