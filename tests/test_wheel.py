@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 
 from cluster import submit
 from corrdiff.metrics import psnr
+from corrdiff.picture import Picture
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,26 +56,77 @@ def test_a_wheel_and_a_job_hold_the_files_that_the_repository_has_in_the_package
     assert "pipelines/evaluate/page.html" in there
 
 
-def test_a_wheel_installs_and_works_outside_the_clone(wheel: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def photograph(tmp_path: Path) -> Picture:
+    """A photograph, which lies in the test's directory as photo.png too."""
+    pixels: Picture = skimage.data.astronaut()[:192, 128:384]
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return pixels
+
+
+def _run(*command: object, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env={**os.environ, **environment},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def test_a_wheel_installs_and_works_outside_the_clone(wheel: Path, photograph: Picture, tmp_path: Path) -> None:
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([*pip, str(wheel)], check=True)
-    environment = {**os.environ, "PYTHONPATH": str(site)}
 
-    def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
+    def run(*command: object) -> str:
+        return _run(*command, cwd=tmp_path, PYTHONPATH=str(site))
 
     where = run(
         sys.executable, "-c", "import corrdiff, pipelines.cli; print(corrdiff.__file__, pipelines.cli.__file__)"
     )
     assert all(path.startswith(str(site)) for path in where.split())
-    corrdiff = str(site / "bin" / "corrdiff")
+    corrdiff = site / "bin" / "corrdiff"
     assert run(corrdiff, "--version").startswith("corrdiff 0.1")
 
     # The codec in the box, with no argument but the files.
-    pixels = skimage.data.astronaut()[:192, 128:384]
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", quality=95)
+    Image.fromarray(photograph).save(tmp_path / "photo.jpg", quality=95)
     assert run(corrdiff, "encode", "photo.jpg").startswith("photo.crdf: 256x192, ")
-    assert run(corrdiff, "decode", "photo.crdf") == "photo.png: 256x192"
-    assert psnr(pixels, np.asarray(Image.open(tmp_path / "photo.png"))) > 20
+    assert run(corrdiff, "decode", "photo.crdf", "shown.png") == "shown.png: 256x192"
+    assert psnr(photograph, np.asarray(Image.open(tmp_path / "shown.png"))) > 20
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[Path]:
+    """An environment with nothing in it; it takes gigabytes, so it is removed."""
+    directory = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+    yield directory / "bin"
+    shutil.rmtree(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_plain_package_codes_pictures_with_numpy_2_and_nothing_of_training(
+    wheel: Path, photograph: Picture, empty: Path, tmp_path: Path
+) -> None:
+    """Needs a package index, as `pip install corrdiff` does."""
+
+    def there(program: str, *arguments: object) -> str:
+        return _run(empty / program, *arguments, cwd=tmp_path, PYTHONPATH="")
+
+    def here(_: str, *arguments: object) -> str:
+        return _run(sys.executable, "-m", "corrdiff", *arguments, cwd=tmp_path)
+
+    there("python", "-m", "pip", "install", "--quiet", wheel)
+    listed = json.loads(there("python", "-m", "pip", "list", "--format", "json"))
+    versions = {package["name"].lower().replace("_", "-"): package["version"] for package in listed}
+    assert int(versions["numpy"].split(".")[0]) >= 2
+    assert not {"compressai", "torch-geometric", "ray", "deepspeed", "mlflow", "pyarrow"} & set(versions)
+
+    # What is written there is read here, and the other way round.
+    for write, read in ((there, here), (here, there)):
+        (tmp_path / "photo.crdf").unlink(missing_ok=True)
+        write("corrdiff", "encode", "photo.png", "--reconstruction", "foreseen.png", "--precision", "fp32")
+        read("corrdiff", "decode", "photo.crdf", "shown.png", "--precision", "fp32")
+        foreseen, shown = (np.asarray(Image.open(tmp_path / name)) for name in ("foreseen.png", "shown.png"))
+        assert psnr(photograph, shown) > 20
+        assert psnr(foreseen, shown) > 50

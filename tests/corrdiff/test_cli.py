@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import load_networks, save_codec
 from corrdiff.format import bitstream
 from corrdiff.images import open_image, save_png
+from tests.support.processes import python
 
 Draw = Callable[..., npt.NDArray[np.uint8]]
 
@@ -29,19 +28,12 @@ RUN_ALL = "import json, sys; from corrdiff.cli import main; sys.exit(max(main(c)
 """One process that runs several command lines, to import torch but once."""
 
 
-def _python(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], input=stdin, capture_output=True, text=True, check=False, env=environment
-    )
-
-
 def _corrdiff(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return _python("-m", "corrdiff", *map(str, arguments))
+    return python("-m", "corrdiff", *map(str, arguments))
 
 
 def _all_in_one_process(commands: Sequence[Sequence[object]]) -> str:
-    done = _python("-c", RUN_ALL, stdin=json.dumps([[str(a) for a in command] for command in commands]))
+    done = python("-c", RUN_ALL, stdin=json.dumps([[str(a) for a in command] for command in commands]))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -120,41 +112,6 @@ def test_the_command_line_encodes_decodes_and_inspects(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.crdf", "seen.png", "shown.png"]
 
 
-WITHOUT = """
-import json, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("ray", "deepspeed", "mlflow"):
-            raise ImportError(f"{name} was asked for")
-
-sys.meta_path.insert(0, Absent())
-from corrdiff.cli import main
-code = max(main(command) for command in json.load(sys.stdin))
-sys.exit(code or bool({"ray", "deepspeed", "mlflow"} & set(sys.modules)))
-"""
-
-
-def test_ray_deepspeed_and_mlflow_are_not_needed(
-    pictures: dict[tuple[int, int], Path], codec_dir: Path, tmp_path: Path
-) -> None:
-    file, seen, shown = tmp_path / "a.crdf", tmp_path / "seen.png", tmp_path / "shown.png"
-    commands: list[list[object]] = [
-        ["encode", pictures[64, 64], file, "--codec", codec_dir, "--steps", 2, "--reconstruction", seen],
-        ["decode", file, shown, "--codec", codec_dir],
-        ["inspect", file],
-    ]
-    done = _python("-c", WITHOUT, stdin=json.dumps([[str(a) for a in command] for command in commands]))
-    assert done.returncode == 0, done.stderr
-    assert seen.read_bytes() == shown.read_bytes()
-
-
-@pytest.mark.parametrize("code", ["import corrdiff", "from corrdiff.cli import main; main(['--version'])"])
-def test_torch_is_not_imported_before_it_is_needed(code: str) -> None:
-    done = _python("-c", f"{code}\nimport sys; sys.exit('torch' in sys.modules)")
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -168,7 +125,7 @@ def test_what_needs_no_network_does_not_import_torch(
 ) -> None:
     monkeypatch.chdir(room)
     code = "import sys; from corrdiff.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    done = _python("-c", code, *arguments)
+    done = python("-c", code, *arguments)
     assert done.returncode == 0, done.stderr
 
 
@@ -306,12 +263,3 @@ def test_a_file_that_cannot_be_replaced_is_left_whole(
     assert "No space left on device" in capsys.readouterr().err
     assert (room / "whole.crdf").read_bytes() == before
     assert not list(room.glob("*.tmp")) + list(room.glob(".*.tmp"))
-
-
-def test_coding_a_picture_imports_nothing_that_only_training_needs(codec_dir: Path) -> None:
-    program = (
-        "import sys; from corrdiff import load_codec; load_codec(sys.argv[1]); "
-        "print([n for n in ('compressai', 'ray', 'deepspeed', 'mlflow') if n in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(codec_dir)], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from corrdiff.codec import Settings
 from corrdiff.config import PRESETS, CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig, preset, tiny
 from corrdiff.errors import UsageError
 
@@ -100,3 +101,30 @@ def test_a_field_that_is_unknown_missing_or_ill_typed_is_refused(
 def test_a_configuration_that_is_no_object_is_refused(data: Any) -> None:
     with pytest.raises(UsageError, match="not an object"):
         CodecConfig.from_dict(data)
+
+
+def test_small_pictures_are_not_tiled_and_large_ones_are() -> None:
+    assert Settings().tile_for(2048, 2048) == 0
+    assert Settings().tile_for(2048, 2049) == 1024
+    assert Settings(tile=0).tile_for(9999, 9999) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"quality": 8}, "quality must be a whole number from 0 to 7, not 8"),
+        ({"quality": -1}, "quality must be a whole number from 0 to 7, not -1"),
+        ({"quality": 4.5}, "quality must be a whole number from 0 to 7, not 4.5"),
+        ({"fidelity": 1.1}, "fidelity must be from 0 to 1, not 1.1"),
+        ({"fidelity": -0.1}, "fidelity must be from 0 to 1, not -0.1"),
+        ({"fidelity": float("nan")}, "fidelity must be from 0 to 1, not nan"),
+        ({"steps": 0}, "steps must be from 1 to 64, not 0"),
+        ({"steps": 65}, "steps must be from 1 to 64, not 65"),
+        ({"tile": 192}, "tile must be 0 or a multiple of 64 from 256"),
+        ({"tile": 300}, "tile must be 0 or a multiple of 64 from 256"),
+        ({"tile": 1 << 14}, "tile must be 0 or a multiple of 64 from 256 to 16320 pixels, not 16384"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(arguments: dict[str, float], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Settings(**arguments)  # type: ignore[arg-type]
