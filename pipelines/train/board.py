@@ -20,7 +20,7 @@ class BoardState:
     """All that is on the board."""
 
     tracking: str = ""
-    """Where MLflow is. Not in the loop's configuration, which Ray shows: it may hold a password."""
+    """Where MLflow is. It is here and not in the loop's configuration, which Ray shows, for it may hold a password."""
     crops: int = 0
     """How many crops the run has seen."""
     note: str = ""
@@ -45,6 +45,7 @@ class Board:
         self._state.tracking = uri
 
     def read(self) -> BoardState:
+        """Give all that is on the board."""
         return self._state
 
     def show(self, crops: int, note: str) -> None:

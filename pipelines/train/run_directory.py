@@ -5,6 +5,7 @@ RUN/PHASE/checkpoints/       see checkpoints.py
 RUN/PHASE/init-codec/        of a phase that goes on from another's codec: that codec
 RUN/PHASE/codec/             the export, when the phase has ended
 RUN/PHASE/validation.json    what was measured on held-out crops, the first time first
+RUN/PHASE/mlflow.json        which MLflow run it is, see tracking/tracker.py
 """
 
 from __future__ import annotations

@@ -109,9 +109,7 @@ def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, ob
         observer.close("FINISHED")
 
 
-def _restore(
-    config: TrainConfig, phase: Phase, run: str, device: torch.device, observer: Observer | None
-) -> Trainer:  # fmt: skip
+def _restore(config: TrainConfig, phase: Phase, run: str, device: torch.device, observer: Observer | None) -> Trainer:
     """Build the trainer as the newest readable checkpoint has it, the same on all workers; collective."""
     restored, problems = checkpoints.load_newest(storage.join(run, CHECKPOINTS))
     trainer = Trainer(config, phase, device, restored)

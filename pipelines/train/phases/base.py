@@ -1,6 +1,7 @@
 """What a phase of training is, for the loop, the export and the command line; and what all phases have in common.
 
-A new phase is a file beside this one, which says what it trains and by which loss, and a line in table.py.
+A new phase is a file beside this one, which says what it trains and by which loss, and a line in table.py. The name of
+it stands in `PhaseName`, and what a person types in cli.py.
 """
 
 from __future__ import annotations

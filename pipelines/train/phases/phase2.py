@@ -68,6 +68,7 @@ class Phase2Module(nn.Module):
         self._frozen = (codec, perceptual)  # in a tuple: not submodules
 
     def forward(self, sample: Sample, warmup: float) -> Tensor:
+        """`warmup` is what every phase is given; here nothing depends on it."""
         codec, perceptual = self._frozen
         x = sample.x_BCHW
         with torch.no_grad():
