@@ -113,15 +113,15 @@ def lister(keys: int) -> type[BaseHTTPRequestHandler]:
                 for i in range(start, end)
             )
             token = f"<NextContinuationToken>{end}</NextContinuationToken>" if more else ""
-            said = (
+            answer = (
                 '<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
                 f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{contents}</ListBucketResult>"
             ).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/xml")
-            self.send_header("Content-Length", str(len(said)))
+            self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
-            self.wfile.write(said)
+            self.wfile.write(answer)
 
         def log_message(self, *_: object) -> None:
             pass

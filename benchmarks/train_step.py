@@ -115,10 +115,10 @@ def bare(arguments: argparse.Namespace, workers: int) -> float:
         )
         for rank in range(workers)
     ]  # fmt: skip
-    said = [process.communicate()[0] for process in processes]
+    printed = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
         raise SystemExit("the bare loop failed")
-    return float(json.loads(said[0].splitlines()[-1]))
+    return float(json.loads(printed[0].splitlines()[-1]))
 
 
 def bare_worker(arguments: argparse.Namespace) -> None:

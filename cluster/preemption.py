@@ -53,16 +53,19 @@ class Metadata:
         self._token, self._renew_at = "", 0.0
 
     def notice(self) -> Notice | None:
-        """None while there is none. Raises `OSError` where the service cannot be reached or refuses."""
+        """Ask for the notice; None while there is none.
+
+        Raises `OSError` where the service cannot be reached or refuses.
+        """
         try:
-            said = self._get(NOTICE_PATH)
+            answer = self._get(NOTICE_PATH)
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
             if error.code == 401:  # the token has run out, or the service was restarted
                 self._renew_at = 0.0
             raise
-        return read_notice(said, time.time())
+        return read_notice(answer, time.time())
 
     def _get(self, path: str) -> bytes:
         if time.monotonic() >= self._renew_at:
@@ -78,10 +81,10 @@ class Metadata:
         return data
 
 
-def read_notice(said: bytes, now: float) -> Notice:
-    """The service's answer. One that cannot be read is a notice all the same: the machine will go."""
+def read_notice(answer: bytes, now: float) -> Notice:
+    """Read the service's answer. One that cannot be read is a notice all the same: the machine will go."""
     try:
-        value = json.loads(said)
+        value = json.loads(answer)
         at = datetime.datetime.fromisoformat(value["time"]).timestamp()
         return Notice(str(value["action"]), at)
     except (ValueError, KeyError, TypeError):
@@ -89,7 +92,7 @@ def read_notice(said: bytes, now: float) -> Notice:
 
 
 def drain(address: str, node_id: str, notice: Notice) -> None:
-    """Tell Ray. Raises `JobError` where it cannot be told or does not accept."""
+    """Tell Ray that a node goes away. Raises `JobError` where it cannot be told or does not accept."""
     left = max(0, int(notice.at - time.time()))
     command = [
         sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address, "--node-id", node_id,
@@ -98,12 +101,12 @@ def drain(address: str, node_id: str, notice: Notice) -> None:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise JobError(f"Ray at {address} did not accept the drain: {said[-1] if said else 'no reason given'}")
+        reason = (done.stderr or done.stdout).strip().splitlines()
+        raise JobError(f"Ray at {address} did not accept the drain: {reason[-1] if reason else 'no reason given'}")
 
 
 def own_node(address: str) -> str:
-    """The id of this machine's Ray node. Raises `ConnectionError` while it is not up."""
+    """Find the id of this machine's Ray node. Raises `ConnectionError` while it is not up."""
     import ray
 
     ray.init(address=address, namespace="corrdiff-preemption", log_to_driver=False, logging_level="ERROR")
@@ -133,7 +136,10 @@ class Watch:
 
 
 def watch(options: Watch) -> int:
-    """Returns when the node drains. Raises `JobError` where Ray had not accepted when the time was up."""
+    """Wait for the notice and drain the node; returns when it drains.
+
+    Raises `JobError` where Ray had not accepted when the time was up.
+    """
     node_id = options.node_id or _own_node(options)
     _say(f"watching {options.metadata} for Ray node {node_id}")
     notice = _wait(options)

@@ -115,7 +115,7 @@ class Probe:
         return False
 
     def delete(self, uri: str) -> str:
-        """What went wrong, if anything; of an object that was never written, nothing does."""
+        """Delete an object, which may never have been written; returns what went wrong, if anything."""
         import fsspec
 
         try:
@@ -129,7 +129,7 @@ class Probe:
         return ""
 
     def mlflow(self, uri: str | None, alone: bool) -> str | None:
-        """What is wrong with the tracking server, seen from here."""
+        """Say what is wrong with the tracking server, seen from here; None where no server is named."""
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
         if uri is None:
             return None
@@ -146,7 +146,7 @@ class Probe:
         return ""
 
     def open_port(self) -> tuple[str, int]:
-        """This node's address and a free port."""
+        """Give this node's address and a free port."""
         import ray
 
         with socket.socket() as s:
@@ -183,7 +183,7 @@ class Probe:
 
 
 def _visible_gpus() -> list[tuple[str, int]]:
-    """All of the machine's, whatever of them is given to this process."""
+    """List all GPUs of the machine by name and bytes of memory, whatever of them is given to this process."""
     try:
         import pynvml
 

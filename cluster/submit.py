@@ -63,7 +63,7 @@ class Submit:
 
 
 def submit(options: Submit, command: Sequence[str]) -> int:
-    """Submit and, unless told not to, follow; returns the exit code.
+    """Submit a command as a job and, unless told not to, follow it; returns the exit code.
 
     Raises:
         UsageError: there is no cluster, the command is missing or would show a secret.
@@ -92,7 +92,7 @@ def submit(options: Submit, command: Sequence[str]) -> int:
 
 
 def _send(address: str, job: str, command: Sequence[str], environment: dict[str, str]) -> Any:
-    """The job is accepted when this returns its server's client."""
+    """Submit a job; it is accepted when this returns its server's client."""
     from ray.job_submission import JobSubmissionClient
 
     with _clear_errors(address), packaged() as directory:
@@ -213,8 +213,8 @@ def _clear_errors(address: str) -> Iterator[None]:
             "opens the way to a cluster's"
         ) from None
     except (RuntimeError, OSError, ValueError) as error:  # what the job server or the way to it refused
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UsageError(f"the job was not accepted at {address}: {said[-1][:300]}") from None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UsageError(f"the job was not accepted at {address}: {reason[-1][:300]}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -74,14 +74,14 @@ def _asked_for(ray: Any, wanted: Wanted) -> Iterator[None]:
         return
     request_resources(bundles=bundles)
     try:
-        deadline, said = time.monotonic() + wanted.wait_s, ""
+        deadline, shown = time.monotonic() + wanted.wait_s, ""
         while missing := {k: n for k, n in numbers.items() if ray.cluster_resources().get(k, 0) < n}:
             if time.monotonic() > deadline:
                 break
             there = ", ".join(f"{ray.cluster_resources().get(k, 0):g} of {n} {k}s" for k, n in missing.items())
-            if there != said:
+            if there != shown:
                 print(f"waiting for machines: {there}", flush=True)
-            said = there
+            shown = there
             time.sleep(2)
         yield
     finally:
@@ -105,10 +105,10 @@ def _skew(ask: Callable[[list[Any]], list[Any]], probe: Any) -> float:
     best, skew = float("inf"), 0.0
     for _ in range(5):
         sent = time.time()
-        said = float(ask([probe.now.remote()])[0])
+        theirs = float(ask([probe.now.remote()])[0])
         came = time.time()
         if came - sent < best:
-            best, skew = came - sent, said - (sent + came) / 2
+            best, skew = came - sent, theirs - (sent + came) / 2
     return skew
 
 

@@ -50,8 +50,8 @@ class Provider(FakeMultiNodeProvider):  # type: ignore[misc]
     machine that comes replaces the code, and those that run lose theirs."""
 
     def _create_node_with_resources_and_labels(self, *what: Any) -> None:
-        own = functools.partial(RayParams, runtime_env_dir_name=f"runtime_resources-{uuid.uuid4().hex[:8]}")
-        with mock.patch.object(ray._private.parameter, "RayParams", own):
+        parameters = functools.partial(RayParams, runtime_env_dir_name=f"runtime_resources-{uuid.uuid4().hex[:8]}")
+        with mock.patch.object(ray._private.parameter, "RayParams", parameters):
             super()._create_node_with_resources_and_labels(*what)
 
 
@@ -104,9 +104,9 @@ class FakeCloud:
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }  # fmt: skip
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        with self.log.open("w") as said:
+        with self.log.open("w") as log:
             self._head = subprocess.Popen(
-                command, env={**inherited, **environment, **self.client, **fake}, stdout=said, stderr=subprocess.STDOUT,
+                command, env={**inherited, **environment, **self.client, **fake}, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True, cwd=root,
             )  # fmt: skip
         try:

@@ -118,7 +118,10 @@ def _has_started(log: Path) -> bool:
 
 
 def run(root: Path) -> str:
-    """Two workers on two hosts, of which one is cut off; what the command said. Raises `NoNamespacesError`."""
+    """Train with two workers on two hosts, of which one is cut off; returns what the command printed.
+
+    Raises `NoNamespacesError`.
+    """
     check_allowed()
     port = free_port()
     with (
@@ -138,9 +141,9 @@ def run(root: Path) -> str:
             str(root / "shards"), str(root), crops_total=960, checkpoint_every=48, workers="1:2", resize_every=5
         )
         log = root / "train.log"
-        with log.open("w") as said:
+        with log.open("w") as output:
             training = subprocess.Popen(
-                [*corrdiff, "train", "phase1", *options], env=environment, stdout=said, stderr=subprocess.STDOUT
+                [*corrdiff, "train", "phase1", *options], env=environment, stdout=output, stderr=subprocess.STDOUT
             )
         try:
             directory = f"{root}/run/phase1/checkpoints"
@@ -159,16 +162,16 @@ def run(root: Path) -> str:
         return log.read_text()
 
 
-def check(said: str) -> None:
-    assert re.search(r"goes on from [1-9][\d,]* crops", said), said
-    assert re.search(r"phase1: 960 of 960 crops", said), said
+def check(output: str) -> None:
+    assert re.search(r"goes on from [1-9][\d,]* crops", output), output
+    assert re.search(r"phase1: 960 of 960 crops", output), output
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="multi-host") as directory:
         try:
-            said = run(Path(directory))
+            output = run(Path(directory))
         except NoNamespacesError as error:
             sys.exit(f"network namespaces are not allowed here: {error}")
-    print(said)
-    check(said)
+    print(output)
+    check(output)

@@ -176,11 +176,11 @@ class FaultProxy:
             return
         body = request.rfile.read(length) if length else None
         if fault and fault.kind == "503":
-            said = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            answered = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
             request.send_response(503)
-            request.send_header("Content-Length", str(len(said)))
+            request.send_header("Content-Length", str(len(answered)))
             request.end_headers()
-            request.wfile.write(said)
+            request.wfile.write(answered)
             return
         connection = http.client.HTTPConnection("127.0.0.1", target_port, timeout=60)
         connection.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)

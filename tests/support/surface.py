@@ -75,20 +75,20 @@ def options(program: str, main: Callable[[Sequence[str]], int], path: tuple[str,
 
 
 def _help(main: Callable[[Sequence[str]], int], path: tuple[str, ...]) -> str:
-    said = io.TextIOWrapper(io.BytesIO(), "utf-8")  # boxes are drawn where the encoding has them
+    page = io.TextIOWrapper(io.BytesIO(), "utf-8")  # boxes are drawn where the encoding has them
     with (
         mock.patch.dict("os.environ", {"COLUMNS": WIDTH, "TERM": "dumb"}),
-        contextlib.redirect_stdout(said),
+        contextlib.redirect_stdout(page),
         contextlib.suppress(SystemExit),
     ):
         main([*path, "--help"])
-    said.seek(0)
-    return said.read()
+    page.seek(0)
+    return page.read()
 
 
-def _boxes(said: str) -> Iterator[tuple[str, list[str]]]:
+def _boxes(page: str) -> Iterator[tuple[str, list[str]]]:
     """Title and entries of each box of a help page; lines that are further in belong to the entry before them."""
-    for title, body in re.findall(r"╭─ ([\w ]+) ─+╮\n(.*?)╰", said, re.DOTALL):
+    for title, body in re.findall(r"╭─ ([\w ]+) ─+╮\n(.*?)╰", page, re.DOTALL):
         entries: list[str] = []
         for line in re.findall(r"^│ (.*?) *│$", body, re.MULTILINE):
             if line.startswith(" ") and not line.startswith("  • "):
