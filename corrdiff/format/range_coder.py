@@ -66,7 +66,8 @@ class RangeTables:
     def encode(self, symbols: Ints, indexes: npt.NDArray[np.integer[Any]]) -> bytes:
         """Code symbols [n] in SYMBOL_MIN..SYMBOL_MAX, each with the table of its index [n]."""
         words = np.empty(2 * len(symbols) + 2, np.uint32)
-        begin = _encode(symbols, indexes.astype(np.uint16), self._cdf, self._escape, self._offset, words)
+        tables = self._cdf, self._escape, self._offset
+        begin = _encode(symbols, indexes.astype(np.uint16), tables, words)
         return words[begin:].astype(">u4").tobytes().lstrip(b"\0")
 
     def decode(self, data: bytes, indexes: npt.NDArray[np.integer[Any]]) -> Ints:
@@ -76,7 +77,7 @@ class RangeTables:
         words = np.frombuffer(bytes(-len(data) % 4) + data, ">u4").astype(np.uint32)
         symbols = np.empty(len(indexes), np.int32)
         tables = self._cdf, self._first, self._escape, self._offset
-        if not _decode(words, indexes.astype(np.uint16), *tables, symbols):
+        if not _decode(words, indexes.astype(np.uint16), tables, symbols):
             raise ValueError("a stream does not end with its last symbol")
         return symbols
 
@@ -88,8 +89,9 @@ _QUANTILE, _WORD = np.uint64((1 << FREQUENCY_BITS) - 1), np.uint64((1 << 32) - 1
 _ESCAPE_FREQUENCY = np.uint64(1 << (FREQUENCY_BITS - ESCAPE_BITS))
 
 
-def _encode_loop(symbols, indexes, cdf, escape, offset, words):  # type: ignore[no-untyped-def]
+def _encode_loop(symbols, indexes, tables, words):  # type: ignore[no-untyped-def]
     """Fill `words` from its end, last symbol first; returns where they begin."""
+    cdf, escape, offset = tables
     state, at = np.uint64(0), words.size
     for i in range(symbols.size - 1, -1, -1):
         table = indexes[i]
@@ -115,8 +117,9 @@ def _encode_loop(symbols, indexes, cdf, escape, offset, words):  # type: ignore[
     return at - 2
 
 
-def _decode_loop(words, indexes, cdf, first, escape, offset, symbols):  # type: ignore[no-untyped-def]
+def _decode_loop(words, indexes, tables, symbols):  # type: ignore[no-untyped-def]
     """Fill `symbols`; returns whether the words end with them, and no symbol is escaped that its table has."""
+    cdf, first, escape, offset = tables
     state, at, proper = np.uint64(0), min(2, words.size), True
     for i in range(at):
         state = (state << _32) | np.uint64(words[i])

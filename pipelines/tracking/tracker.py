@@ -46,7 +46,7 @@ def tracking_uri() -> str:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class MlflowRecord:
     """Which MLflow run belongs to a directory."""
 
     run_id: str
@@ -58,14 +58,14 @@ def recorded_run(directory: str) -> str | None:
     Raises `UsageError` where the record is damaged.
     """
     try:
-        return read_record(storage.join(directory, RECORD), RunRecord).run_id
+        return read_record(storage.join(directory, RECORD), MlflowRecord).run_id
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 def record_run(directory: str, run_id: str) -> None:
     """Write down which MLflow run belongs to a directory, for whoever goes on in it."""
-    storage.write_json(storage.join(directory, RECORD), dataclasses.asdict(RunRecord(run_id)))
+    storage.write_json(storage.join(directory, RECORD), dataclasses.asdict(MlflowRecord(run_id)))
 
 
 class RunSpec(NamedTuple):
