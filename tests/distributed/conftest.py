@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.cli import main
 from pipelines.runtime.session import ray_session
 from tests.support.commands import Road, road_commands, upload
-from tests.support.drawn import make_picture
+from tests.support.drawn import ORIGINALS, SIZES, make_picture
 from tests.support.fake_cloud import FakeCloud, fake_cloud
 from tests.support.servers import MLFLOW_PASSWORD, MlflowServer, S3Server, s3_server
 
@@ -106,3 +106,34 @@ def road(ray_cluster: None, s3: str, mlflow_server: MlflowServer, photographs: P
         for command in [*road_commands(road.root).values(), back, report]:
             assert main(command) == 0
     return road
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of four sizes in two folders, and some that are none."""
+    root = tmp_path_factory.mktemp("originals")
+    for folder in ("a", "b"):
+        (root / folder).mkdir()
+    for i in range(ORIGINALS):
+        kind = ["png", "jpg", "webp"][i % 3]
+        Image.fromarray(make_picture(*SIZES[i % 4], seed=i)).save(root / "ab"[i % 2] / f"p{i:02d}.{kind}")
+    good = (root / "a" / "p00.png").read_bytes()
+    broken = {"empty.png": b"", "text.jpg": b"hello", "short.png": good[: len(good) // 2]}
+    for name, data in broken.items():
+        (root / "b" / name).write_bytes(data)
+    return root
+
+
+@pytest.fixture(scope="session")
+def common(ray_cluster: None, codec_dir: Path) -> list[str]:
+    return ["--codec", str(codec_dir), "--steps", "1", "--quality", "3", "--unit", "8"]
+
+
+@pytest.fixture(scope="session")
+def dataset(originals: Path, common: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished compression."""
+    root = tmp_path_factory.mktemp("dataset")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root}/mlflow.db")
+        assert main(["compress", str(originals), f"{root}/out", *common]) == 0
+    return f"{root}/out"

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+SIZES = [(40, 64), (64, 40), (17, 90), (64, 64)]
+ORIGINALS = 26
+"""Pictures that the tests of compression have, of those sizes in turn."""
+
 
 def draw(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     """Draw smooth gradients, edges and some noise: RGB uint8 [H, W, 3], the same for the same arguments."""
