@@ -221,7 +221,7 @@ class Decompress:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Rate-distortion curves of codecs beside JPEG, JPEG 2000, WebP, AVIF and JPEG XL on the same pictures: one page.
+    """Rate-distortion curves of codecs beside those that people know (--anchors), on the same pictures: one page.
 
     Real files, really decoded, in parallel on Ray. Without --codec, of the codec that comes with this package.
 

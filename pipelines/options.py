@@ -22,6 +22,11 @@ def identity(config: Any) -> dict[str, Any]:
     return {name: values[name] for name in fields}
 
 
+def defaults(kind: type[Any]) -> dict[str, Any]:
+    """What the fields of a configuration are where nothing is said: of an option that an older job knew nothing of."""
+    return {field.name: field.default for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+
+
 def check_positive(config: object, *fields: str) -> None:
     """Raises `UsageError` where one is given and below 1."""
     for field in fields:

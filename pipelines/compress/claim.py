@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # it brings torch along, which a compression that is done doe
 
 PLAN_TOKEN_DIGITS = 12
 
+METRICS_BEFORE = ("bpp", "psnr_db", "ms_ssim", "lpips", "texture_error")
+"""What was measured before plans said what is: parts with other columns do not make one table."""
+
 
 @dataclass(frozen=True)
 class CompressJob:
@@ -47,17 +50,20 @@ def claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> Pl
     listed = storage.absolute(images)
     if out == listed or out.startswith(f"{listed}/"):
         raise UsageError(f"{out} lies among the pictures of {listed}; choose another directory")
-    identity = {"codec": fingerprint, "images": listed, **config.identity()}
+    identity = {
+        "codec": fingerprint, "images": listed, "metrics": list(compressed.metric_columns()), **config.identity(),
+    }  # fmt: skip
+    absent = {"metrics": METRICS_BEFORE, **CompressConfig().identity()}
     there = compressed.read_plan(out)
     if there is not None:
-        return compressed.claim_plan(out, Plan(identity, there.directory, there.units, there.pictures))
+        return compressed.claim_plan(out, Plan(identity, there.directory, there.units, there.pictures), absent)
     directory = f"{compressed.PLANS}/{uuid.uuid4().hex[:PLAN_TOKEN_DIGITS]}"
     count = units.write_plan(storage.join(out, directory), units.plan_units(listed, config.column, config.unit))
     if not count.units:
         raise UsageError(units.nothing_at(listed))
     plan = Plan(identity, directory, count.units, count.pictures)
     try:
-        counts = compressed.claim_plan(out, plan)
+        counts = compressed.claim_plan(out, plan, absent)
     except UsageError:
         storage.remove_tree(storage.join(out, directory))
         raise

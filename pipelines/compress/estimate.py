@@ -50,7 +50,7 @@ def choose_units(every: Iterable[Unit], sample: int = SAMPLE) -> Chosen:
     others: list[Unit] = []
     number_of_shards, number_of_others, pictures = 0, 0, 0
     for unit in every:
-        if unit.kind == "shard":
+        if not unit.counted:
             number_of_shards += 1
             kept, seen = shards, number_of_shards
         else:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -125,13 +125,15 @@ def read_plan(uri: str) -> Plan | None:
     return _plan(value, uri)
 
 
-def claim_plan(uri: str, plan: Plan) -> Plan:
+def claim_plan(uri: str, plan: Plan, absent: Mapping[str, Any] | None = None) -> Plan:
     """Make a plan that of a directory: returns the one that counts, which is an earlier one where there is one.
+
+    `absent` stands for the parts of an identity that an older plan does not name.
 
     Raises `UsageError` where that is another compression's.
     """
     value = {"format": FORMAT, **dataclasses.asdict(plan)}
-    return _plan(records.claim(storage.join(uri, PLAN), value, f"{uri} holds another compression"), uri)
+    return _plan(records.claim(storage.join(uri, PLAN), value, f"{uri} holds another compression", absent=absent), uri)
 
 
 def _plan(value: Any, uri: str) -> Plan:

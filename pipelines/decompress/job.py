@@ -16,7 +16,7 @@ from pipelines.decompress.stages import DecompressJob, decoded, open_dataset, sa
 from pipelines.display.progress import Progress
 from pipelines.files import storage
 from pipelines.files.records import claim
-from pipelines.options import identity
+from pipelines.options import defaults, identity
 from pipelines.runtime.resources import pools
 from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.runtime.stages import rows_as_they_come
@@ -64,7 +64,7 @@ def _of_keys(job: DecompressJob, keys: Sequence[str]) -> tuple[list[dict[str, An
 def _of_units(job: DecompressJob, out: str) -> tuple[list[dict[str, Any]], int]:
     """Rows of the units that are not done yet, and how many pictures they come to."""
     what = {"identity": {"dataset": job.plan.directory, **identity(job.config)}}
-    claim(storage.join(out, DONE, "what.json"), what, f"{out} holds other pictures")
+    claim(storage.join(out, DONE, "what.json"), what, f"{out} holds other pictures", absent=defaults(DecompressConfig))
     done = set(storage.list_names(storage.join(out, DONE)))
     rows = [{"unit": unit, "members": ""} for unit in range(job.plan.units) if f"{unit:05d}" not in done]
     skipped = compressed.read_records(job.dataset, [u for u in range(job.plan.units) if f"{u:05d}" in done])

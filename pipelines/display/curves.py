@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # it takes a second to import
 _LABELS = {"bpp": "bits a pixel"} | {metric.name: metric.axis or metric.title for metric in METRICS}
 
 OURS = ("#d62728", "#ff7f0e", "#9467bd", "#e377c2", "#8c564b", "#bcbd22")
-THEIRS = ("#1f77b4", "#2ca02c", "#17becf", "#5a6a7a", "#7d9d2c")
 
 _SVG = "http://www.w3.org/2000/svg"
 

@@ -25,6 +25,8 @@ class Anchor(NamedTuple):
     """One codec and its range."""
 
     title: str
+    color: str
+    """Of its curves: a cold one, and no other anchor's."""
     pillow_format: str
     library: Callable[[], str]
     """Its name and version."""
@@ -38,13 +40,13 @@ class Anchor(NamedTuple):
 
 ANCHORS: dict[str, Anchor] = {
     "jpeg": Anchor(
-        "JPEG", "JPEG", lambda: f"libjpeg-turbo {features.version('libjpeg_turbo')}",
+        "JPEG", "#1f77b4", "JPEG", lambda: f"libjpeg-turbo {features.version('libjpeg_turbo')}",
         (2, 5, 8, 12, 17, 25, 35, 50, 65, 80, 90),
         lambda quality: {"quality": int(quality), "optimize": True, "progressive": True},
         "quality; progressive, optimised Huffman tables, 4:2:0",
     ),
     "jpeg2000": Anchor(
-        "JPEG 2000", "JPEG2000", lambda: f"OpenJPEG {features.version('jpg_2000')}",
+        "JPEG 2000", "#2ca02c", "JPEG2000", lambda: f"OpenJPEG {features.version('jpg_2000')}",
         (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 1.8),
         lambda bpp: {
             "quality_mode": "rates", "quality_layers": [24 / bpp], "irreversible": True, "mct": 1, "no_jp2": True
@@ -52,19 +54,19 @@ ANCHORS: dict[str, Anchor] = {
         "bits a pixel asked for; 9/7 wavelet, irreversible colour transform, one layer, no JP2 box",
     ),
     "webp": Anchor(
-        "WebP", "WEBP", lambda: f"libwebp {features.version('webp')}",
+        "WebP", "#17becf", "WEBP", lambda: f"libwebp {features.version('webp')}",
         (0, 5, 10, 20, 30, 45, 60, 75, 85, 92),
         lambda quality: {"quality": int(quality), "method": 6},
         "quality; method 6",
     ),
     "avif": Anchor(
-        "AVIF", "AVIF", lambda: f"libavif {features.version('avif')} (libaom)",
+        "AVIF", "#5a6a7a", "AVIF", lambda: f"libavif {features.version('avif')} (libaom)",
         (5, 15, 25, 35, 45, 55, 70, 85),
         lambda quality: {"quality": int(quality), "speed": 6, "codec": "aom", "max_threads": 1},
         "quality; speed 6, 4:2:0",
     ),
     "jxl": Anchor(
-        "JPEG XL", "JXL", lambda: f"libjxl in pillow-jxl-plugin {version('pillow-jxl-plugin')}",
+        "JPEG XL", "#7d9d2c", "JXL", lambda: f"libjxl in pillow-jxl-plugin {version('pillow-jxl-plugin')}",
         (1, 5, 10, 20, 35, 50, 65, 80, 90),
         lambda quality: {"quality": int(quality), "effort": 7, "num_threads": 0},
         "quality; effort 7",

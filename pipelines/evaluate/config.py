@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, Settings
 from corrdiff.errors import UsageError
 from pipelines.options import Device, check_positive, may_change
 
 AnchorName = Literal["jpeg", "jpeg2000", "webp", "avif", "jxl"]
+ANCHOR_NAMES: tuple[AnchorName, ...] = get_args(AnchorName)
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class EvaluateConfig:
     """Fidelities at each quality."""
     steps: tuple[int, ...] = (2, 4, 16)
     """Numbers of steps other than the codec's own, at the middle quality and fidelity."""
-    anchors: tuple[AnchorName, ...] = ("jpeg", "jpeg2000", "webp", "avif", "jxl")
+    anchors: tuple[AnchorName, ...] = ANCHOR_NAMES
     """Codecs that people know, to stand beside."""
     reference: AnchorName = may_change("jpeg")
     """The anchor against which BD-rates are."""

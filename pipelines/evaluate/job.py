@@ -37,7 +37,7 @@ from pipelines.files import storage
 from pipelines.files.records import claim
 from pipelines.files.storage import READERS
 from pipelines.inputs import units
-from pipelines.options import identity
+from pipelines.options import defaults, identity
 from pipelines.runtime.resources import pools
 from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.runtime.stages import one_block_each, rows_as_they_come
@@ -134,7 +134,7 @@ def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig)
     """Make `out` this evaluation's, or refuse it; returns the codecs' fingerprints, by system."""
     fingerprints = {s.name: read_config(s.codec)[1] for s in systems if s.codec}
     record = {"identity": {"images": images, "codecs": fingerprints, **identity(config), **_instruments(config)}}
-    claim(storage.join(out, IDENTITY), record, f"{out} holds another evaluation")
+    claim(storage.join(out, IDENTITY), record, f"{out} holds another evaluation", absent=defaults(EvaluateConfig))
     return fingerprints
 
 
@@ -158,7 +158,7 @@ def _places(images: str, config: EvaluateConfig) -> list[Place]:
 
 
 def _keys(unit: units.Unit) -> Iterator[str]:
-    return iter(unit.keys) if unit.kind == "files" else (found.key for found in units.read_pictures(unit))
+    return iter(unit.keys) if unit.keyed else (found.key for found in units.read_pictures(unit))
 
 
 def _measure(places: list[Place], systems: list[System], out: str, config: EvaluateConfig) -> Iterator[Progress]:

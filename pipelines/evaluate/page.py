@@ -17,7 +17,7 @@ from corrdiff import __version__
 from corrdiff.metrics import METRICS, Metric
 from corrdiff.perceptual import lpips_weights, missing_lpips_sentence
 from pipelines.display import curves
-from pipelines.display.curves import OURS, THEIRS, Line
+from pipelines.display.curves import OURS, Line
 from pipelines.evaluate import anchors, comparison
 from pipelines.evaluate.comparison import Comparison, Delta, SystemCurve, decoding_title
 from pipelines.evaluate.config import EvaluateConfig
@@ -129,7 +129,7 @@ def _styles(every: Sequence[SystemCurve]) -> dict[str, Style]:
     theirs = [c for c in every if c.decoding is None]
     usual = sorted(ours, key=lambda c: not _usual(c))  # the colours that differ most go to what is switched on
     return {c.name: Style(OURS[i % len(OURS)], False) for i, c in enumerate(usual)} | {
-        c.name: Style(THEIRS[i % len(THEIRS)], True) for i, c in enumerate(theirs)
+        c.name: Style(anchors.ANCHORS[c.system].color, True) for c in theirs
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import pydantic
@@ -63,7 +64,10 @@ def _unknown(given: Any, known: Any) -> str | None:
     return None
 
 
-def claim(uri: str, record: dict[str, Any], holds: str, instead: str = "choose another directory") -> dict[str, Any]:
+def claim(
+    uri: str, record: dict[str, Any], holds: str, *, instead: str = "choose another directory",
+    absent: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Say whose a directory is, by a file in it that the first of several jobs creates.
 
     Args:
@@ -71,6 +75,7 @@ def claim(uri: str, record: dict[str, Any], holds: str, instead: str = "choose a
         record: what is to be in it; its entry "identity" says what makes two jobs the same.
         holds: what to say of a directory of another job, say "/out holds another compression".
         instead: what a person can do then.
+        absent: what stands for the parts of an identity that the record of an older version does not name.
 
     Returns:
         The record that counts: this one, or that of an earlier job with the same identity.
@@ -78,19 +83,19 @@ def claim(uri: str, record: dict[str, Any], holds: str, instead: str = "choose a
     Raises:
         UsageError: the directory is another job's.
     """
-    record = json.loads(json.dumps(record))  # as it will be read again
+    record, known = json.loads(json.dumps([record, dict(absent or {})]))  # as they will be read again
     if storage.create_bytes(uri, storage.to_json(record)):
         return record
     found = storage.read_json(uri)
     if not isinstance(found, dict) or not isinstance(found.get("identity"), dict):
         raise UsageError(f"{uri} is damaged, or of another version (it has no identity)")
-    changed = differences(found["identity"], record["identity"])
+    changed = differences({**known, **found["identity"]}, {**known, **record["identity"]})
     if changed:
         raise UsageError(f"{holds} ({changed}); {instead}")
     return found
 
 
-def differences(there: dict[str, Any], now: dict[str, Any]) -> str:
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What makes two identities differ, for the sentence that refuses; empty where they are the same."""
     names = sorted(k for k in {*there, *now} if there.get(k) != now.get(k))
     return "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in names)

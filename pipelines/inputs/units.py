@@ -52,7 +52,17 @@ class Unit(NamedTuple):
     """Of a table: the row group, and the rows in it."""
     first: int = 0
     pictures: int = 0
-    """0 for a shard, which is not opened before its turn."""
+    """0 where it is not `counted`."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is known how many pictures it has: a shard is not opened before its turn."""
+        return self.kind != "shard"
+
+    @property
+    def keyed(self) -> bool:
+        """Whether `keys` has the key of each picture, so that one of them is read without the others."""
+        return self.kind == "files"
 
 
 class Found(NamedTuple):
@@ -130,7 +140,7 @@ def write_plan(directory: str, units: Iterator[Unit]) -> Count:
         storage.write_bytes(_plan_file(directory, file), buffer.getvalue(), storage.PATIENT_ATTEMPTS)
         number += len(written)
         count += sum(unit.pictures for unit in written)
-        known &= all(unit.kind != "shard" for unit in written)
+        known &= all(unit.counted for unit in written)
     raise AssertionError
 
 
@@ -156,7 +166,7 @@ def read_pictures(unit: Unit, every: int = 1) -> Iterator[Found]:
 
     Raises `JobError` where storage cannot be reached for long: that is no picture's fault.
     """
-    if unit.kind == "files":
+    if unit.keyed:
         chosen = itertools.islice(zip(unit.keys, unit.uris, strict=True), 0, None, every)
         yield from (_read(key, uri, uri) for key, uri in chosen)
     else:
@@ -166,7 +176,7 @@ def read_pictures(unit: Unit, every: int = 1) -> Iterator[Found]:
 
 def read_picture(unit: Unit, key: str) -> Found | None:
     """One picture of a unit."""
-    if unit.kind == "files":
+    if unit.keyed:
         place = unit.keys.index(key)
         return _read(key, unit.uris[place], unit.uris[place])
     return next((found for found in read_pictures(unit) if found.key == key), None)

@@ -19,7 +19,7 @@ from corrdiff.codec_directory import CONFIG_FILE, load_networks, read_config, sa
 from corrdiff.errors import UsageError
 from pipelines.files import storage
 from pipelines.files.records import claim, read_record
-from pipelines.options import identity
+from pipelines.options import defaults, identity
 from pipelines.shards.format import Manifest
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.phases.base import Phase
@@ -49,7 +49,7 @@ def claim_run(run: str, phase: Phase, config: TrainConfig, manifest: Manifest) -
     record = RunRecord({**identity(config), "shards": shards, "init_from": start}, config, phase.name)
     claim(
         storage.join(run, RUN_FILE), dataclasses.asdict(record), f"{run} holds a different run",
-        "choose another --name or remove it",
+        instead="choose another --name or remove it", absent=defaults(TrainConfig),
     )  # fmt: skip
     if phase.follows is None or config.init_from is None:
         return config

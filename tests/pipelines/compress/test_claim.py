@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,11 +43,11 @@ def test_of_two_jobs_that_begin_at_once_one_plan_is_left(
     original = compressed.claim_plan
     plans: list[Plan] = []
 
-    def slow(uri: str, plan: Plan) -> Plan:
+    def slow(uri: str, plan: Plan, absent: dict[str, Any]) -> Plan:
         if not plans:
             plans.append(plan)
             plans.append(claim(images, uri, "f" * 64, CompressConfig()))
-        return original(uri, plan)
+        return original(uri, plan, absent)
 
     monkeypatch.setattr(compressed, "claim_plan", slow)
     plan = claim(images, place, "f" * 64, CompressConfig())

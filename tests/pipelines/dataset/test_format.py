@@ -48,7 +48,9 @@ def test_a_table_has_these_columns_in_this_order() -> None:
     assert all(field.nullable for field in columns())
 
 
-def test_every_metric_of_a_dataset_is_a_column_and_a_new_one_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_metric_of_a_dataset_is_a_column_and_a_new_one_moves_none_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert compressed.metric_columns() == ("bpp", "psnr_db", "ms_ssim", "lpips", "texture_error")
     new = metrics.METRICS[0]._replace(name="new")
     monkeypatch.setattr(metrics, "DATASET_METRICS", (new, *metrics.DATASET_METRICS))

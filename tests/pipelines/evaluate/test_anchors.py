@@ -8,7 +8,9 @@ import skimage.data
 
 from corrdiff.metrics import psnr
 from corrdiff.picture import Picture
+from pipelines.display.curves import OURS
 from pipelines.evaluate import anchors
+from pipelines.evaluate.config import ANCHOR_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,12 @@ def test_higher_qualities_are_larger_files_and_better_pictures(name: str, photog
     assert (np.diff([len(file) for file in files]) > 0).all(), [len(file) for file in files]
     assert (np.diff(np.array(found, dtype=np.float64)) > 0).all(), found
     assert 8 * len(files[0]) / (256 * 384) < 0.35 and found[-1] is not None and found[-1] > 34
+
+
+def test_every_anchor_can_be_named_and_has_a_colour_of_its_own() -> None:
+    assert set(ANCHOR_NAMES) == anchors.ANCHORS.keys()
+    colors = {anchor.color for anchor in anchors.ANCHORS.values()}
+    assert len(colors) == len(anchors.ANCHORS) and colors.isdisjoint(OURS)
 
 
 def test_jpeg_2000_has_its_colour_transform(photograph: Picture) -> None:

@@ -100,7 +100,7 @@ def test_another_job_is_refused_with_what_differs_and_what_to_do(tmp_path: Path)
         claim(uri, _record(2), "/out holds another job")
     assert str(caught.value) == "/out holds another job (seed: 1 there, 2 now); choose another directory"
     with pytest.raises(UsageError, match=r"; remove it$"):
-        claim(uri, _record(2), "/out holds another job", "remove it")
+        claim(uri, _record(2), "/out holds another job", instead="remove it")
 
 
 @pytest.mark.parametrize("there", ["[]", "{}", '{"identity": 3}'])
@@ -149,3 +149,11 @@ def test_differences_are_named_in_order_and_what_is_missing_is_said() -> None:
     assert differences({"b": 1, "a": 1}, {"b": 2, "c": 3}) == (
         "a: 1 there, None now; b: 1 there, 2 now; c: None there, 3 now"
     )
+
+
+def test_a_record_of_an_older_version_means_the_defaults_of_options_that_it_does_not_name(tmp_path: Path) -> None:
+    uri, defaults = str(tmp_path / "a.json"), {"sides": (1, 2), "new": 0.0}
+    claim(uri, {"identity": {"sides": (1, 2)}}, "taken")
+    claim(uri, {"identity": {"sides": (1, 2), "new": 0.0}}, "taken", absent=defaults)
+    with pytest.raises(UsageError, match=r"taken \(new: 0.0 there, 0.5 now\)"):
+        claim(uri, {"identity": {"sides": (1, 2), "new": 0.5}}, "taken", absent=defaults)
