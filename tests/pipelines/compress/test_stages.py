@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from corrdiff import coding, metrics
+from corrdiff import coding, metrics, perceptual
 from corrdiff.codec import CorrDiffCodec, Pending, Settings
 from corrdiff.errors import JobError, UsageError
 from corrdiff.format import bitstream
@@ -46,7 +46,7 @@ QUICK = CompressConfig(steps=1, precision="fp32")
 @pytest.fixture(autouse=True)
 def _no_lpips(monkeypatch: pytest.MonkeyPatch, threads: Callable[[int], None]) -> None:
     """LPIPS is left out, whatever this machine has; stages set torch's threads, which are restored."""
-    monkeypatch.setattr(metrics, "lpips_weights", lambda given=None: None)
+    monkeypatch.setattr(perceptual, "lpips_weights", lambda given=None: None)
 
 
 def _found(pictures: list[Picture]) -> list[Found]:
