@@ -55,6 +55,7 @@ class Encode:
     """Arithmetic of the networks; where it is not given, bf16 on GPUs and on CPUs that compute in it."""
 
     def run(self) -> None:
+        """Encode the picture, write the file and print its rate."""
         from corrdiff.config import Settings
         from corrdiff.images import open_image, save_png
 
@@ -98,6 +99,7 @@ class Decode:
     """Arithmetic of the networks; where it is not given, bf16 on GPUs and on CPUs that compute in it."""
 
     def run(self) -> None:
+        """Decode the file and write the picture."""
         from corrdiff.format import bitstream
         from corrdiff.images import save_png
 
@@ -124,6 +126,7 @@ class Inspect:
     """The .crdf file."""
 
     def run(self) -> None:
+        """Print what is in the file."""
         from corrdiff.format import bitstream
 
         data = _read(self.file)
@@ -158,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the tiles of a large picture, where someone looks on."""
+    """Show a bar over the tiles of a large picture, where someone looks on."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -180,7 +183,7 @@ def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _load(codec: str, device: str, precision: Any, lpips_weights: tuple[Path | None] | None = None) -> Any:
-    """The codec, with LPIPS as its criterion where `lpips_weights` holds its file, or None for the usual place."""
+    """Load a codec, with LPIPS as its criterion where `lpips_weights` holds its file, or None for the usual place."""
     import torch
 
     from corrdiff.codec_directory import load_codec
@@ -208,7 +211,7 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
+    """Write a file whole or not at all."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         temporary.write_bytes(data)

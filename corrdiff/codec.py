@@ -38,7 +38,7 @@ from corrdiff.tiling import Latents, Layout, Tile
 Decoding = Literal["corrected", "uncorrected", "privileged"]
 T = TypeVar("T")
 OnTile = Callable[[int, int], None]
-"""Told how many tiles of how many are done."""
+"""What is told how many tiles of how many are done."""
 
 
 class Encoded(NamedTuple):
@@ -53,7 +53,7 @@ class Encoded(NamedTuple):
 
     @property
     def bpp(self) -> float:
-        """Bits of the whole file for each pixel."""
+        """Compute the bits of the whole file for each pixel."""
         height, width = self.reconstruction.shape[:2]
         return 8 * len(self.data) / (height * width)
 
@@ -90,12 +90,12 @@ class CorrDiffCodec:
 
     @property
     def model(self) -> CorrDiffModel:
-        """The networks as they were trained."""
+        """Give the networks as they were trained."""
         return self.networks.model
 
     @property
     def config(self) -> CodecConfig:
-        """What defines the networks, and how this codec samples."""
+        """Give what defines the networks, and how this codec samples."""
         config: CodecConfig = self.model.config
         return config
 
@@ -106,13 +106,13 @@ class CorrDiffCodec:
         fidelity: float = DEFAULT_FIDELITY,
         steps: int | None = None,
     ) -> bytes:
-        """One RGB picture, uint8 [H, W, 3], any size from 1x1 -> the bytes of a .crdf file."""
+        """Compress one RGB picture, uint8 [H, W, 3] of any size from 1x1, to the bytes of a .crdf file."""
         return self.compress_batch([image], Settings(quality, fidelity, steps))[0].data
 
     def decompress(
         self, data: bytes, decoding: Decoding = "corrected", max_pixels: int = bitstream.MAX_PIXELS
     ) -> Picture:
-        """The bytes of a .crdf file -> RGB picture, uint8 [H, W, 3].
+        """Decompress the bytes of a .crdf file to an RGB picture, uint8 [H, W, 3].
 
         Args:
             data: the whole file.
@@ -129,7 +129,7 @@ class CorrDiffCodec:
     def compress_batch(
         self, images: Sequence[Picture], settings: Settings, on_tile: OnTile | None = None
     ) -> list[Encoded]:
-        """Pictures of one size -> files. Raises `UsageError` for arrays that are no such pictures."""
+        """Compress pictures of one size to files. Raises `UsageError` for arrays that are no such pictures."""
         headers = self._headers(images, settings, [settings.quality] * len(images))
         latents = self._quantised(headers, self._analysed(images), self.tables.code)
         pictures, factors = self._encode(images, headers[0], settings.fidelity, latents, on_tile)
@@ -143,7 +143,7 @@ class CorrDiffCodec:
         self, images: Sequence[Picture], settings: Settings, qualities: Sequence[int] | None = None,
         latents: Sequence[Tensor] | None = None,
     ) -> list[Pending]:  # fmt: skip
-        """The part of `compress_batch` that needs the networks; `coding.write` does the rest, anywhere.
+        """Do the part of `compress_batch` that needs the networks; `coding.write` does the rest, anywhere.
 
         `qualities` are those of each picture, where they differ; `latents` theirs, where they are known already.
         """
@@ -161,7 +161,7 @@ class CorrDiffCodec:
         quantised: QuantisedLatents[Any],
         on_tile: OnTile | None = None,
     ) -> tuple[list[Picture], list[list[npt.NDArray[np.uint8]]]]:
-        """What a decoder will show of each picture, and the factors of its tiles; their latents are quantised."""
+        """Find what a decoder will show of each picture, and the factors of its tiles; their latents are quantised."""
         layout = coding.layout_of(header)
         latents = Latents(layout, quantised)
         pictures = _blank(header, len(images))
@@ -185,7 +185,7 @@ class CorrDiffCodec:
         max_pixels: int = bitstream.MAX_PIXELS,
         on_tile: OnTile | None = None,
     ) -> list[Picture]:
-        """Files that agree in size, steps, grid and tiles -> pictures. See `decompress`."""
+        """Decompress files that agree in size, steps, grid and tiles to pictures, as `decompress` does one."""
         parsed = coding.unpack_batch(files, self.fingerprint, max_pixels)
         header = parsed[0].header
         layout = coding.layout_of(header)
@@ -203,7 +203,7 @@ class CorrDiffCodec:
 
     @torch.inference_mode()
     def latents(self, images: Sequence[Picture], settings: Settings) -> list[Tensor]:
-        """Of pictures of one size: each tile's y_BMhw before the gain, for `preview` and `encode_batch`."""
+        """Analyse pictures of one size: each tile's y_BMhw before the gain, for `preview` and `encode_batch`."""
         layout = coding.layout_of(self._headers(images, settings, [settings.quality])[0])
         return list(map(self._analysed(images), layout))
 
@@ -211,7 +211,7 @@ class CorrDiffCodec:
     def preview(
         self, images: Sequence[Picture], latents: Sequence[Tensor], settings: Settings, qualities: Sequence[int]
     ) -> list[Preview]:
-        """What each picture would become at its quality: rANS and one pass of D, a small part of an encode."""
+        """Find what each picture would become at its quality, by rANS and one pass of D: a small part of an encode."""
         headers = self._headers(images, settings, qualities)
         layout = coding.layout_of(headers[0])
         quantised = self._quantised(headers, _known(latents), self.tables.code)
@@ -228,7 +228,7 @@ class CorrDiffCodec:
         ]
 
     def latents_of(self, x_BCHW: Tensor, q_B: Tensor) -> Tensor:
-        """y_hat / g_q as a decoder would have it, for pictures in [-1, 1] whose sides are multiples of 64."""
+        """Compute y_hat / g_q as a decoder would have it, for pictures in [-1, 1] whose sides are multiples of 64."""
         with self.networks.autocast():
             y_BMhw, g_BM11 = self.model.latent(x_BCHW, q_B)
         with torch.autocast(self.device.type, enabled=False):
@@ -238,7 +238,7 @@ class CorrDiffCodec:
         return y_hat_BMhw
 
     def _headers(self, images: Sequence[Picture], settings: Settings, qualities: Sequence[int]) -> list[Header]:
-        """The header of each picture's file."""
+        """Make the header of each picture's file."""
         pixels.check(images)
         height, width = images[0].shape[:2]
         config = self.config.diffusion
@@ -249,7 +249,7 @@ class CorrDiffCodec:
         ]
 
     def _analysed(self, images: Sequence[Picture]) -> Callable[[Tile], Tensor]:
-        """What gives y_BMhw of a tile's padded core, before the gain."""
+        """Make the function that gives y_BMhw of a tile's padded core, before the gain."""
 
         def y_of(tile: Tile) -> Tensor:
             y_BMhw = self.networks.analysis(pixels.to_tensor(images, tile.window, self.device))
@@ -264,7 +264,7 @@ class CorrDiffCodec:
         return QuantisedLatents(self.networks, self.tables, [header.quality for header in headers], y_of, keep)
 
     def _core(self, images: Sequence[Picture], tile: Tile) -> Tensor:
-        """The pictures under a tile's core."""
+        """Cut a tile's core out of each picture."""
         return pixels.to_tensor(images, tile.core, self.device)
 
 
@@ -273,7 +273,7 @@ def _known(latents: Sequence[Tensor]) -> Callable[[Tile], Tensor]:
 
 
 def _in_turn(layout: Layout, on_tile: OnTile | None) -> Iterator[Tile]:
-    """The tiles, row by row; after each, `on_tile` is told and memory is given back."""
+    """Yield the tiles row by row; after each, `on_tile` is told and memory is given back."""
     for tile in layout:
         yield tile
         if on_tile:

@@ -34,7 +34,7 @@ COMPACT_FROM = 1024
 
 
 def fingerprint(config: CodecConfig, weights: dict[str, Tensor], tables: dict[str, Tensor]) -> str:
-    """SHA-256 (hex) over configuration, weights and tables in canonical order; a file carries its first 8 bytes."""
+    """Compute SHA-256 (hex) over configuration, weights and tables in canonical order; a file carries 8 bytes of it."""
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
     for group in (weights, tables):
         for name in sorted(group):
@@ -100,15 +100,15 @@ def load_codec(
 
 
 def default_precision(device: str | torch.device) -> Precision:
-    """bf16 where the hardware has it."""
+    """Choose bf16 where the hardware computes in it, else fp32."""
     if torch.device(device).type == "cpu":
         return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "fp32"
     return "bf16" if torch.device(device).type == "cuda" else "fp32"
 
 
 def load_networks(uri: str, for_training: bool = True) -> tuple[CorrDiffModel, EntropyTables, str]:
-    """The networks (all, or those that coding needs), the frozen tables and the fingerprint of a codec directory,
-    verified."""
+    """Read and verify the networks (all, or those that coding needs), the frozen tables and the fingerprint of a codec
+    directory."""
     config, digest, _ = read_config(uri)
     try:
         weights = _expanded(_read_tensors(uri, WEIGHTS_FILE))
@@ -140,7 +140,7 @@ def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
 
 
 def read_config(uri: str) -> tuple[CodecConfig, str, dict[str, Any]]:
-    """Configuration, fingerprint and provenance of a codec directory. Raises `UsageError` as `load_codec`."""
+    """Read configuration, fingerprint and provenance of a codec directory. Raises `UsageError` as `load_codec`."""
     try:
         data = json.loads(_read(uri, CONFIG_FILE))
         kind, codec, digest, provenance = (data[k] for k in ("format", "codec", "fingerprint", "provenance"))
@@ -160,12 +160,12 @@ def read_config(uri: str) -> tuple[CodecConfig, str, dict[str, Any]]:
 
 
 def codec_weights(model: CorrDiffModel) -> dict[str, Tensor]:
-    """The parameters, which are all that a codec stores beside its tables."""
+    """Collect the parameters, which are all that a codec stores beside its tables."""
     return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
 
 
 def compacted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Float32 weights -> what a compact codec stores."""
+    """Make of float32 weights what a compact codec stores."""
     stored: dict[str, Tensor] = {}
     for name, w in weights.items():
         if w.ndim < 2 or w.numel() < COMPACT_FROM:
@@ -178,7 +178,7 @@ def compacted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _expanded(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a codec stores -> float32 weights; the same on every machine, for each is one product."""
+    """Make float32 weights of what a codec stores; the same on every machine, for each is one product."""
     return {
         name: tensor.float() * _along_channels(stored[name + SCALE], tensor) if tensor.dtype == torch.int8 else tensor
         for name, tensor in stored.items()

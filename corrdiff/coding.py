@@ -27,13 +27,13 @@ class Pending(NamedTuple):
 
     header: Header
     symbols: list[Symbols]
-    """Of each tile, row by row."""
+    """The latents of each tile, row by row."""
     reconstruction: Picture
     factors: list[npt.NDArray[np.uint8]]
 
 
 def write(pending: Pending, tables: EntropyTables) -> bytes:
-    """Code a picture: the bytes of a .crdf file."""
+    """Code a picture to the bytes of a .crdf file."""
     return pack(pending.header, tables.code(pending.symbols), pending.factors)
 
 
@@ -61,19 +61,19 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
 
 
 def pack(header: Header, streams: Sequence[LatentStreams], factors: Sequence[npt.NDArray[np.uint8]]) -> bytes:
-    """Streams and factors of each tile -> the bytes of a .crdf file."""
+    """Put streams and factors of each tile together to the bytes of a .crdf file."""
     bits = header.factor_bits
     tiles = [Streams(factor_coding.encode_factors(f, bits), s.z, s.y) for s, f in zip(streams, factors, strict=True)]
     return bitstream.pack(header, tiles)
 
 
 def layout_of(header: Header) -> Layout:
-    """How a file's picture is cut into tiles."""
+    """Say how a file's picture is cut into tiles."""
     return Layout(header.height, header.width, header.tile, header.grid)
 
 
 def batch_key(header: Header) -> tuple[int, ...]:
-    """Files that agree in this can be decoded together."""
+    """Give that in which files must agree to be decoded together."""
     return header.width, header.height, header.steps, header.grid, header.factor_bits, header.tile
 
 
@@ -91,7 +91,7 @@ def unpack_batch(files: Sequence[bytes], fingerprint: bytes, max_pixels: int) ->
 
 
 def read_latents(parsed: Sequence[Bitstream], tile: Tile, tables: EntropyTables) -> Tensor:
-    """y_hat of one tile of each file, [B, M, h, w]. Raises `BitstreamError` where its streams are not valid."""
+    """Decode y_hat of one tile of each file, [B, M, h, w]. Raises `BitstreamError` where its streams are not valid."""
     streams = [p.tiles[tile.index] for p in parsed]
     try:
         return tables.decode([s.z for s in streams], [s.y for s in streams], tile.hyper_shape)
@@ -100,7 +100,7 @@ def read_latents(parsed: Sequence[Bitstream], tile: Tile, tables: EntropyTables)
 
 
 def read_factors(parsed: Bitstream, tile: Tile) -> Tensor:
-    """The factors of one tile of a file, [S, P, R, C]. Raises `BitstreamError` where they are not valid."""
+    """Decode the factors of one tile of a file, [S, P, R, C]. Raises `BitstreamError` where they are not valid."""
     header = parsed.header
     shape = (header.steps, factor_coding.PLANES, tile.grid.rows, tile.grid.columns)
     try:

@@ -45,12 +45,12 @@ AUTO_TILE_PIXELS = 1 << 22
 
 
 def is_tile(side: int) -> bool:
-    """Whether that is a tile's side, or the 0 of a picture that is not tiled."""
+    """Say whether that is a tile's side, or the 0 of a picture that is not tiled."""
     return side == 0 or (MIN_TILE <= side <= MAX_TILE and side % HYPER_STRIDE == 0)
 
 
 def _stage_count(patch: int) -> int:
-    """Resolutions from 1/patch down to 1/16, both included."""
+    """Count the resolutions from 1/patch down to 1/16, both included."""
     return int(math.log2(LATENT_STRIDE // patch)) + 1
 
 
@@ -72,7 +72,7 @@ def _check_blocks(what: str, blocks: int) -> None:
 
 @dataclass(frozen=True)
 class TransformConfig:
-    """Analysis transform, hyper transforms and privileged decoder."""
+    """What defines the analysis transform, the hyper transforms and the privileged decoder."""
 
     patch: int = 4
     """Pixels are unshuffled by this before the first convolution (4: work at a quarter of the resolution)."""
@@ -94,7 +94,7 @@ class TransformConfig:
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Score network and the context network that conditions it."""
+    """What defines the score network and the context network that conditions it."""
 
     patch: int = 4
     """Pixels are unshuffled by this before the first convolution."""
@@ -164,7 +164,7 @@ class Settings:
             )
 
     def tile_for(self, height: int, width: int) -> int:
-        """The side of the tiles of a picture of that size; 0 for none."""
+        """Find the side of the tiles of a picture of that size; 0 for none."""
         if self.tile is not None:
             return self.tile
         return AUTO_TILE if height * width > AUTO_TILE_PIXELS else 0
@@ -180,7 +180,7 @@ class CodecConfig:
     diffusion: DiffusionConfig = DiffusionConfig()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists, strings and numbers, as in `config.json`."""
+        """Give plain dictionaries, lists, strings and numbers, as in `config.json`."""
         result: dict[str, Any] = dataclasses.asdict(self)
         return result
 
@@ -227,12 +227,12 @@ def _build(kind: Any, data: Any, name: str) -> Any:
 
 
 def tiny() -> CodecConfig:
-    """7 M parameters; trains and runs on two CPU cores. For demonstrations and tests."""
+    """Give a codec of 7 M parameters, for demonstrations and tests: it trains and runs on two CPU cores."""
     return CodecConfig("tiny", TransformConfig(), DenoiserConfig())
 
 
 def small() -> CodecConfig:
-    """26 M parameters; one GPU."""
+    """Give a codec of 26 M parameters, for one GPU."""
     return CodecConfig(
         "small",
         TransformConfig(channels=(96, 160, 192), blocks=2, latent_channels=160, hyper_channels=128),
@@ -241,7 +241,7 @@ def small() -> CodecConfig:
 
 
 def base() -> CodecConfig:
-    """CDC's size (arXiv 2209.06950): about 40 M parameters in the score network, 14 M in the transforms."""
+    """Give a codec of CDC's size (arXiv 2209.06950): 40 M parameters in the score network, 14 M in the transforms."""
     return CodecConfig(
         "base",
         TransformConfig(channels=(128, 192, 224), blocks=2, latent_channels=192, hyper_channels=160),
@@ -253,7 +253,7 @@ PRESETS: dict[str, Callable[[], CodecConfig]] = {"tiny": tiny, "small": small, "
 
 
 def preset(name: str) -> CodecConfig:
-    """The preset of that name. Raises `UsageError` for another name."""
+    """Give the preset of that name. Raises `UsageError` for another name."""
     if name not in PRESETS:
         raise UsageError(f"unknown preset '{name}'; there are {', '.join(PRESETS)}")
     return PRESETS[name]()

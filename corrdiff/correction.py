@@ -41,10 +41,12 @@ class Grid(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """Count the rows of cells; the last may be cut."""
         return -(-self.height // self.cell) if self.cell else 1
 
     @property
     def columns(self) -> int:
+        """Count the columns of cells; the last may be cut."""
         return -(-self.width // self.cell) if self.cell else 1
 
 
@@ -56,11 +58,12 @@ class Parts(NamedTuple):
     high_BCHW: Tensor
 
     def crop(self, rows: slice, columns: slice) -> Parts:
+        """Cut the same rows and columns out of each part."""
         return Parts(*(p[:, :, rows, columns].contiguous() for p in self))
 
 
 def split(xhat0_BCHW: Tensor, d_BCHW: Tensor) -> Parts:
-    """The parts that the factors weigh; sides must be multiples of COARSE."""
+    """Make the parts that the factors weigh; sides must be multiples of COARSE."""
     difference = d_BCHW - xhat0_BCHW
     coarse = F.avg_pool2d(difference, COARSE)
     low = F.interpolate(coarse, scale_factor=COARSE, mode="bilinear", align_corners=False)
@@ -68,13 +71,13 @@ def split(xhat0_BCHW: Tensor, d_BCHW: Tensor) -> Parts:
 
 
 def dequantise(levels_BPRC: Tensor, bits: int) -> Tensor:
-    """Levels -> factors, [B, P, R, C]."""
+    """Make factors of levels, [B, P, R, C]."""
     least_P11 = torch.tensor(LEAST_FACTOR, device=levels_BPRC.device)[:, None, None]
     return least_P11 + (1 - least_P11) * levels_BPRC.float() / ((1 << bits) - 1)
 
 
 def apply(parts: Parts, g_BPRC: Tensor, grid: Grid, top: int = 0, left: int = 0) -> Tensor:
-    """The corrected estimate. (top, left) is where the grid's first pixel lies in the parts."""
+    """Correct the estimate; (top, left) is where the grid's first pixel lies in the parts."""
     size = parts.xhat0_BCHW.shape[2:]
     g_BPHW = expand(g_BPRC, grid, size[0], size[1], top, left)
     corrected = torch.addcmul(parts.xhat0_BCHW, g_BPHW[:, LOW, None], parts.low_BCHW)
@@ -82,7 +85,7 @@ def apply(parts: Parts, g_BPRC: Tensor, grid: Grid, top: int = 0, left: int = 0)
 
 
 def expand(g: Tensor, grid: Grid, height: int, width: int, top: int = 0, left: int = 0) -> Tensor:
-    """Factors on the grid [..., R, C] -> a factor for each pixel [..., height, width], bilinear between cell centres.
+    """Expand factors [..., R, C] to a factor for each pixel [..., height, width], bilinearly between cell centres.
 
     Beyond the outermost centres, and so outside the grid, the nearest value goes on.
     """
@@ -93,7 +96,7 @@ def expand(g: Tensor, grid: Grid, height: int, width: int, top: int = 0, left: i
 
 @functools.lru_cache(maxsize=64)
 def _interpolation(size: int, cells: int, cell: int, start: int, device: torch.device) -> Tensor:
-    """[size, cells] weights of the cells at each pixel along one axis."""
+    """Compute the weights of the cells at each pixel along one axis, [size, cells]."""
     if cells == 1:
         return torch.ones(size, 1, device=device)
     position = ((torch.arange(size) - start + 0.5) / cell - 0.5).clamp(0, cells - 1)

@@ -22,25 +22,25 @@ _COSINE_OFFSET = 0.008
 
 
 def alpha_bar(t: Tensor) -> Tensor:
-    """Cosine schedule (arXiv 2102.09672): the share of signal variance in x_t, 1 at t = 0 and 0 at t = 1."""
+    """Give the share of signal variance in x_t, 1 at t = 0 and 0 at t = 1: the cosine schedule (arXiv 2102.09672)."""
     angle = (t + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * (math.pi / 2)
     start = math.cos(_COSINE_OFFSET / (1 + _COSINE_OFFSET) * math.pi / 2) ** 2
     return (torch.cos(angle) ** 2 / start).clamp(0.0, 1.0)
 
 
 def add_noise(x_0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:
-    """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
+    """Diffuse x_0 to x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps."""
     a_B111 = alpha_bar(t_B)[:, None, None, None]
     return a_B111.sqrt() * x_0_BCHW + (1 - a_B111).sqrt() * eps_BCHW
 
 
 def sampling_times(steps: int, start: float) -> list[float]:
-    """Times of the S network evaluations, `start` first, then the 0 at which the picture is clean."""
+    """List the times of the S network evaluations, `start` first, then the 0 at which the picture is clean."""
     return [start * ((steps - i) / steps) for i in range(steps)] + [0.0]
 
 
 def ddim_step(x_t_BCHW: Tensor, x_0_BCHW: Tensor, t: float, t_next: float) -> Tensor:
-    """One step of DDIM with eta = 0 (arXiv 2010.02502, equation 12), given the (corrected) estimate of x_0."""
+    """Take one step of DDIM with eta = 0 (arXiv 2010.02502, equation 12), given the (corrected) estimate of x_0."""
     a, a_next = (float(alpha_bar(torch.tensor(v, dtype=torch.float64))) for v in (t, t_next))
     # sqrt(a_next) x_0 + sqrt(1 - a_next) eps, with eps = (x_t - sqrt(a) x_0) / sqrt(1 - a)
     kept = math.sqrt((1 - a_next) / (1 - a))

@@ -12,7 +12,7 @@ RAMP_UP = 0.1
 
 
 class Ema:
-    """Averages in float32, by name."""
+    """Averages of weights in float32, by name."""
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], halflife_crops: float) -> None:
         self.halflife_crops = halflife_crops

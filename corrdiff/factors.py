@@ -44,7 +44,7 @@ class FittedFactors:
         return correction.dequantise(self._levels[-1], self._bits)
 
     def levels(self) -> list[npt.NDArray[np.uint8]]:
-        """The levels of all steps so far for each picture, [S, P, R, C]: what is coded."""
+        """Give the levels of all steps so far for each picture, [S, P, R, C]: what is coded."""
         return list(torch.stack(self._levels, dim=1).to("cpu", torch.uint8).numpy())
 
 
@@ -52,9 +52,9 @@ class ReadFactors:
     """Factors that files hold."""
 
     def __init__(self, parsed: Sequence[Bitstream], tile: Tile, device: torch.device) -> None:
-        """Raises `BitstreamError` where they are not valid."""
+        """Read them; raises `BitstreamError` where they are not valid."""
         self._g_SBPRC = torch.stack([coding.read_factors(p, tile) for p in parsed], dim=1).to(device)
 
     def at(self, step: int, parts: Parts) -> Tensor:
-        """The factors of that step, [B, P, R, C], whatever the parts are."""
+        """Give the factors of that step, [B, P, R, C], whatever the parts are."""
         return self._g_SBPRC[step]

@@ -21,7 +21,8 @@ from corrdiff.texture import BANDS, BLOCK, VARIANCE_FLOOR, bands, block_mean, po
 assert GRID_UNIT % (BLOCK << (BANDS - 1)) == 0, "a cell's side is a multiple of the coarsest band's block"
 _ERROR_FLOOR = 1e-6
 _CHANGE_COST = 0.003
-"""Takes 40% off the factors' bytes and nothing that shows off the picture (benchmarks/factors.py)."""
+"""What a change of level costs: it takes 40% off the factors' bytes and nothing that shows off the picture
+(benchmarks/factors.py)."""
 
 
 class Fit:
@@ -58,7 +59,7 @@ class Fit:
         self._levels_BPRC = torch.full(shape, levels // 2, device=x_0_BCHW.device)
 
     def __call__(self, parts: Parts) -> Tensor:
-        """The next step's levels, [B, P, R, C]."""
+        """Find the next step's levels, [B, P, R, C]."""
         error = self._error.products(parts.xhat0_BCHW - self._x_0_BCHW, parts.low_BCHW)
         texture: list[_Products] = []
         if self._fidelity < 1 and self._perceptual is None:
@@ -77,7 +78,7 @@ class Fit:
         return self._levels_BPRC
 
     def _along(self, products: _Products, plane: int, band: int | None) -> Tensor:
-        """Energy of the combination at each level of one plane, the other plane held: [L, B, ...]."""
+        """Compute the combination's energy at each level of one plane, the other plane held: [L, B, ...]."""
         h = dequantise(self._levels_BPRC, self._bits)[:, 1 - plane]
         if band is not None:
             h = _cells_to_blocks(h, self._grid, products.aa.shape[-2:], 1 << band)
@@ -88,7 +89,7 @@ class Fit:
         return (base + g * (2 * (moved[0] + h * lh) + g * moved[1])).clamp_(min=0)
 
     def _perceptual_cost(self, parts: Parts, plane: int) -> Tensor:
-        """The perceptual distance at each level, [L, B, R, C]: a parabola through the distances at three of them."""
+        """Estimate the perceptual distance at each level, [L, B, R, C], by a parabola through three of them."""
         assert self._perceptual is not None
         distances = []
         for gamma in (0.0, 0.5, 1.0):
@@ -127,19 +128,19 @@ class _Energy:
 
 
 def _pixel_mean(x_BCHW: Tensor, grid: Grid) -> Tensor:
-    """Means over the pixels of each cell, [B, C, R, C']."""
+    """Average over the pixels of each cell, [B, C, R, C']."""
     return x_BCHW.mean((-2, -1), keepdim=True) if grid.cell == 0 else pool(x_BCHW, grid.cell)
 
 
 def _cell_mean(blocks: Tensor, grid: Grid, scale: int) -> Tensor:
-    """Means over blocks (of a band at 1/scale) -> means over cells, last two axes."""
+    """Average means over blocks (of a band at 1/scale) to means over cells, on the last two axes."""
     if grid.cell == 0:
         return blocks.mean((-2, -1), keepdim=True)
     return pool(blocks, grid.cell // (BLOCK * scale))
 
 
 def _cells_to_blocks(g_BRC: Tensor, grid: Grid, size: torch.Size, scale: int) -> Tensor:
-    """The value of the cell in which each block (of a band at 1/scale) lies, [B, *size]."""
+    """Give each block (of a band at 1/scale) the value of the cell in which it lies, [B, *size]."""
     if grid.cell == 0:
         return g_BRC.expand(-1, *size)
     side = grid.cell // (BLOCK * scale)

@@ -38,7 +38,8 @@ class OpenedImage(NamedTuple):
 
     pixels: Picture
     changes: tuple[str, ...]
-    """In order: first frame, rotated, depth reduced, alpha flattened, profile converted. Metadata is always dropped."""
+    """What was done, in this order: first frame, rotated, depth reduced, alpha flattened, profile converted. Metadata
+    is always dropped."""
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
@@ -80,7 +81,7 @@ def _open(data: bytes, max_pixels: int) -> OpenedImage:
 
 
 def _identify(data: bytes) -> ImageFile:
-    """What `Image.open` does, but for its comparison with Pillow's own limit, which is one for the whole process."""
+    """Open as `Image.open` does, but without asking Pillow's own limit, which is one for the whole process."""
     Image.preinit()
     for name in FORMATS:
         if name not in Image.OPEN:
@@ -94,7 +95,7 @@ def _identify(data: bytes) -> ImageFile:
 
 @contextlib.contextmanager
 def _pillows_limit(pixels: int) -> Iterator[None]:
-    """Have Pillow's own limit as high as that for the length of a block, in one thread at a time; then it is back."""
+    """Raise Pillow's own limit as high as that for the length of a block, in one thread at a time."""
     with _limit_lock:
         before = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None if before is None else max(before, pixels)
@@ -109,7 +110,7 @@ _BOMB = Image.DecompressionBombError, Image.DecompressionBombWarning
 
 
 def _to_rgb(image: Image.Image, animated: bool, turned: bool, deep: bool) -> OpenedImage:
-    """A loaded picture -> RGB, strip by strip, so that a large one is not in memory in every form at once."""
+    """Convert a loaded picture to RGB, strip by strip, so that a large one is not in memory in every form at once."""
     changes: list[str] = []
     work: list[Callable[[Image.Image], Image.Image]] = []
     mode = image.mode
@@ -170,7 +171,7 @@ def _expect_all_of(image: Image.Image, data: bytes) -> None:
 
 
 def _png_bytes(data: bytes) -> tuple[int, int]:
-    """Unpacked bytes of pixel data that are there (counted up to the need), and that the header asks for."""
+    """Count the unpacked bytes of pixels that are there (up to the need), and those that the header asks for."""
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     interlaced = data[28] == 1
@@ -211,7 +212,7 @@ _STRIP_PIXELS = 1 << 20
 
 
 def _reduce_depth(image: Image.Image) -> Image.Image:
-    """16-bit (or float in [0, 1]) grey -> 8-bit grey."""
+    """Reduce 16-bit (or float in [0, 1]) grey to 8-bit grey."""
     values = np.asarray(image).astype(np.float64)
     scale = 255.0 if image.mode == "F" else 255.0 / 65535.0
     with np.errstate(invalid="ignore"):  # a float may be no number
@@ -219,14 +220,14 @@ def _reduce_depth(image: Image.Image) -> Image.Image:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """RGBA -> RGB on white."""
+    """Flatten RGBA to RGB on white."""
     flat = Image.new("RGB", image.size, (255, 255, 255))
     flat.paste(image, mask=image.getchannel("A"))
     return flat
 
 
 def _to_srgb(profile: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """The conversion, or None where the profile is missing, sRGB already, or does not fit the picture."""
+    """Make the conversion, or None where the profile is missing, sRGB already, or does not fit the picture."""
     if not profile or mode not in ("RGB", "L", "CMYK"):
         return None
     try:
@@ -240,7 +241,7 @@ def _to_srgb(profile: bytes | None, mode: str) -> Callable[[Image.Image], Image.
 
 
 def save_png(pixels: Picture) -> bytes:
-    """RGB uint8 [H, W, 3] -> the bytes of a PNG."""
+    """Encode RGB uint8 [H, W, 3] to the bytes of a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()

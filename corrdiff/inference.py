@@ -29,18 +29,18 @@ class Networks:
         self.model = model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """The arithmetic in which a network runs."""
+        """Have networks run in their arithmetic for the length of a block."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
     def gain(self, qualities: Sequence[int]) -> Tensor:
-        """g_q of each picture, [B, M, 1, 1]."""
+        """Give g_q of each picture, [B, M, 1, 1]."""
         g_BM11: Tensor = self.model.gain(torch.tensor(qualities, device=self.device))
         return g_BM11
 
     def analysis(self, x_BCHW: Tensor) -> Tensor:
-        """E: y_BMhw before the gain, of a picture whose last row and column are repeated up to a multiple of 64."""
+        """Run E: y_BMhw before the gain, of pictures whose last row and column are repeated up to a multiple of 64."""
         height, width = x_BCHW.shape[2:]
         x_BCHW = F.pad(x_BCHW, (0, -width % HYPER_STRIDE, 0, -height % HYPER_STRIDE), mode="replicate")
         with self.autocast():
@@ -48,24 +48,24 @@ class Networks:
         return y_BMhw
 
     def hyper_analysis(self, y_BMhw: Tensor) -> Tensor:
-        """H_a: z of gained latents, not rounded yet; always in float32."""
+        """Run H_a, always in float32: z of gained latents, not rounded yet."""
         z_BNuv: Tensor = self.model.entropy.hyper_analysis(y_BMhw)
         return z_BNuv
 
     def privileged(self, y_hat_BMhw: Tensor) -> Tensor:
-        """D: the end-to-end decoder's picture of y_hat / g_q."""
+        """Run D: the end-to-end decoder's picture of y_hat / g_q."""
         with self.autocast():
             d_BCHW: Tensor = self.model.decoder(y_hat_BMhw)
         return d_BCHW.float().contiguous().clamp_(-1, 1)
 
     def context(self, y_hat_BMhw: Tensor) -> list[Tensor]:
-        """What the score network sees of y_hat / g_q, a map for each resolution."""
+        """Compute what the score network sees of y_hat / g_q, a map for each resolution."""
         with self.autocast():
             maps: list[Tensor] = self.model.context(y_hat_BMhw)
         return maps
 
     def estimate(self, x_t_BCHW: Tensor, context: list[Tensor], t: float) -> Tensor:
-        """The score network's estimate of x_0 at time t."""
+        """Run the score network: its estimate of x_0 at time t."""
         t_B = torch.full((len(x_t_BCHW),), t, device=self.device)
         with self.autocast():
             xhat0_BCHW: Tensor = self.model.denoiser(x_t_BCHW, context, t_B)

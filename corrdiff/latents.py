@@ -36,14 +36,14 @@ class QuantisedLatents(Generic[T]):
         self._kept: dict[int, list[T]] = {}
 
     def __call__(self, tile: Tile) -> Tensor:
-        """y_hat / g_q of a tile, [B, M, h, w]."""
+        """Quantise a tile's latents: y_hat / g_q, [B, M, h, w]."""
         y_BMhw = self._y_of(tile) * self._g_BM11
         symbols, y_hat_BMhw = self._tables.quantise(y_BMhw, self._networks.hyper_analysis(y_BMhw))
         self._kept[tile.index] = self._keep(symbols)
         return y_hat_BMhw.to(self._networks.device) / self._g_BM11
 
     def kept(self) -> list[list[T]]:
-        """What was kept, of each picture that of its tiles in order."""
+        """Give what was kept, of each picture that of its tiles in order."""
         return list(map(list, zip(*(self._kept[index] for index in sorted(self._kept)), strict=True)))
 
 
@@ -55,6 +55,6 @@ class ReadLatents:
         self._g_BM11 = networks.gain([p.header.quality for p in parsed])
 
     def __call__(self, tile: Tile) -> Tensor:
-        """y_hat / g_q of a tile, [B, M, h, w]. Raises `BitstreamError` where its streams are not valid."""
+        """Read a tile's latents: y_hat / g_q, [B, M, h, w]. Raises `BitstreamError` where its streams are not valid."""
         y_hat_BMhw = coding.read_latents(self._parsed, tile, self._tables)
         return y_hat_BMhw.to(self._networks.device) / self._g_BM11

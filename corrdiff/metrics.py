@@ -23,23 +23,23 @@ MS_SSIM_MIN_SIDE = 161
 
 
 def bits_per_pixel(data_bytes: int, height: int, width: int) -> float:
-    """Bits of the whole file over pixels."""
+    """Divide the bits of the whole file by the pixels."""
     return 8 * data_bytes / (height * width)
 
 
 def mse(original: Picture, picture: Picture) -> float:
-    """Mean squared error over all channels, in grey levels squared."""
+    """Compute the mean squared error over all channels, in grey levels squared."""
     return float(np.mean((original.astype(np.float64) - picture.astype(np.float64)) ** 2))
 
 
 def psnr(original: Picture, picture: Picture) -> float:
-    """Peak signal-to-noise ratio in dB over all channels of two uint8 pictures; infinite where they are equal."""
+    """Compute the peak signal-to-noise ratio in dB over all channels; it is infinite where the pictures are equal."""
     error = mse(original, picture)
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 
 def ms_ssim(original: Picture, picture: Picture) -> float | None:
-    """Multi-scale SSIM (pytorch_msssim) in RGB, or None where a side is under 161 pixels."""
+    """Compute multi-scale SSIM (pytorch_msssim) in RGB, or None where a side is under 161 pixels."""
     if min(original.shape[:2]) < MS_SSIM_MIN_SIDE:
         return None
     import pytorch_msssim
@@ -49,25 +49,27 @@ def ms_ssim(original: Picture, picture: Picture) -> float | None:
 
 
 def ms_ssim_db(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """-10 log10(1 - MS-SSIM), as curves show it: it spreads what is near 1."""
+    """Give -10 log10(1 - MS-SSIM), as curves show it: it spreads what is near 1."""
     decibels: npt.NDArray[np.float64] = -10 * np.log10(np.maximum(1 - value, 1e-12))
     return decibels
 
 
 def texture_error(original: Picture, picture: Picture) -> float:
-    """Mean absolute log ratio of local band energies (see texture.py): 0 is the same texture, lower is better."""
+    """Compute the mean absolute log ratio of local band energies (texture.py): 0 is the same texture."""
     return float(texture.texture_error(_signed(original), _signed(picture)))
 
 
 def high_frequency(original: Picture, picture: Picture) -> float | None:
-    """Energy of the finest band over the original's: 1 is as much fine detail, wherever it lies. None where the
-    original has none."""
+    """Compute the energy of the finest band over the original's: 1 is as much fine detail, wherever it lies.
+
+    It is None where the original has none.
+    """
     energy = float(texture.high_frequency_energy(_signed(original)))
     return float(texture.high_frequency_energy(_signed(picture))) / energy if energy > 0 else None
 
 
 def lpips_distance(original: Picture, picture: Picture, network: nn.Module) -> float | None:
-    """LPIPS between two pictures, or None where a side is too small for the backbone (under 32 pixels)."""
+    """Compute LPIPS between two pictures, or None where a side is too small for the backbone (under 32 pixels)."""
     if min(original.shape[:2]) < LPIPS_MIN_SIDE:
         return None
     with torch.inference_mode():
@@ -75,7 +77,7 @@ def lpips_distance(original: Picture, picture: Picture, network: nn.Module) -> f
 
 
 def _signed(picture: Picture) -> Tensor:
-    """A picture in [-1, 1], [1, 3, H, W]."""
+    """Give a picture in [-1, 1], [1, 3, H, W]."""
     return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
 
 
@@ -83,16 +85,16 @@ class Metric(NamedTuple):
     """How near a picture is to its original, in one number; a row of the table that everything else is made from."""
 
     name: str
-    """Of a column, an MLflow metric, an option."""
+    """The name of the column, the MLflow metric, the option."""
     title: str
-    """For people, on an axis too."""
+    """What people read, on an axis too."""
     better: Literal["higher", "lower", "one"]
     measure: Callable[[Picture, Picture, nn.Module | None], float | None]
-    """(original, picture, LPIPS or None) -> the value, or None where there is none."""
+    """What makes of (original, picture, LPIPS or None) the value, or None where there is none."""
     on_axis: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None = None
     """What curves and BD-rates take instead of the value."""
     axis: str = ""
-    """Title of an axis of that; the metric's own title where it is empty."""
+    """The title of an axis of what curves take; the metric's own title where it is empty."""
     in_datasets: bool = True
     """Whether a compression records it for every picture."""
     method: str = ""
@@ -133,7 +135,7 @@ METRICS = (
         method="ours: energy of the finest band of a Laplacian pyramid over the original's; 1 is as much of it",
     ),
 )  # fmt: skip
-"""Of equal pictures PSNR is absent, of small ones MS-SSIM and LPIPS are, and LPIPS where there is no network."""
+"""Equal pictures have no PSNR, small ones no MS-SSIM and no LPIPS; without its network nothing has LPIPS."""
 
 DATASET_METRICS = tuple(metric for metric in METRICS if metric.in_datasets)
 
@@ -141,5 +143,5 @@ DATASET_METRICS = tuple(metric for metric in METRICS if metric.in_datasets)
 def quality(
     original: Picture, picture: Picture, lpips: nn.Module | None, metrics: Sequence[Metric] = METRICS
 ) -> dict[str, float | None]:
-    """Everything that says how near a picture is to its original, by the names under which it is recorded."""
+    """Measure how near a picture is to its original, by the names under which each metric is recorded."""
     return {metric.name: metric.measure(original, picture, lpips) for metric in metrics}

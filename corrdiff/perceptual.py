@@ -31,7 +31,7 @@ LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 
 
 def lpips_weights(given: str | Path | None = None) -> Path | None:
-    """The backbone's file: the one given, else where torchvision keeps its downloads, else None.
+    """Find the backbone's file: the one given, else where torchvision keeps its downloads, else None.
 
     Raises `UsageError` where a file was given and is not there.
     """
@@ -45,7 +45,7 @@ def lpips_weights(given: str | Path | None = None) -> Path | None:
 
 
 def missing_lpips_sentence() -> str:
-    """What to tell a person who has no LPIPS weights."""
+    """Say what a person is to be told who has no LPIPS weights."""
     return f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not in {_downloads()} (put it there to have it)"
 
 
@@ -55,7 +55,7 @@ def _downloads() -> Path:
 
 @functools.cache
 def load_lpips(path: Path, spatial: bool = False) -> nn.Module:
-    """LPIPS (arXiv 1801.03924), version 0.1 with AlexNet, from a local backbone file; nothing is downloaded.
+    """Load LPIPS, version 0.1 with AlexNet, from a local backbone file; nothing is downloaded.
 
     `spatial` gives a map, [B, 1, H, W], instead of a number for each picture.
 
@@ -82,7 +82,7 @@ def load_lpips(path: Path, spatial: bool = False) -> nn.Module:
 
 
 def lpips_loss(path: Path, device: str | torch.device) -> PerceptualLoss:
-    """LPIPS of each pair of pictures, for training."""
+    """Make LPIPS of each pair of pictures, to train with."""
     network = load_lpips(path).to(device)
 
     def distance(x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def lpips_loss(path: Path, device: str | torch.device) -> PerceptualLoss:
 
 
 def lpips_map(path: Path, device: str | torch.device) -> PerceptualMap:
-    """LPIPS as a map over the picture, to fit factors with."""
+    """Make LPIPS as a map over the picture, to fit factors with."""
     network = load_lpips(path, spatial=True).to(device)
 
     def distance(x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:

@@ -31,12 +31,12 @@ def check(images: Sequence[Picture]) -> None:
 def to_tensor(
     images: Sequence[Picture], where: tuple[slice, slice] = ALL, device: str | torch.device = "cpu"
 ) -> Tensor:
-    """The same rows and columns of each picture, [B, 3, H, W]."""
+    """Cut the same rows and columns out of each picture, [B, 3, H, W]."""
     x_BHWC = torch.from_numpy(np.stack([image[where] for image in images])).to(device)
     return x_BHWC.permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
 
 
 def to_grey_levels(x_BCHW: Tensor) -> npt.NDArray[np.float32]:
-    """Grey levels from 0 to 255, not rounded, [B, H, W, 3]."""
+    """Convert to grey levels from 0 to 255, not rounded, [B, H, W, 3]."""
     levels: npt.NDArray[np.float32] = ((x_BCHW + 1) * 127.5).clamp_(0, 255).permute(0, 2, 3, 1).cpu().numpy()
     return levels

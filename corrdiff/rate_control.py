@@ -35,7 +35,7 @@ class Point(NamedTuple):
 
     @staticmethod
     def of(size: float, pixels: int, mse: float) -> Point:
-        """`size` in bytes, `mse` in grey levels squared."""
+        """Make a point of a size in bytes and a mean squared error in grey levels squared."""
         return Point(8 * size / pixels, min(MAX_PSNR_DB, 10 * math.log10(255**2 / max(mse, 1e-9))))
 
 
@@ -50,27 +50,27 @@ class Choice(NamedTuple):
     """How each picture of a dataset finds its quality."""
 
     slope: float
-    """In dB a bpp: what another bit must gain."""
+    """What another bit must gain, in dB a bpp."""
     start: int
     """The quality that is tried first: that of most pictures."""
 
 
 class Means(NamedTuple):
-    """Of many pictures."""
+    """What many pictures come to together."""
 
     bpp: float
     """All bits over all pixels."""
     psnr_db: float
-    """Of the pictures, each counted once."""
+    """The mean over the pictures, each counted once."""
 
 
 def best_quality(known: Mapping[int, Point], slope: float) -> int:
-    """Of those that were tried."""
+    """Find the best quality of those that were tried."""
     return max(known, key=lambda q: known[q].psnr_db - slope * known[q].bpp)
 
 
 def next_quality(known: Mapping[int, Point], choice: Choice) -> int | None:
-    """The quality to try next, uphill from the start; None where the best one that is known is a summit."""
+    """Find the quality to try next, uphill from the start; None where the best one that is known is a summit."""
     if not known:
         return choice.start
     best = best_quality(known, choice.slope)
@@ -78,7 +78,7 @@ def next_quality(known: Mapping[int, Point], choice: Choice) -> int | None:
 
 
 def chosen_quality(points: Sequence[Point], choice: Choice) -> int:
-    """The quality that a picture takes whose points are all known."""
+    """Find the quality that a picture takes whose points are all known."""
     known: dict[int, Point] = {}
     while (quality := next_quality(known, choice)) is not None:
         known[quality] = points[quality]
@@ -86,7 +86,7 @@ def chosen_quality(points: Sequence[Point], choice: Choice) -> int:
 
 
 def means(curves: Sequence[Curve], rule: Choice | int) -> Means:
-    """What some pictures come to together, by a choice or all at one quality."""
+    """Compute what pictures come to together, by a choice or all at one quality."""
     chosen = [c.points[rule if isinstance(rule, int) else chosen_quality(c.points, rule)] for c in curves]
     pixels = [curve.pixels for curve in curves]
     bits = math.fsum(n * point.bpp for n, point in zip(pixels, chosen, strict=True))
@@ -94,7 +94,7 @@ def means(curves: Sequence[Curve], rule: Choice | int) -> Means:
 
 
 def fit(curves: Sequence[Curve], excess: Callable[[Means], float]) -> Choice:
-    """The choice with which the pictures' means come nearest to a target; `excess` says by how much they are over it.
+    """Find the choice with which the pictures' means come nearest to a target, which they exceed by `excess`.
 
     Both means fall as the slope rises.
     """

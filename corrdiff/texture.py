@@ -20,7 +20,7 @@ VARIANCE_FLOOR = (2 / 255) ** 2
 
 
 def texture_error(x_0_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
-    """Mean absolute log ratio of local band energies to the original's, [B]; 0 is the same texture everywhere."""
+    """Compute the mean absolute log ratio of local band energies to the original's, [B]; 0 is the same everywhere."""
     parts = [
         torch.log((block_mean(b * b) + VARIANCE_FLOOR) / (block_mean(a * a) + VARIANCE_FLOOR)).abs().mean((-2, -1))
         for a, b in zip(bands(x_0_BCHW), bands(x_BCHW), strict=True)
@@ -29,12 +29,12 @@ def texture_error(x_0_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
 
 
 def high_frequency_energy(x_BCHW: Tensor) -> Tensor:
-    """Mean square of the finest band, [B]."""
+    """Compute the mean square of the finest band, [B]."""
     return bands(x_BCHW)[0].square().mean((-2, -1))
 
 
 def bands(x_BCHW: Tensor) -> list[Tensor]:
-    """Laplacian pyramid of the channel mean, finest band first: [B, H, W], then half the size."""
+    """Make a Laplacian pyramid of the channel mean, finest band first: [B, H, W], then half the size."""
     low = x_BCHW.float().mean(1)
     pyramid: list[Tensor] = []
     for i in range(BANDS):
@@ -47,7 +47,7 @@ def bands(x_BCHW: Tensor) -> list[Tensor]:
 
 
 def _smooth(x_BHW: Tensor, axis: int) -> Tensor:
-    """The kernel (1, 2, 1) / 4 along an axis, edge values repeated."""
+    """Apply the kernel (1, 2, 1) / 4 along an axis, edge values repeated."""
     size = x_BHW.shape[axis]
     before = torch.cat([x_BHW.narrow(axis, 0, 1), x_BHW.narrow(axis, 0, size - 1)], axis)
     after = torch.cat([x_BHW.narrow(axis, 1, size - 1), x_BHW.narrow(axis, size - 1, 1)], axis)
@@ -55,12 +55,12 @@ def _smooth(x_BHW: Tensor, axis: int) -> Tensor:
 
 
 def block_mean(x_BHW: Tensor) -> Tensor:
-    """Means over the blocks of a band."""
+    """Average over the blocks of a band."""
     return pool(x_BHW, BLOCK)
 
 
 def pool(x_BCHW: Tensor, side: int) -> Tensor:
-    """Means over squares; those at the lower and right edge may be cut."""
+    """Average over squares; those at the lower and right edge may be cut."""
     height, width = x_BCHW.shape[-2:]
     if side < 32 or height % side or width % side:
         return F.avg_pool2d(x_BCHW, side, ceil_mode=True)

@@ -34,7 +34,7 @@ class Span(NamedTuple):
 
     start: int
     size: int
-    """Of the core."""
+    """The core's size."""
     padded: int
     """The core's size up to the next multiple of 64; it is larger than `size` at the picture's end only."""
     begin: int
@@ -43,28 +43,28 @@ class Span(NamedTuple):
 
     @property
     def core(self) -> slice:
-        """The core in the picture."""
+        """Say where the core lies in the picture."""
         return slice(self.start, self.start + self.size)
 
     @property
     def window(self) -> slice:
-        """The window in the padded picture."""
+        """Say where the window lies in the padded picture."""
         return slice(self.begin, self.end)
 
     @property
     def core_in_window(self) -> slice:
-        """The core in its window."""
+        """Say where the core lies in its window."""
         return slice(self.start - self.begin, self.start - self.begin + self.size)
 
     @property
     def latent_in_window(self) -> slice:
-        """The padded core in its window, in latent positions."""
+        """Say where the padded core lies in its window, in latent positions."""
         start = (self.start - self.begin) // LATENT_STRIDE
         return slice(start, start + self.padded // LATENT_STRIDE)
 
 
 def spans(total: int, side: int) -> list[Span]:
-    """The tiles along an axis of `total` pixels; side 0 is one tile."""
+    """Cut an axis of `total` pixels into tiles; side 0 is one tile."""
     padded_total = _up(total)
     side = side or padded_total
     return [
@@ -84,35 +84,35 @@ class Tile:
     """One tile of a picture. Where something of it lies is said by two slices, of rows and of columns."""
 
     index: int
-    """Its place in the file."""
+    """The tile's place in the file."""
     row: Span
     column: Span
     grid: Grid
-    """The factor cells over its core."""
+    """The factor cells over the core."""
 
     @property
     def core(self) -> tuple[slice, slice]:
-        """Its core in the picture."""
+        """Say where its core lies in the picture."""
         return self.row.core, self.column.core
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Its window in the padded picture."""
+        """Say where its window lies in the padded picture."""
         return self.row.window, self.column.window
 
     @property
     def core_in_window(self) -> tuple[slice, slice]:
-        """Its core in its window."""
+        """Say where its core lies in its window."""
         return self.row.core_in_window, self.column.core_in_window
 
     @property
     def latent_in_window(self) -> tuple[slice, slice]:
-        """Its padded core in its window, in latent positions."""
+        """Say where its padded core lies in its window, in latent positions."""
         return self.row.latent_in_window, self.column.latent_in_window
 
     @property
     def hyper_shape(self) -> tuple[int, int]:
-        """Rows and columns of z over its padded core."""
+        """Count rows and columns of z over its padded core."""
         return self.row.padded // HYPER_STRIDE, self.column.padded // HYPER_STRIDE
 
 
@@ -138,7 +138,7 @@ class Layout:
         return itertools.chain.from_iterable(self._tiles)
 
     def around(self, tile: Tile) -> list[list[Tile]]:
-        """The tiles that a tile's window shows, itself among them, in rows."""
+        """Find the tiles that a tile's window shows, itself among them, in rows."""
         i, j = divmod(tile.index, len(self._tiles[0]))
         return [row[max(0, j - 1) : j + 2] for row in self._tiles[max(0, i - 1) : i + 2]]
 
@@ -165,7 +165,7 @@ class Latents:
         self._held: dict[int, Tensor] = {}
 
     def window(self, tile: Tile) -> Tensor:
-        """The latent under a tile's window. To be asked for row by row."""
+        """Put the latent under a tile's window together. Tiles must come row by row."""
         around = self._layout.around(tile)
         y_BMhw = torch.cat([torch.cat([self._shown(near, tile) for near in row], dim=3) for row in around], dim=2)
         for near in itertools.chain.from_iterable(around):
@@ -174,20 +174,20 @@ class Latents:
         return y_BMhw
 
     def _shown(self, near: Tile, tile: Tile) -> Tensor:
-        """What a tile's window shows of a tile near it."""
+        """Give what a tile's window shows of a tile near it."""
         if near.index not in self._held:
             self._held[near.index] = self._load(near)
         return self._held[near.index][..., _shared(tile.row, near.row), _shared(tile.column, near.column)]
 
 
 def _shared(window: Span, core: Span) -> slice:
-    """The part of a core's latent that a window shows."""
+    """Find the part of a core's latent that a window shows."""
     first, last = max(window.begin, core.start), min(window.end, core.start + core.padded)
     return slice((first - core.start) // LATENT_STRIDE, (last - core.start) // LATENT_STRIDE)
 
 
 def _ramp(span: Span, stop: int) -> npt.NDArray[np.float32]:
-    """A tile's weight from its window's first pixel to `stop`: 0, a ramp around the core's start, 1."""
+    """Weigh a tile from its window's first pixel to `stop`: 0, a ramp around the core's start, 1."""
     if span.start == 0:
         return np.ones(stop, np.float32)
     position = np.arange(span.begin, stop, dtype=np.float32) - (span.start - FADE)

@@ -22,7 +22,7 @@ class Factors(Protocol):
     """Who says the factors of a tile: `FittedFactors` or `ReadFactors`."""
 
     def at(self, step: int, parts: Parts) -> Tensor:
-        """The factors of a step, [B, P, R, C], which will weigh these parts of the tile's window."""
+        """Give the factors of a step, [B, P, R, C], which will weigh these parts of the tile's window."""
 
 
 def run(

@@ -58,11 +58,11 @@ class Bitstream(NamedTuple):
 
     header: Header
     tiles: list[Streams]
-    """Row by row; one for an untiled picture."""
+    """The tiles' streams, row by row; those of one tile for an untiled picture."""
 
 
 def pack(header: Header, tiles: list[Streams]) -> bytes:
-    """Header and streams -> the bytes of a file."""
+    """Put header and streams together to the bytes of a file."""
     out = bytearray(MAGIC)
     out += struct.pack("<BB8s", VERSION, 0, header.fingerprint)
     out += _varint(header.width) + _varint(header.height)
@@ -77,7 +77,7 @@ def pack(header: Header, tiles: list[Streams]) -> bytes:
 
 
 def unpack(data: bytes, fingerprint: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Bitstream:
-    """Bytes of a file -> header and streams.
+    """Take the bytes of a file apart into header and streams.
 
     Args:
         data: the whole file.

@@ -30,7 +30,7 @@ SCALE_LEVELS = 64
 """Rows of the y table: scales of the Gaussian, geometrically spaced."""
 
 MEAN_FRACTION_BITS = 6
-"""m is a whole multiple of 2**-6, exact in float32."""
+"""m is a whole multiple of 2**-6, which is exact in float32."""
 ACTIVATION_FRACTION_BITS = 8
 WEIGHT_LIMIT = 1 << 15
 _ACTIVATION_LIMIT = 1 << 20
@@ -54,7 +54,7 @@ class Symbols(NamedTuple):
 
 
 class LatentStreams(NamedTuple):
-    """The same as bytes."""
+    """The latents of one tile of a picture as bytes."""
 
     z: bytes
     y: bytes
@@ -64,7 +64,7 @@ class EntropyTables:
     """Everything that coding depends on, as integer tensors."""
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
-        """Raises `UsageError` where a tensor is missing, is not of integers, or does not fit the others."""
+        """Check the tensors; `UsageError` where one is missing, is not of integers, or does not fit the others."""
         for name in ("z.cdf", "z.length", "z.offset", "y.cdf", "y.length", "y.offset"):
             if name not in tensors or tensors[name].dtype != torch.int32:
                 raise UsageError(f"codec tables: '{name}' is missing or not int32")
@@ -87,12 +87,12 @@ class EntropyTables:
 
     @property
     def hyper_channels(self) -> int:
-        """N, channels of z."""
+        """Count the channels of z, N."""
         return len(self._z)
 
     @property
     def latent_channels(self) -> int:
-        """M, channels of y."""
+        """Count the channels of y, M."""
         return len(self._layers[2].bias) // 2
 
     def run_on(self, device: torch.device) -> None:
@@ -111,7 +111,7 @@ class EntropyTables:
         self._layers, self._device = layers, before
 
     def mean_and_index(self, z_hat_BNuv: Tensor) -> tuple[Tensor, Tensor]:
-        """H_s in integers: z symbols -> (m_BMhw float32 in multiples of 2**-6, scale index_BMhw uint8).
+        """Run H_s in integers: z symbols -> (m_BMhw float32 in multiples of 2**-6, scale index_BMhw uint8).
 
         Every product and sum is a whole number under 2**53 held in float64, so the result does not depend on the
         order of summation, and with it not on threads, layout, batch or device.
@@ -125,8 +125,7 @@ class EntropyTables:
         return (m.clamp(-limit, limit) / 2**MEAN_FRACTION_BITS).float(), index.to(torch.uint8)
 
     def quantise(self, y_BMhw: Tensor, z_BNuv: Tensor) -> tuple[list[Symbols], Tensor]:
-        """Symbols of each picture of a batch, and y_hat_BMhw: `y_BMhw` the gained latents, `z_BNuv` the unrounded
-        hyperlatents.
+        """Quantise gained latents and unrounded hyperlatents to the symbols of each picture of a batch, and y_hat_BMhw.
 
         Raises `UsageError` where the latents are not finite.
         """
@@ -141,7 +140,7 @@ class EntropyTables:
         return [Symbols(*row) for row in zip(*(c.cpu().numpy() for c in columns), strict=True)], y_hat
 
     def code(self, symbols: Sequence[Symbols]) -> list[LatentStreams]:
-        """The latents of some tiles as bytes."""
+        """Code the latents of tiles to bytes, over the cores."""
 
         def one(s: Symbols) -> LatentStreams:
             z = self._z.encode(s.z_Nuv.ravel().astype(np.int32), _channel_index(s.z_Nuv.shape))
@@ -150,7 +149,7 @@ class EntropyTables:
         return _over_cores(one, symbols)
 
     def decode(self, z_streams: Sequence[bytes], y_streams: Sequence[bytes], z_shape: tuple[int, int]) -> Tensor:
-        """y_hat_BMhw. Raises `ValueError` where a stream is not what `code` writes."""
+        """Decode streams to y_hat_BMhw. Raises `ValueError` where a stream is not what `code` writes."""
         shape = (self.hyper_channels, *z_shape)
         channel = _channel_index(shape)
         z = np.stack(_over_cores(lambda data: self._z.decode(data, channel), z_streams))
@@ -200,7 +199,7 @@ def _channel_index(shape: tuple[int, ...]) -> np.ndarray[tuple[int], np.dtype[np
 
 
 def _over_cores(work: Callable[[In], Out], items: Sequence[In]) -> list[Out]:
-    """[work(item) for item in items] over as many threads as torch may use: the coder leaves Python's lock alone."""
+    """Do the work on as many threads as torch may use, results in order: the coder leaves Python's lock alone."""
     workers = min(len(items), torch.get_num_threads())
     if workers < 2:
         return [work(item) for item in items]

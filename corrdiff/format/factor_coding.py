@@ -21,7 +21,7 @@ _DECAY_EIGHTHS = (0, 1, 2, 3, 4, 5, 6, 8)
 
 
 def encode_factors(levels_SPRC: npt.NDArray[np.uint8], bits: int) -> bytes:
-    """Levels of all steps -> bytes: which frequency table codes each plane best, then rANS.
+    """Code the levels of all steps to bytes: which frequency table codes each plane best, then rANS.
 
     A level is coded as its difference (modulo 2**bits) from the same cell one step earlier; in the first step from its
     left neighbour, in the first column from the one above, and in the first cell from 2**(bits - 1).
@@ -36,7 +36,7 @@ def encode_factors(levels_SPRC: npt.NDArray[np.uint8], bits: int) -> bytes:
 
 
 def decode_factors(data: bytes, shape_SPRC: tuple[int, int, int, int], bits: int) -> npt.NDArray[np.uint8]:
-    """Inverse of `encode_factors`. Raises `ValueError` where the bytes are no factors."""
+    """Decode what `encode_factors` wrote. Raises `ValueError` where the bytes are no factors."""
     chosen = [data[0] & 15, data[0] >> 4] if data else [len(_DECAY_EIGHTHS)]
     if max(chosen) >= len(_DECAY_EIGHTHS):
         raise ValueError("the factors name an unknown frequency table")
@@ -66,7 +66,7 @@ def _table_index(shape_SPRC: tuple[int, ...], chosen: list[int]) -> npt.NDArray[
 
 @functools.cache
 def _factor_tables(bits: int) -> tuple[npt.NDArray[np.float64], RangeTables]:
-    """Two-sided geometric frequencies around 0 modulo 2**bits, in integers: part of the format.
+    """Make the frequencies, in integers and part of the format: two-sided geometric around 0 modulo 2**bits.
 
     Returns the bits that each residual takes in each table, [tables, 2**bits], and the tables.
     """

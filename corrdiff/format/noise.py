@@ -18,7 +18,7 @@ _NOISE_TABLE_SHA256 = "1ea009ce409dac97d6bd609266910f809c5fb912f78e16bd89145b081
 
 
 def philox4x32(counters: npt.NDArray[np.uint32], key: tuple[int, int]) -> npt.NDArray[np.uint32]:
-    """Philox 4x32-10 (Salmon et al., SC 2011): counters [..., 4] -> random words [..., 4]. Integers only."""
+    """Run Philox 4x32-10 (Salmon et al., SC 2011), integers only: counters [..., 4] -> random words [..., 4]."""
     c0, c1, c2, c3 = (counters[..., i].astype(np.uint64) for i in range(4))
     k0, k1 = key
     low = np.uint64(0xFFFFFFFF)
@@ -36,7 +36,7 @@ def philox4x32(counters: npt.NDArray[np.uint32], key: tuple[int, int]) -> npt.ND
 
 @functools.cache
 def _normal_table() -> npt.NDArray[np.float32]:
-    """Normal quantiles at the middles of 65,536 equal parts, rounded to 1/4096.
+    """Make the table of normal quantiles at the middles of 65,536 equal parts, rounded to 1/4096.
 
     The rounding leaves room for the last bits in which mathematical libraries differ; the hash proves that it did.
     """
@@ -50,7 +50,7 @@ def _normal_table() -> npt.NDArray[np.float32]:
 
 
 def format_noise(height: int, width: int, top: int = 0, left: int = 0) -> Tensor:
-    """The noise from which decoding starts, [3, height, width], for the window at (top, left) of the picture.
+    """Make the noise from which decoding starts, [3, height, width], for the window at (top, left) of the picture.
 
     Bit-equal everywhere: Philox on integer counters (x // 8, y, channel, 0); the four words give eight 16-bit
     numbers, low half first, for the pixels 8 * (x // 8) + 0..7; each is looked up in a table of normal quantiles.

@@ -17,7 +17,7 @@ from corrdiff.errors import UsageError
 
 ESCAPE_BITS = 15
 SYMBOL_MIN, SYMBOL_MAX = -(1 << (ESCAPE_BITS - 1)), (1 << (ESCAPE_BITS - 1)) - 1
-"""Range of a coded symbol, which is that of the bits behind an escape."""
+"""The range of a coded symbol is that of the bits behind an escape."""
 
 FREQUENCY_BITS = 16
 """A table's frequencies sum to 2**16."""
@@ -71,7 +71,7 @@ class RangeTables:
         return words[begin:].astype(">u4").tobytes().lstrip(b"\0")
 
     def decode(self, data: bytes, indexes: npt.NDArray[np.integer[Any]]) -> Ints:
-        """Inverse of `encode`. Raises `ValueError` where the bytes are not what it writes for these indexes."""
+        """Decode what `encode` wrote. Raises `ValueError` where the bytes are not what it writes for these indexes."""
         if data.startswith(b"\0"):
             raise ValueError("a stream begins with a zero byte")
         words = np.frombuffer(bytes(-len(data) % 4) + data, ">u4").astype(np.uint32)

@@ -41,18 +41,18 @@ class LatentRate(NamedTuple):
     """What training needs of the latents."""
 
     y_hat_BMhw: Tensor
-    """Rounded, gradient passed straight through."""
+    """The latents, rounded, with their gradient passed straight through."""
     bits_B: Tensor
     """Estimated bits of y and z together."""
 
 
 def round_straight_through(x: Tensor) -> Tensor:
-    """round(x) forwards, identity backwards."""
+    """Round forwards, and be the identity backwards."""
     return x + (x.round() - x).detach()
 
 
 def scale_of_index(index: Tensor) -> Tensor:
-    """sigma at a continuous position in the scale table, clamped to the table."""
+    """Give sigma at a continuous position in the scale table, clamped to the table."""
     return SCALE_MIN * torch.exp(index.clamp(0, SCALE_LEVELS - 1) * SCALE_LOG_STEP)
 
 
@@ -67,7 +67,7 @@ class FactorizedPrior(EntropyBottleneck):  # type: ignore[misc]
         self.quantiles.requires_grad_(False)
 
     def forward(self, z_tilde_BNuv: Tensor) -> Tensor:
-        """Likelihood of each element, integrated over a unit interval around it."""
+        """Compute the likelihood of each element, integrated over a unit interval around it."""
         values = z_tilde_BNuv.transpose(0, 1).reshape(self.channels, 1, -1)
         likelihood = self.likelihood_lower_bound(self._likelihood(values)[0])
         b, n, u, v = z_tilde_BNuv.shape
@@ -86,7 +86,7 @@ class EntropyModel(nn.Module):
         self.gaussian = GaussianConditional(None)
 
     def forward(self, y_BMhw: Tensor, u_y_BMhw: Tensor | None, u_z_BNuv: Tensor | None) -> LatentRate:
-        """Rate with additive noise (training), or with rounding where the noise is None (evaluation)."""
+        """Estimate the rate with additive noise (training), or with rounding where the noise is None (evaluation)."""
         y_BMhw = y_BMhw.float()
         z_BNuv = self.hyper_analysis(y_BMhw)
         z_hat_BNuv = round_straight_through(z_BNuv)
@@ -102,7 +102,7 @@ class EntropyModel(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> EntropyTables:
-        """Range tables and the integer network, from the weights as they are now."""
+        """Make range tables and the integer network of the weights as they are now."""
         tensors = {
             **_table_tensors("z", *_prior_tables(self.prior)),
             **_table_tensors("y", *_gaussian_tables()),
@@ -117,7 +117,7 @@ def _table_tensors(name: str, cdf: Tensor, length: Tensor, offset: Tensor) -> di
 
 
 def _pack_rows(rows: list[Tensor]) -> Tensor:
-    """Cumulative rows of different lengths -> one table padded with zeros."""
+    """Pack cumulative rows of different lengths into one table padded with zeros."""
     packed = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.int32)
     for i, row in enumerate(rows):
         packed[i, : len(row)] = row
@@ -141,7 +141,7 @@ def _prior_tables(prior: FactorizedPrior) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _quantised_cdf(pmf: Tensor) -> Tensor:
-    """16-bit cumulative frequencies of a distribution and, behind it, of the escape code."""
+    """Compute 16-bit cumulative frequencies of a distribution and, behind it, of the escape code."""
     tail = (1.0 - pmf.sum()).clamp(min=2.0**-16)
     cdf: Tensor = pmf_to_quantized_cdf(torch.cat([pmf, tail[None]]).float())
     return cdf
@@ -154,7 +154,7 @@ def _gaussian_tables() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _integer_layers(h_s: HyperSynthesis) -> dict[str, Tensor]:
-    """Weights of H_s as whole numbers with a power-of-two scale of their own for each layer."""
+    """Give the weights of H_s as whole numbers, with a power-of-two scale for each layer."""
     tensors: dict[str, Tensor] = {}
     fraction_in = 0
     for i, conv in enumerate((h_s.conv1, h_s.conv2, h_s.conv3)):

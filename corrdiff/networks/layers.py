@@ -20,6 +20,7 @@ RESIDUAL_INIT = 0.1
 
 
 def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
+    """Make a 3x3 convolution, zero-padded."""
     return nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1)
 
 

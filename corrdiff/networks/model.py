@@ -25,7 +25,7 @@ eight qualities (0.0018 to 0.0483), all of which one model covers here."""
 
 
 def beta_of_quality(beta: float) -> list[float]:
-    """The rate weight of each quality level, geometrically spaced around `beta`."""
+    """Give the rate weight of each quality level, geometrically spaced around `beta`."""
     return [beta * BETA_SPREAD ** (0.5 - q / (QUALITIES - 1)) for q in range(QUALITIES)]
 
 
@@ -74,6 +74,6 @@ class CorrDiffModel(nn.Module):
         self.decoder = PrivilegedDecoder(config.transform)
 
     def latent(self, x_BCHW: Tensor, q_B: Tensor) -> tuple[Tensor, Tensor]:
-        """y = g_q * E(x), and g_q itself; x is padded to a multiple of 64."""
+        """Compute y = g_q * E(x), and g_q itself; x is padded to a multiple of 64."""
         g_BM11 = self.gain(q_B)
         return self.analysis(x_BCHW).float() * g_BM11, g_BM11
