@@ -79,8 +79,9 @@ def _version(name: str, nodes: Sequence[Facts]) -> Check:
     if len(by_version) == 1:
         version = next(iter(by_version))
         return Check(name, version, version != "missing")
-    least = sorted(by_version.items(), key=lambda item: -len(item[1]))
-    return Check(name, "; ".join(f"{version} on {_listed(where)}" for version, where in least), False)
+    # The most common first, and of two as common that of the later name: Ray lists nodes in any order.
+    ordered = sorted(by_version.items(), key=lambda item: (len(item[1]), item[0]), reverse=True)
+    return Check(name, "; ".join(f"{version} on {_listed(where)}" for version, where in ordered), False)
 
 
 def _gpus(options: Preflight, nodes: Sequence[Facts]) -> Check:
