@@ -66,16 +66,16 @@ def _find(client: Any, run_id: str) -> Any:
 def _note(run: Any, runs: dict[str, Any], experiment_id: str) -> str:
     """The links of one run, among all that are known."""
     tags = run.data.tags
-    mine = set(tags.get(FINGERPRINT, "").split(",")) - {""}
+    digests = set(tags.get(FINGERPRINT, "").split(",")) - {""}
     lines = [HEAD, ""]
     if CODEC in tags:
         lines.append(f"- codec: `{tags[CODEC]}`")
     trained = [tags[tag] for tag in sorted(tags) if re.fullmatch(r"corrdiff\.\w+_mlflow_run", tag)]
-    akin = [i for i, other in runs.items() if mine & set(other.data.tags.get(FINGERPRINT, "").split(","))]
+    akin = [i for i, other in runs.items() if digests & set(other.data.tags.get(FINGERPRINT, "").split(","))]
     for run_id in dict.fromkeys([*trained, *akin]):
         if run_id in runs and run_id != run.info.run_id:
             lines += _links(runs[run_id], experiment_id)
-    for digest in sorted(mine):
+    for digest in sorted(digests):
         query = urllib.parse.quote(f"tags.`{FINGERPRINT}` LIKE '%{digest}%'", safe="")
         lines.append(
             f"- [all runs of the codec {digest[:16]}](#/experiments/{experiment_id}/runs?searchFilter={query})"
