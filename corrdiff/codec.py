@@ -151,7 +151,7 @@ class CorrDiffCodec:
         y_of = self._analysed(images) if latents is None else _known(latents)
         quantised = self._quantised(headers, y_of, list)
         pictures, factors = self._encode(images, headers[0], settings.fidelity, quantised)
-        return list(map(Pending, headers, quantised.kept(), pictures, factors))
+        return [Pending(*row) for row in zip(headers, quantised.kept(), pictures, factors, strict=True)]
 
     def _encode(
         self,
