@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from corrdiff.config import TransformConfig
-from corrdiff.format.entropy_tables import ACTIVATION_FRACTION_BITS, SCALE_LEVELS, WEIGHT_LIMIT, EntropyTables
+from corrdiff.format.entropy_tables import EntropyTables
+from corrdiff.format.integer_layers import ACTIVATION_FRACTION_BITS, WEIGHT_LIMIT
+from corrdiff.format.latent_models import SCALE_LEVELS
 from corrdiff.networks.transforms import SCALE_INDEX_BIAS, SCALE_INDEX_GAIN, HyperAnalysis, HyperSynthesis
 
 with warnings.catch_warnings():

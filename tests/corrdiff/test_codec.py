@@ -19,6 +19,7 @@ from corrdiff.codec_directory import load_networks
 from corrdiff.errors import UsageError
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError, Streams
+from corrdiff.format.entropy_tables import LatentStreams
 from corrdiff.format.factor_coding import PLANES, decode_factors, encode_factors
 from corrdiff.metrics import psnr
 from corrdiff.picture import Picture
@@ -179,7 +180,8 @@ def test_latents_of_a_picture_are_those_that_its_file_holds(codec: CorrDiffCodec
     with torch.inference_mode():
         x_BCHW = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
         latent = codec.latents_of(x_BCHW, q_B)[0]
-        decoded = codec.tables.decode([tiles[0].z], [tiles[0].y], (1, 2))[0] / codec.model.gain(q_B)[0]
+        streams = LatentStreams(tiles[0].z, tiles[0].y)
+        decoded = codec.tables.decode([streams], (1, 2), 16 * q_B)[0] / codec.model.gain(q_B)[0]
     assert float((latent - decoded).abs().max()) < 1e-5
 
 
