@@ -123,13 +123,9 @@ def test_losses_go_on_as_they_were_when_2_workers_become_1_and_then_3(stage: int
 
 
 def train_workers() -> list[psutil.Process]:
-    """Ray Train's worker processes of this session's cluster."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if line.startswith("ray::") and "TrainWorker" in line:
-            found.append(process)
-    return found
+    """Ray Train's worker processes of this session's cluster, and of no other on this machine."""
+    mine = psutil.Process().children(recursive=True)
+    return [process for process in mine if "TrainWorker" in " ".join(process.cmdline())]
 
 
 def assert_same_weights(a: str, b: str) -> None:
