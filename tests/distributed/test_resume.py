@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -123,12 +124,12 @@ def test_losses_go_on_as_they_were_when_2_workers_become_1_and_then_3(stage: int
 
 
 def train_workers() -> list[psutil.Process]:
-    """Ray Train's worker processes of this session's cluster."""
+    """Ray Train's worker processes of this session's cluster, and of no other on this machine."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if line.startswith("ray::") and "TrainWorker" in line:
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it is just ending
+            if "TrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
     return found
 
 
