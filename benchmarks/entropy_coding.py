@@ -150,7 +150,7 @@ def rate_rows(codec_uri: str, uri: str, limit: int = 20) -> list[Row]:
             x = torch.from_numpy(image[:height, :width].copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
             y, _ = model.latent(x, torch.tensor([quality]))
             z = entropy.hyper_analysis(y)
-            estimate += float(entropy(y, None, None).bits_B)
+            estimate += float(entropy(y, torch.tensor([quality]), None, None).bits_B)
             bits_z = -float(entropy.prior(z.round()).log2().sum())
             for integer in (False, True):
                 hyper = codec.tables.model.mean_and_index if integer else entropy.hyper_synthesis

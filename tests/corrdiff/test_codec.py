@@ -101,8 +101,9 @@ def test_the_streams_take_what_the_entropy_model_estimates(
     x_BCHW = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         model = load_networks(str(codec_dir))[0]
-        y_BMhw, _ = model.latent(x_BCHW, torch.tensor([quality]))
-        estimate = float(model.entropy(y_BMhw, None, None).bits_B) / 8
+        q_B = torch.tensor([quality])
+        y_BMhw, _ = model.latent(x_BCHW, q_B)
+        estimate = float(model.entropy(y_BMhw, q_B, None, None).bits_B) / 8
     assert abs(len(tile.z) + len(tile.y) - estimate) <= 0.02 * estimate + 32
 
 
