@@ -23,7 +23,7 @@ from corrdiff import coding, metrics
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.format import bitstream
-from corrdiff.format.entropy_tables import MEAN_FRACTION_BITS
+from corrdiff.format.latent_models import MEAN_FRACTION_BITS
 from corrdiff.format.noise import format_noise
 from corrdiff.images import open_image
 from corrdiff.picture import Picture
@@ -118,7 +118,7 @@ def draw_rows(codec_uri: str, draws: int) -> list[Row]:
                 z_hat = z[start : start + setting.batch].round().to(device).contiguous(memory_format=layout)
                 y_batch = y[start : start + setting.batch].to(device).contiguous(memory_format=layout)
                 for name, (mean, index) in (
-                    ("ours", tables.mean_and_index(z_hat)),
+                    ("ours", tables.model.mean_and_index(z_hat)),
                     ("float", _float(*floats(z_hat))),
                 ):
                     symbols = (y_batch - mean.to(device)).round()

@@ -17,7 +17,8 @@ from compressai.entropy_models import GaussianConditional
 
 from benchmarks.measure import Row, interleaved, parser, ratio, report
 from corrdiff.codec_directory import load_codec, load_networks
-from corrdiff.format.entropy_tables import SCALE_LEVELS, _over_cores
+from corrdiff.format.entropy_tables import _over_cores
+from corrdiff.format.latent_models import QUALITY_PARTS, SCALE_LEVELS
 from corrdiff.format.range_coder import RangeTables
 from corrdiff.images import open_image
 from corrdiff.networks.entropy_model import SCALE_LOG_STEP, SCALE_MIN, scale_of_index
@@ -149,15 +150,16 @@ def rate_rows(codec_uri: str, uri: str, limit: int = 20) -> list[Row]:
             x = torch.from_numpy(image[:height, :width].copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
             y, _ = model.latent(x, torch.tensor([quality]))
             z = entropy.hyper_analysis(y)
-            estimate += float(entropy(y, None, None).bits_B)
+            estimate += float(entropy(y, torch.tensor([quality]), None, None).bits_B)
             bits_z = -float(entropy.prior(z.round()).log2().sum())
             for integer in (False, True):
-                m, index = codec.tables.mean_and_index(z.round()) if integer else entropy.hyper_synthesis(z.round())
+                hyper = codec.tables.model.mean_and_index if integer else entropy.hyper_synthesis
+                m, index = hyper(z.round())
                 scale = scale_of_index(index.float())
                 p = entropy.gaussian._likelihood((y - m).round() + m, scale, m)
                 bits = bits_z - float(p.clamp(min=1e-9).log2().sum())
                 floats, integers = (floats, integers + bits) if integer else (floats + bits, integers)
-            streams = codec.tables.code(codec.tables.quantise(y, z)[0])
+            streams = codec.tables.code(codec.tables.quantise(y, z, torch.tensor([quality * QUALITY_PARTS]))[0])
             real += 8 * sum(len(s.z) + len(s.y) for s in streams)
         rows.append(
             {

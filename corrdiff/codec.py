@@ -27,6 +27,7 @@ from corrdiff.factors import FittedFactors, ReadFactors
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, Symbols
+from corrdiff.format.latent_models import QUALITY_PARTS
 from corrdiff.inference import Networks
 from corrdiff.inference import Precision as Precision
 from corrdiff.latents import QuantisedLatents, ReadLatents
@@ -232,10 +233,9 @@ class CorrDiffCodec:
         with self.networks.autocast():
             y_BMhw, g_BM11 = self.model.latent(x_BCHW, q_B)
         with torch.autocast(self.device.type, enabled=False):
-            z_hat_BNuv = self.networks.hyper_analysis(y_BMhw).round()
-        m_BMhw = self.tables.mean_and_index(z_hat_BNuv)[0].to(self.device)
-        y_hat_BMhw: Tensor = ((y_BMhw - m_BMhw).round() + m_BMhw) / g_BM11
-        return y_hat_BMhw
+            z_BNuv = self.networks.hyper_analysis(y_BMhw)
+        y_hat_BMhw = self.tables.y_hat_of(y_BMhw, z_BNuv, q_B * QUALITY_PARTS).to(self.device)
+        return y_hat_BMhw / g_BM11
 
     def _headers(self, images: Sequence[Picture], settings: Settings, qualities: Sequence[int]) -> list[Header]:
         """Make the header of each picture's file."""

@@ -18,6 +18,7 @@ from corrdiff.errors import UsageError
 from corrdiff.format import bitstream, factor_coding
 from corrdiff.format.bitstream import Bitstream, BitstreamError, Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, LatentStreams, Symbols
+from corrdiff.format.latent_models import QUALITY_PARTS
 from corrdiff.picture import Picture
 from corrdiff.tiling import Layout, Tile
 
@@ -50,7 +51,9 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
     for i, (streams, symbols, levels) in enumerate(tiles):
         steps, planes, rows, columns = levels.shape
         try:
-            y_hat_1Mhw = tables.decode([streams.z], [streams.y], symbols.z_Nuv[0].shape)
+            y_hat_1Mhw = tables.decode(
+                [LatentStreams(streams.z, streams.y)], symbols.z_Nuv[0].shape, quality_of([header])
+            )
             found = factor_coding.decode_factors(streams.factors, (steps, planes, rows, columns), header.factor_bits)
         except ValueError as error:
             raise BitstreamError(f"the file cannot be read back: {error}") from None
@@ -70,6 +73,11 @@ def pack(header: Header, streams: Sequence[LatentStreams], factors: Sequence[npt
 def layout_of(header: Header) -> Layout:
     """Say how a file's picture is cut into tiles."""
     return Layout(header.height, header.width, header.tile, header.grid)
+
+
+def quality_of(headers: Sequence[Header]) -> Tensor:
+    """Give the qualities of pictures as the entropy tables count them, in sixteenths, [B]."""
+    return torch.tensor([header.quality * QUALITY_PARTS for header in headers])
 
 
 def batch_key(header: Header) -> tuple[int, ...]:
@@ -92,9 +100,9 @@ def unpack_batch(files: Sequence[bytes], fingerprint: bytes, max_pixels: int) ->
 
 def read_latents(parsed: Sequence[Bitstream], tile: Tile, tables: EntropyTables) -> Tensor:
     """Decode y_hat of one tile of each file, [B, M, h, w]. Raises `BitstreamError` where its streams are not valid."""
-    streams = [p.tiles[tile.index] for p in parsed]
+    streams = [LatentStreams(s.z, s.y) for s in (p.tiles[tile.index] for p in parsed)]
     try:
-        return tables.decode([s.z for s in streams], [s.y for s in streams], tile.hyper_shape)
+        return tables.decode(streams, tile.hyper_shape, quality_of([p.header for p in parsed]))
     except ValueError as error:
         raise BitstreamError(f"the coded latents are not valid: {error}") from None
 

@@ -70,6 +70,14 @@ def _check_blocks(what: str, blocks: int) -> None:
         raise UsageError(f"{what}: blocks must be from 1 to {MAX_BLOCKS}, not {blocks}")
 
 
+def _later(default: Any) -> Any:
+    """A field that came after the first codecs: where a configuration does not name it, it has its default.
+
+    One that has its default is not named, so that the fingerprints of those codecs stay.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class TransformConfig:
     """What defines the analysis transform, the hyper transforms and the privileged decoder."""
@@ -84,12 +92,21 @@ class TransformConfig:
     """M, channels of y."""
     hyper_channels: int = 64
     """Channels of z and of the hyper transforms."""
+    slices: tuple[int, ...] = _later(())
+    """Channels of y that are coded after one another, each slice with those before as its context; without any all of
+    them at once, by z alone."""
+    context_channels: int = _later(0)
+    """Width of the networks that predict slices."""
 
     def __post_init__(self) -> None:
         _check_stages("transform", self.patch, self.channels)
         _check_blocks("transform", self.blocks)
         if min(self.latent_channels, self.hyper_channels) < 1:
             raise UsageError("transform: latent_channels and hyper_channels must be at least 1")
+        if self.slices and (sum(self.slices) != self.latent_channels or min(self.slices) < 1):
+            raise UsageError(f"transform: slices {self.slices} do not make up {self.latent_channels} latent_channels")
+        if bool(self.slices) != (self.context_channels > 0):
+            raise UsageError("transform: slices and context_channels go together")
 
 
 @dataclass(frozen=True)
@@ -182,6 +199,11 @@ class CodecConfig:
     def to_dict(self) -> dict[str, Any]:
         """Give plain dictionaries, lists, strings and numbers, as in `config.json`."""
         result: dict[str, Any] = dataclasses.asdict(self)
+        for section in (self.transform, self.denoiser, self.diffusion):
+            named = result[_SECTIONS[type(section)]]
+            for field in dataclasses.fields(section):
+                if field.metadata.get("later") and getattr(section, field.name) == field.default:
+                    del named[field.name]
         return result
 
     @staticmethod
@@ -190,14 +212,15 @@ class CodecConfig:
         if not isinstance(data, dict):
             raise UsageError("configuration: it is not an object")
         parts = dict(data)
-        for name, kind in (
-            ("transform", TransformConfig),
-            ("denoiser", DenoiserConfig),
-            ("diffusion", DiffusionConfig),
-        ):
+        for kind, name in _SECTIONS.items():
             parts[name] = _build(kind, parts.get(name), name)
         config: CodecConfig = _build(CodecConfig, parts, "codec")
         return config
+
+
+_SECTIONS: dict[type[Any], str] = {
+    TransformConfig: "transform", DenoiserConfig: "denoiser", DiffusionConfig: "diffusion",
+}  # fmt: skip
 
 
 def _build(kind: Any, data: Any, name: str) -> Any:
@@ -205,7 +228,8 @@ def _build(kind: Any, data: Any, name: str) -> Any:
     if not isinstance(data, dict):
         raise UsageError(f"configuration: section '{name}' is missing or is not an object")
     fields = {field.name: str(field.type) for field in dataclasses.fields(kind)}
-    unknown, missing = set(data) - set(fields), set(fields) - set(data)
+    later = {field.name for field in dataclasses.fields(kind) if field.metadata.get("later")}
+    unknown, missing = set(data) - set(fields), set(fields) - set(data) - later
     if unknown or missing:
         raise UsageError(
             f"configuration: section '{name}' has unknown fields {sorted(unknown)} and lacks {sorted(missing)}"

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from corrdiff import coding
 from corrdiff.format.bitstream import Bitstream
 from corrdiff.format.entropy_tables import EntropyTables, Symbols
+from corrdiff.format.latent_models import QUALITY_PARTS
 from corrdiff.inference import Networks
 from corrdiff.tiling import Tile
 
@@ -33,12 +35,13 @@ class QuantisedLatents(Generic[T]):
         """`y_of` gives a tile's y_BMhw before the gain, `keep` makes of each picture's symbols what is kept of them."""
         self._networks, self._tables, self._y_of, self._keep = networks, tables, y_of, keep
         self._g_BM11 = networks.gain(qualities)
+        self._quality_B = torch.tensor(qualities) * QUALITY_PARTS
         self._kept: dict[int, list[T]] = {}
 
     def __call__(self, tile: Tile) -> Tensor:
         """Quantise a tile's latents: y_hat / g_q, [B, M, h, w]."""
         y_BMhw = self._y_of(tile) * self._g_BM11
-        symbols, y_hat_BMhw = self._tables.quantise(y_BMhw, self._networks.hyper_analysis(y_BMhw))
+        symbols, y_hat_BMhw = self._tables.quantise(y_BMhw, self._networks.hyper_analysis(y_BMhw), self._quality_B)
         self._kept[tile.index] = self._keep(symbols)
         return y_hat_BMhw.to(self._networks.device) / self._g_BM11
 

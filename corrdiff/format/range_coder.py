@@ -60,6 +60,11 @@ class RangeTables:
             [np.searchsorted(row[:n], starts, side="right") - 1 for row, n in zip(cdf, length, strict=True)]
         ).astype(np.int32)
 
+    @property
+    def for_decoding(self) -> tuple[_Words, Ints, Ints, Ints]:
+        """What the compiled loop needs of the tables."""
+        return self._cdf, self._first, self._escape, self._offset
+
     def __len__(self) -> int:
         return len(self._cdf)
 
@@ -71,15 +76,38 @@ class RangeTables:
         return words[begin:].astype(">u4").tobytes().lstrip(b"\0")
 
     def decode(self, data: bytes, indexes: npt.NDArray[np.integer[Any]]) -> Ints:
-        """Decode what `encode` wrote. Raises `ValueError` where the bytes are not what it writes for these indexes."""
+        """Inverse of `encode`. Raises `ValueError` where the bytes are not what it writes for these indexes."""
+        decoder = RangeDecoder(self, data)
+        symbols = decoder.take(indexes)
+        decoder.expect_end()
+        return symbols
+
+
+class RangeDecoder:
+    """A stream that is decoded a run of symbols at a time, for tables that depend on the symbols before."""
+
+    def __init__(self, tables: RangeTables, data: bytes) -> None:
+        """Begin at the stream's first symbol. Raises `ValueError` where no stream begins so."""
         if data.startswith(b"\0"):
             raise ValueError("a stream begins with a zero byte")
-        words = np.frombuffer(bytes(-len(data) % 4) + data, ">u4").astype(np.uint32)
+        self._tables = tables.for_decoding
+        self._words = np.frombuffer(bytes(-len(data) % 4) + data, ">u4").astype(np.uint32)
+        self._at = np.array([min(2, len(self._words))], np.int64)
+        self._state = np.zeros(1, np.uint64)
+        for word in self._words[: self._at[0]]:
+            self._state[0] = np.uint64(int(self._state[0]) << 32 | int(word))
+        self._proper = True
+
+    def take(self, indexes: npt.NDArray[np.integer[Any]]) -> Ints:
+        """Decode the next symbols [n], each with the table of its index [n]."""
         symbols = np.empty(len(indexes), np.int32)
-        tables = self._cdf, self._first, self._escape, self._offset
-        if not _decode(words, indexes.astype(np.uint16), tables, symbols):
-            raise ValueError("a stream does not end with its last symbol")
+        self._proper &= _decode(self._words, indexes.astype(np.uint16), self._tables, self._state, self._at, symbols)
         return symbols
+
+    def expect_end(self) -> None:
+        """Raise `ValueError` where the bytes are not what `encode` writes for the symbols that were taken."""
+        if not self._proper or self._state[0] != 0 or self._at[0] != len(self._words):
+            raise ValueError("a stream does not end with its last symbol")
 
 
 # The rest is compiled. Whole numbers are uint64 throughout, since numba makes floats of a mixture, and nothing is a
@@ -117,12 +145,10 @@ def _encode_loop(symbols, indexes, tables, words):  # type: ignore[no-untyped-de
     return at - 2
 
 
-def _decode_loop(words, indexes, tables, symbols):  # type: ignore[no-untyped-def]
-    """Fill `symbols`; returns whether the words end with them, and no symbol is escaped that its table has."""
+def _decode_loop(words, indexes, tables, state_1, at_1, symbols):  # type: ignore[no-untyped-def]
+    """Fill `symbols` and move on; returns whether no symbol is escaped that its table has."""
     cdf, first, escape, offset = tables
-    state, at, proper = np.uint64(0), min(2, words.size), True
-    for i in range(at):
-        state = (state << _32) | np.uint64(words[i])
+    state, at, proper = state_1[0], at_1[0], True
     for i in range(symbols.size):
         table = indexes[i]
         quantile = state & _QUANTILE
@@ -144,7 +170,8 @@ def _decode_loop(words, indexes, tables, symbols):  # type: ignore[no-untyped-de
             proper &= symbols[i] < offset[table] or symbols[i] >= offset[table] + entry
         else:
             symbols[i] = entry + offset[table]
-    return proper and state == 0 and at == words.size
+    state_1[0], at_1[0] = state, at
+    return proper
 
 
 _encode, _decode = compiled(_encode_loop), compiled(_decode_loop)

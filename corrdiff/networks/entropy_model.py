@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from corrdiff.config import TransformConfig
-from corrdiff.format.entropy_tables import ACTIVATION_FRACTION_BITS, SCALE_LEVELS, WEIGHT_LIMIT, EntropyTables
+from corrdiff.format.entropy_tables import EntropyTables
+from corrdiff.format.latent_models import SCALE_LEVELS
+from corrdiff.networks.freezing import integer_conv, row_tables, table_tensors
 from corrdiff.networks.transforms import SCALE_INDEX_BIAS, SCALE_INDEX_GAIN, HyperAnalysis, HyperSynthesis
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # compressai scripts its layers with torch.jit at import
     from compressai.entropy_models import EntropyBottleneck, GaussianConditional
-    from compressai.entropy_models.entropy_models import pmf_to_quantized_cdf
 
 SCALE_MIN = 0.11
 """Smallest sigma in the table (compressai's scale bound)."""
@@ -85,7 +86,7 @@ class EntropyModel(nn.Module):
         self.prior = FactorizedPrior(config.hyper_channels)
         self.gaussian = GaussianConditional(None)
 
-    def forward(self, y_BMhw: Tensor, u_y_BMhw: Tensor | None, u_z_BNuv: Tensor | None) -> LatentRate:
+    def forward(self, y_BMhw: Tensor, q_B: Tensor, u_y_BMhw: Tensor | None, u_z_BNuv: Tensor | None) -> LatentRate:
         """Estimate the rate with additive noise (training), or with rounding where the noise is None (evaluation)."""
         y_BMhw = y_BMhw.float()
         z_BNuv = self.hyper_analysis(y_BMhw)
@@ -104,74 +105,39 @@ class EntropyModel(nn.Module):
     def freeze(self) -> EntropyTables:
         """Make range tables and the integer network of the weights as they are now."""
         tensors = {
-            **_table_tensors("z", *_prior_tables(self.prior)),
-            **_table_tensors("y", *_gaussian_tables()),
-            **_integer_layers(self.hyper_synthesis),
+            **table_tensors("z", *prior_tables(self.prior)),
+            **table_tensors("y", *_gaussian_tables()),
+            **self._integer_synthesis(),
         }
         return EntropyTables(tensors)
 
-
-def _table_tensors(name: str, cdf: Tensor, length: Tensor, offset: Tensor) -> dict[str, Tensor]:
-    parts = {"cdf": cdf, "length": length, "offset": offset}
-    return {f"{name}.{part}": tensor.to("cpu", torch.int32).contiguous() for part, tensor in parts.items()}
-
-
-def _pack_rows(rows: list[Tensor]) -> Tensor:
-    """Pack cumulative rows of different lengths into one table padded with zeros."""
-    packed = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.int32)
-    for i, row in enumerate(rows):
-        packed[i, : len(row)] = row
-    return packed
+    def _integer_synthesis(self) -> dict[str, Tensor]:
+        """H_s with what its forward pass does to the scale index."""
+        h_s = self.hyper_synthesis
+        half = h_s.conv3.out_channels // 2
+        gain = torch.cat([torch.ones(half), torch.full((half,), SCALE_INDEX_GAIN)])
+        shift = torch.cat([torch.zeros(half), torch.full((half,), SCALE_INDEX_BIAS)])
+        return {
+            **integer_conv("h_s.0", h_s.conv1, fraction_in=0), **integer_conv("h_s.1", h_s.conv2),
+            **integer_conv("h_s.2", h_s.conv3, gain=gain, shift=shift),
+        }  # fmt: skip
 
 
-def _prior_tables(prior: FactorizedPrior) -> tuple[Tensor, Tensor, Tensor]:
+def prior_tables(prior: FactorizedPrior) -> tuple[Tensor, Tensor, Tensor]:
     support = torch.arange(-_PRIOR_RANGE, _PRIOR_RANGE + 1, dtype=torch.float32)
     device = next(prior.parameters()).device
     p = prior(support.expand(prior.channels, -1)[None, :, None].to(device))[0, :, 0].double().cpu()
-    rows: list[Tensor] = []
+    pmfs: list[Tensor] = []
     offsets: list[int] = []
     for p_channel in p:
         kept = (p_channel > _PRIOR_TAIL).nonzero()[:, 0].tolist() or [_PRIOR_RANGE]
         low, high = min(kept[0], _PRIOR_RANGE), max(kept[-1], _PRIOR_RANGE)
-        pmf = p_channel[low : high + 1]
-        rows.append(_quantised_cdf(pmf))
+        pmfs.append(p_channel[low : high + 1])
         offsets.append(low - _PRIOR_RANGE)
-    lengths = torch.tensor([len(row) for row in rows])
-    return _pack_rows(rows), lengths, torch.tensor(offsets)
-
-
-def _quantised_cdf(pmf: Tensor) -> Tensor:
-    """Compute 16-bit cumulative frequencies of a distribution and, behind it, of the escape code."""
-    tail = (1.0 - pmf.sum()).clamp(min=2.0**-16)
-    cdf: Tensor = pmf_to_quantized_cdf(torch.cat([pmf, tail[None]]).float())
-    return cdf
+    return row_tables(pmfs, offsets)
 
 
 def _gaussian_tables() -> tuple[Tensor, Tensor, Tensor]:
     gaussian = GaussianConditional(None)
     gaussian.update_scale_table(scale_of_index(torch.arange(float(SCALE_LEVELS))).tolist())
     return gaussian.quantized_cdf, gaussian.cdf_length, gaussian.offset
-
-
-def _integer_layers(h_s: HyperSynthesis) -> dict[str, Tensor]:
-    """Give the weights of H_s as whole numbers, with a power-of-two scale for each layer."""
-    tensors: dict[str, Tensor] = {}
-    fraction_in = 0
-    for i, conv in enumerate((h_s.conv1, h_s.conv2, h_s.conv3)):
-        weight, bias = conv.weight.detach().double().cpu(), conv.bias
-        assert bias is not None
-        bias64 = bias.detach().double().cpu()
-        if i == 2:  # fold what HyperSynthesis.forward does to the index half
-            half = weight.shape[0] // 2
-            gain = torch.ones(weight.shape[0], dtype=torch.float64)
-            gain[half:] = SCALE_INDEX_GAIN
-            weight, bias64 = weight * gain[:, None, None, None], bias64 * gain
-            bias64[half:] += SCALE_INDEX_BIAS
-        largest = max(float(weight.abs().max()), 1e-6)
-        bits = min(20, math.floor(math.log2((WEIGHT_LIMIT - 1) / largest)))
-        fraction = fraction_in + bits
-        tensors[f"h_s.{i}.weight"] = (weight * 2.0**bits).round().to(torch.int32).contiguous()
-        tensors[f"h_s.{i}.bias"] = (bias64 * 2.0**fraction).round().to(torch.int64).contiguous()
-        tensors[f"h_s.{i}.fraction_bits"] = torch.tensor(fraction, dtype=torch.int32)
-        fraction_in = ACTIVATION_FRACTION_BITS
-    return tensors

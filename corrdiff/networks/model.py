@@ -17,6 +17,7 @@ from corrdiff.networks.privileged_decoder import PrivilegedDecoder
 from corrdiff.networks.transforms import AnalysisTransform, ContextSynthesis, HyperAnalysis
 
 if TYPE_CHECKING:
+    from corrdiff.networks.context_model import ContextEntropyModel
     from corrdiff.networks.entropy_model import EntropyModel
 
 BETA_SPREAD = 27.0
@@ -52,10 +53,11 @@ class HyperEncoder(nn.Module):
         self.hyper_analysis = HyperAnalysis(config)
 
 
-def _entropy_model(config: TransformConfig) -> EntropyModel:
-    from corrdiff.networks.entropy_model import EntropyModel  # compressai takes seconds to import
+def _entropy_model(config: TransformConfig) -> EntropyModel | ContextEntropyModel:
+    from corrdiff.networks.context_model import ContextEntropyModel  # compressai takes seconds to import
+    from corrdiff.networks.entropy_model import EntropyModel
 
-    return EntropyModel(config)
+    return ContextEntropyModel(config) if config.slices else EntropyModel(config)
 
 
 class CorrDiffModel(nn.Module):
@@ -68,7 +70,7 @@ class CorrDiffModel(nn.Module):
         self.analysis = AnalysisTransform(config.transform)
         self.gain = QualityGain(config.transform.latent_channels)
         entropy = _entropy_model(config.transform) if for_training else HyperEncoder(config.transform)
-        self.entropy = cast("EntropyModel", entropy)
+        self.entropy = cast("EntropyModel | ContextEntropyModel", entropy)
         self.context = ContextSynthesis(config.transform.latent_channels, config.denoiser)
         self.denoiser = Denoiser(config.denoiser)
         self.decoder = PrivilegedDecoder(config.transform)

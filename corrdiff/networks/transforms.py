@@ -5,6 +5,7 @@ Shapes: x_BCHW picture in [-1, 1]; y_BMhw latent at 1/16; z_BNuv hyperlatent at 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,8 +45,9 @@ class HyperAnalysis(nn.Module):
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
         n = config.hyper_channels
+        self.companded = bool(config.slices)
         self.layers = nn.Sequential(
-            conv3x3(config.latent_channels, n),
+            conv3x3(config.latent_channels * (2 if self.companded else 1), n),
             nn.ReLU(),
             conv3x3(n, n, stride=2),
             nn.ReLU(),
@@ -53,8 +55,27 @@ class HyperAnalysis(nn.Module):
         )
 
     def forward(self, y_BMhw: Tensor) -> Tensor:
+        if self.companded:  # sizes over several powers of two, as the scales that they are to say
+            size = y_BMhw.abs()
+            y_BMhw = torch.cat([torch.log1p(size), y_BMhw / (1 + size)], 1)
         out: Tensor = self.layers(y_BMhw)
         return out
+
+
+class HyperFeatures(nn.Module):
+    """H_s for a context: z_hat_BNuv -> features [B, C, h, w], none below 0. Convolutions, ReLU and pixel shuffles."""
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        n = config.hyper_channels
+        self.conv1 = conv3x3(n, 4 * n)
+        self.conv2 = conv3x3(n, 4 * n)
+        self.conv3 = conv3x3(n, config.context_channels)
+
+    def forward(self, z_hat_BNuv: Tensor) -> Tensor:
+        h = F.relu(F.pixel_shuffle(self.conv1(z_hat_BNuv), 2))
+        h = F.relu(F.pixel_shuffle(self.conv2(h), 2))
+        return F.relu(self.conv3(h))
 
 
 class HyperSynthesis(nn.Module):

@@ -19,6 +19,7 @@ from corrdiff.codec_directory import load_networks
 from corrdiff.errors import UsageError
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError, Streams
+from corrdiff.format.entropy_tables import LatentStreams
 from corrdiff.format.factor_coding import PLANES, decode_factors, encode_factors
 from corrdiff.metrics import psnr
 from corrdiff.picture import Picture
@@ -100,8 +101,9 @@ def test_the_streams_take_what_the_entropy_model_estimates(
     x_BCHW = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         model = load_networks(str(codec_dir))[0]
-        y_BMhw, _ = model.latent(x_BCHW, torch.tensor([quality]))
-        estimate = float(model.entropy(y_BMhw, None, None).bits_B) / 8
+        q_B = torch.tensor([quality])
+        y_BMhw, _ = model.latent(x_BCHW, q_B)
+        estimate = float(model.entropy(y_BMhw, q_B, None, None).bits_B) / 8
     assert abs(len(tile.z) + len(tile.y) - estimate) <= 0.02 * estimate + 32
 
 
@@ -179,7 +181,8 @@ def test_latents_of_a_picture_are_those_that_its_file_holds(codec: CorrDiffCodec
     with torch.inference_mode():
         x_BCHW = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
         latent = codec.latents_of(x_BCHW, q_B)[0]
-        decoded = codec.tables.decode([tiles[0].z], [tiles[0].y], (1, 2))[0] / codec.model.gain(q_B)[0]
+        streams = LatentStreams(tiles[0].z, tiles[0].y)
+        decoded = codec.tables.decode([streams], (1, 2), 16 * q_B)[0] / codec.model.gain(q_B)[0]
     assert float((latent - decoded).abs().max()) < 1e-5
 
 

@@ -65,11 +65,11 @@ def test_latents_that_decode_to_something_else_are_found(codec: CorrDiffCodec, p
         coding.verify(data, pending._replace(symbols=symbols), codec.tables)
 
 
-@pytest.mark.parametrize("part", ["z_Nuv", "y_Mhw"])
+@pytest.mark.parametrize("part", ["z_Nuv", "y_n"])
 def test_a_file_of_other_symbols_is_found(codec: CorrDiffCodec, pending: Pending, part: str) -> None:
     symbols = [*pending.symbols]
     changed = getattr(symbols[1], part).copy()
-    changed[0, 0, 0] += 1
+    changed.flat[0] += 1
     symbols[1] = symbols[1]._replace(**{part: changed})
     data = coding.write(pending._replace(symbols=symbols), codec.tables)
     with pytest.raises(BitstreamError, match=r"latents of tile 1 decode to something else|cannot be read back"):

@@ -98,4 +98,4 @@ def test_pictures_of_a_batch_may_each_have_a_quality(codec: CorrDiffCodec, draw:
     assert [p.header.quality for p in pending] == [7, 0, 4]
     for image, p in zip(images, pending, strict=True):
         (alone,) = codec.encode_batch([image], Settings(p.header.quality, steps=1))
-        assert np.array_equal(p.symbols[0].y_Mhw, alone.symbols[0].y_Mhw)
+        assert np.array_equal(p.symbols[0].y_n, alone.symbols[0].y_n)

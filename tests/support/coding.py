@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from corrdiff.format.entropy_tables import EntropyTables
+from corrdiff.format.entropy_tables import EntropyTables, LatentStreams
 
 
 class Coded(NamedTuple):
     """The latents of a batch as bytes, and as the decoder will see them."""
 
-    z_streams: list[bytes]
-    y_streams: list[bytes]
+    streams: list[LatentStreams]
     y_hat_BMhw: Tensor
 
 
-def encode(tables: EntropyTables, y_BMhw: Tensor, z_BNuv: Tensor) -> Coded:
-    """Quantise latents and code their symbols."""
-    symbols, y_hat_BMhw = tables.quantise(y_BMhw, z_BNuv)
+def encode(tables: EntropyTables, y_BMhw: Tensor, z_BNuv: Tensor, quality: int = 64) -> Coded:
+    """Quantise latents and code their symbols; the quality, in sixteenths, is that of all pictures."""
+    quality_B = torch.full((len(y_BMhw),), quality)
+    symbols, y_hat_BMhw = tables.quantise(y_BMhw, z_BNuv, quality_B)
     streams = tables.code(symbols)
-    return Coded([s.z for s in streams], [s.y for s in streams], y_hat_BMhw)
+    return Coded(streams, y_hat_BMhw)

@@ -81,7 +81,7 @@ class Phase1Module(nn.Module):
         x = sample.x_BCHW
         y_BMhw, g_BM11 = self.model.latent(x, sample.q_B)
         with torch.autocast(x.device.type, enabled=False):
-            latents = self.model.entropy(y_BMhw, sample.u_y_BMhw, sample.u_z_BNuv)
+            latents = self.model.entropy(y_BMhw, sample.q_B, sample.u_y_BMhw, sample.u_z_BNuv)
         y_hat_BMhw = latents.y_hat_BMhw / g_BM11
         d_BCHW = self.model.decoder(y_hat_BMhw)
         bpp_B = latents.bits_B / (x.shape[2] * x.shape[3])

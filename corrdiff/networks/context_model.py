@@ -1,0 +1,167 @@
+"""The entropy model with context in training, and its freezing into the tables that coding uses.
+
+    y --H_a--> z --+u--> p(z)
+               z_hat --H_s--> h
+    slices of y before, the other half of its own, h  -->  m, sigma
+    y --+u--> logistic(m, sigma) * U
+
+The walk is that of `format/latent_models.py`, in floating point: slices of channels, each in two halves, the colours of
+a checkerboard. `freeze` makes whole numbers of the networks once, at export.
+
+Shapes: y_BMhw latent at 1/16 after the gain; z_BNuv hyperlatent at 1/64; u_* uniform noise in [-0.5, 0.5); q_B quality
+levels; m channels of a slice.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from compressai.ops import LowerBound
+from torch import Tensor, nn
+
+from corrdiff.config import QUALITIES, TransformConfig
+from corrdiff.format.entropy_tables import EntropyTables
+from corrdiff.format.latent_models import CONTEXT_LIMIT, MEAN_FRACTION_BITS, SCALE_LEVELS
+from corrdiff.networks.entropy_model import (
+    FactorizedPrior,
+    LatentRate,
+    prior_tables,
+    round_straight_through,
+    scale_of_index,
+)
+from corrdiff.networks.freezing import integer_conv, row_tables, table_tensors
+from corrdiff.networks.layers import conv3x3
+from corrdiff.networks.transforms import SCALE_INDEX_BIAS, SCALE_INDEX_GAIN, HyperAnalysis, HyperFeatures
+
+LOGISTIC_SHARPNESS = math.pi / math.sqrt(3)
+"""A logistic distribution of that sharpness has standard deviation 1."""
+
+OUT_INIT = 0.3
+"""The last layers start this much smaller: near the scales that the bias says."""
+
+_TAIL = 2.0**-15
+LIKELIHOOD_MIN = 1e-9
+
+
+class SliceContext(nn.Module):
+    """What predicts one half of a slice: what is decoded -> (m, scale index without its bias), each [B, m, h, w]."""
+
+    def __init__(self, inputs: int, hidden: int, size: int) -> None:
+        super().__init__()
+        self.hidden = conv3x3(inputs, hidden)
+        self.out = nn.Conv2d(hidden, 2 * size, 1)
+        with torch.no_grad():
+            self.out.weight.mul_(OUT_INIT)
+
+    def forward(self, seen_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        m, index = self.out(F.relu(self.hidden(seen_BCHW))).chunk(2, dim=1)
+        return m, index * SCALE_INDEX_GAIN
+
+
+class ContextEntropyModel(nn.Module):
+    """Hyperprior, slices of channels and a checkerboard over the gained latent, for training."""
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.slices = list(config.slices)
+        self.hyper_analysis = HyperAnalysis(config)
+        self.hyper_synthesis = HyperFeatures(config)
+        self.prior = FactorizedPrior(config.hyper_channels)
+        self.likelihood_at_least = LowerBound(LIKELIHOOD_MIN)
+        seen = [config.context_channels + 2 * n for n in accumulate(self.slices, initial=0)]
+        self.first = nn.ModuleList(
+            SliceContext(inputs, config.context_channels, size) for inputs, size in zip(seen, self.slices, strict=False)
+        )
+        self.second = nn.ModuleList(
+            SliceContext(inputs + 2 * size, config.context_channels, size)
+            for inputs, size in zip(seen, self.slices, strict=False)
+        )
+        start_QM = torch.full((QUALITIES, config.latent_channels), SCALE_INDEX_BIAS / SCALE_INDEX_GAIN)
+        self.scale_bias_QM = nn.Parameter(start_QM)
+        """Over SCALE_INDEX_GAIN, so that it learns as quickly as the networks' own."""
+
+    def forward(self, y_BMhw: Tensor, q_B: Tensor, u_y_BMhw: Tensor | None, u_z_BNuv: Tensor | None) -> LatentRate:
+        """Rate with additive noise (training), or with rounding where the noise is None (evaluation)."""
+        y_BMhw = y_BMhw.float()
+        z_BNuv = self.hyper_analysis(y_BMhw)
+        z_hat_BNuv = round_straight_through(z_BNuv)
+        p_z = self.prior(z_hat_BNuv if u_z_BNuv is None else z_BNuv + u_z_BNuv)
+        bits_B = -p_z.log2().flatten(1).sum(1)
+        seen = self.hyper_synthesis(z_hat_BNuv)
+        bias_BM11 = (self.scale_bias_QM[q_B] * SCALE_INDEX_GAIN)[:, :, None, None]
+        dark_hw = _dark_squares(y_BMhw)
+        slices: list[Tensor] = []
+        parts = zip(
+            torch.split(y_BMhw, self.slices, 1), torch.split(bias_BM11, self.slices, 1),
+            [None] * len(self.slices) if u_y_BMhw is None else torch.split(u_y_BMhw, self.slices, 1),
+            self.first, self.second, strict=True,
+        )  # fmt: skip
+        for y, bias, u, first, second in parts:
+            m_first, index_first = first(seen)
+            half = (round_straight_through(y - m_first) + m_first) * dark_hw
+            m_second, index_second = second(torch.cat([seen, context_of(half)], 1))
+            m = torch.where(dark_hw, m_first, m_second)
+            index = torch.where(dark_hw, index_first, index_second) + bias
+            y_hat = round_straight_through(y - m) + m
+            p_y = self.likelihood_at_least(logistic_likelihood(y_hat - m if u is None else y + u - m, index))
+            bits_B = bits_B - p_y.log2().flatten(1).sum(1)
+            seen = torch.cat([seen, context_of(y_hat)], 1)
+            slices.append(y_hat)
+        return LatentRate(torch.cat(slices, 1), bits_B)
+
+    @torch.no_grad()
+    def freeze(self) -> EntropyTables:
+        """Range tables and the integer networks, from the weights as they are now."""
+        h_s = self.hyper_synthesis
+        tensors = {
+            **table_tensors("z", *prior_tables(self.prior)),
+            **table_tensors("y", *_logistic_tables()),
+            **integer_conv("h_s.0", h_s.conv1, fraction_in=0), **integer_conv("h_s.1", h_s.conv2),
+            **integer_conv("h_s.2", h_s.conv3),
+            "y.slices": torch.tensor(self.slices, dtype=torch.int32),
+            "y.scale_bias": (self.scale_bias_QM * SCALE_INDEX_GAIN * 2**MEAN_FRACTION_BITS).round().cpu().int(),
+        }  # fmt: skip
+        for half, contexts in enumerate((self.first, self.second)):
+            for k, context in enumerate(contexts):
+                assert isinstance(context, SliceContext)
+                size = self.slices[k]
+                gain = torch.cat([torch.ones(size), torch.full((size,), SCALE_INDEX_GAIN)])
+                name = f"context.{k}.{half}"
+                tensors |= integer_conv(f"{name}.hidden", context.hidden)
+                tensors |= integer_conv(f"{name}.out", context.out, gain=gain)
+        return EntropyTables(tensors)
+
+
+def context_of(y_hat_Bmhw: Tensor) -> Tensor:
+    """What the context sees of a slice: a quarter of each latent, and of its size."""
+    near = y_hat_Bmhw.clamp(-CONTEXT_LIMIT, CONTEXT_LIMIT) / 4
+    return torch.cat([near, near.abs()], dim=1)
+
+
+def logistic_likelihood(v: Tensor, index: Tensor) -> Tensor:
+    """Likelihood of values that are v from their means, in intervals of 1; `index` is a position in the scale table."""
+    distance = v.abs()
+    sharpness = LOGISTIC_SHARPNESS / scale_of_index(index)
+    return torch.sigmoid((0.5 - distance) * sharpness) - torch.sigmoid((-0.5 - distance) * sharpness)
+
+
+def _dark_squares(y_BMhw: Tensor) -> Tensor:
+    height, width = y_BMhw.shape[2:]
+    row, column = torch.arange(height, device=y_BMhw.device)[:, None], torch.arange(width, device=y_BMhw.device)
+    return (row + column) % 2 == 0
+
+
+def _logistic_tables() -> tuple[Tensor, Tensor, Tensor]:
+    """A row of frequencies for each scale, as wide as all but the rarest symbols."""
+    rows: list[Tensor] = []
+    offsets: list[int] = []
+    for scale in scale_of_index(torch.arange(float(SCALE_LEVELS))).double().tolist():
+        sharpness = LOGISTIC_SHARPNESS / scale
+        reach = max(1, math.ceil(math.log(1 / _TAIL) / sharpness))
+        edges = torch.arange(-reach, reach + 2, dtype=torch.float64) - 0.5
+        rows.append(torch.sigmoid(edges[1:] * sharpness) - torch.sigmoid(edges[:-1] * sharpness))
+        offsets.append(-reach)
+    return row_tables(rows, offsets)
