@@ -49,7 +49,7 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## Print the benchmark tables (hours); CODEC=a trained codec directory for those of quality.
-	@for script in entropy_coding codec_speed ingest faults memory train_step batch_compress planning; do $(BIN)/python -m benchmarks.$$script || exit 1; done
+	@for script in entropy_coding codec_speed metrics ingest faults memory train_step batch_compress planning; do $(BIN)/python -m benchmarks.$$script || exit 1; done
 	@if [ -n "$(CODEC)" ]; then for script in factors tiles determinism; do \
 		$(BIN)/python -m benchmarks.$$script --codec $(CODEC) || exit 1; done; fi
 
@@ -59,7 +59,7 @@ surface: $(STAMP)  ## Renew tests/surface.txt, where options, columns or metrics
 
 constraints:  ## Renew constraints.txt with the newest versions that pyproject.toml allows (installs 6.5 GB, apart).
 	rm -rf build/fresh && $(PYTHON) -m venv build/fresh
-	build/fresh/bin/python -m pip install --quiet --disable-pip-version-check '.[aws,cluster,dev]'
+	build/fresh/bin/python -m pip install --quiet --disable-pip-version-check '.[aws,cluster,dev,perception]'
 	build/fresh/bin/python -m pip freeze --all --exclude pip --exclude wheel --exclude corrdiff | LC_ALL=C sort -f > build/constraints.txt
 	mv build/constraints.txt constraints.txt && rm -rf build/fresh
 

@@ -5,21 +5,30 @@ A metric that cannot be computed is None, never a number.
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from corrdiff import texture
+from corrdiff import grain, ssimulacra2, texture
 from corrdiff.perceptual import LPIPS_MIN_SIDE
 from corrdiff.picture import Picture
+from corrdiff.sliced_wasserstein import sliced_wasserstein
 
 MS_SSIM_MIN_SIDE = 161
 """Five scales and an 11x11 window need more than (11 - 1) * 2**4 pixels (pytorch_msssim)."""
+
+CVVDP_DISPLAY = "standard_4k"
+"""30 inches, 200 cd/m², office light, seen from twice its height: 75 pixels a degree."""
+CVVDP_MIN_SIDE = 2
+CVVDP_MAX_PIXELS = 1 << 24
+"""It takes half a GiB a megapixel."""
 
 
 def bits_per_pixel(data_bytes: int, height: int, width: int) -> float:
@@ -76,6 +85,25 @@ def lpips_distance(original: Picture, picture: Picture, network: nn.Module) -> f
         return float(network(_signed(original), _signed(picture)))
 
 
+def color_video_vdp(original: Picture, picture: Picture) -> float | None:
+    """Compute ColorVideoVDP of a still picture in JOD, 10 where no difference is seen.
+
+    It is None without the package `cvvdp`, where a side is under 2 pixels, and over 16 megapixels.
+    """
+    height, width = original.shape[:2]
+    if version_of("cvvdp") is None or min(height, width) < CVVDP_MIN_SIDE or height * width > CVVDP_MAX_PIXELS:
+        return None
+    with torch.inference_mode():
+        return float(_cvvdp().predict(picture, original, dim_order="HWC")[0])
+
+
+@functools.cache
+def _cvvdp() -> Any:
+    import pycvvdp
+
+    return pycvvdp.cvvdp(display_name=CVVDP_DISPLAY, quiet=True, device=torch.device("cpu"))
+
+
 def _signed(picture: Picture) -> Tensor:
     """Give a picture in [-1, 1], [1, 3, H, W]."""
     return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
@@ -101,6 +129,22 @@ class Metric(NamedTuple):
     """How it is computed, in the words of a report."""
     library: str = ""
     """The package that computes it, whose version a report names too."""
+
+    @property
+    def missing(self) -> str:
+        """The sentence of a report where the package is not installed; empty where it is, or none is needed."""
+        if not self.library or version_of(self.library) is not None:
+            return ""
+        return f"the package {self.library} is not installed (the extra `perception` has it)"
+
+
+@functools.cache
+def version_of(library: str) -> str | None:
+    """Give the version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _finite_psnr(original: Picture, picture: Picture, _: nn.Module | None) -> float | None:
@@ -134,10 +178,52 @@ METRICS = (
         axis="high frequencies, of the original's", in_datasets=False,
         method="ours: energy of the finest band of a Laplacian pyramid over the original's; 1 is as much of it",
     ),
+    Metric(
+        "ssimulacra2", "SSIMULACRA2", "higher", lambda o, p, _: ssimulacra2.score(o, p), in_datasets=False,
+        method="version 2.1, as libjxl's tool; 90 is hard to tell from the original, 70 is high quality, 50 medium; "
+               f"absent where a side is under {ssimulacra2.MIN_SIDE} pixels",
+    ),
+    Metric(
+        "cvvdp", "ColorVideoVDP, JOD", "higher", lambda o, p, _: color_video_vdp(o, p), in_datasets=False,
+        method=f"still picture on the display {CVVDP_DISPLAY} (75 pixels a degree, 200 cd/m²); 10 is no visible "
+               "difference; absent over 16 megapixels",
+        library="cvvdp",
+    ),
+    Metric(
+        "grain", "grain", "one", lambda o, p, _: grain.ratio(o, p),
+        axis="grain, of the original's", in_datasets=False,
+        method="ours: energy at periods of 4, 8 and 16 pixels, across and down, over that of the frequencies two and "
+               f"three waves in {grain.BLOCK} pixels beside, over the same of the original; more than 1 is a lattice; "
+               f"absent where a side is under {grain.MIN_SIDE} pixels",
+    ),
 )  # fmt: skip
-"""Equal pictures have no PSNR, small ones no MS-SSIM and no LPIPS; without its network nothing has LPIPS."""
+"""Equal pictures have no PSNR, small ones lack several; without its network nothing has LPIPS, without its package
+nothing has ColorVideoVDP."""
 
 DATASET_METRICS = tuple(metric for metric in METRICS if metric.in_datasets)
+
+
+class SetMetric(NamedTuple):
+    """How near a set of pictures is to that of its originals, in one number."""
+
+    name: str
+    title: str
+    better: Literal["higher", "lower", "one"]
+    measure: Callable[[Sequence[Picture], Sequence[Picture]], float | None]
+    """What makes of (originals, pictures) the value, or None where there is none."""
+    method: str
+    """How it is computed, in the words of a report."""
+
+
+SET_METRICS = (
+    SetMetric(
+        "sliced_wasserstein", "sliced Wasserstein distance", "lower", sliced_wasserstein,
+        method="arXiv 1710.10196, section 5: patches of 7x7x3 from each level of Laplacian pyramids down to 16 "
+               "pixels, 128 of a picture and level, each channel normalised over its set, 512 directions; mean over "
+               "the levels",
+    ),
+)  # fmt: skip
+"""Of whole sets; no column of a table of pictures."""
 
 
 def quality(

@@ -143,7 +143,8 @@ def _instruments(config: EvaluateConfig) -> dict[str, Any]:
     weights = lpips_weights(config.lpips_weights)
     return {
         "anchors": {name: anchors.description(name) for name in config.anchors}, "corrdiff": __version__,
-        "metrics": [metric.name for metric in METRICS], "lpips": weights.name if weights else None,
+        "metrics": [metric.name for metric in METRICS if not metric.missing],
+        "lpips": weights.name if weights else None,
     }  # fmt: skip
 
 

@@ -241,6 +241,9 @@ def _method(evaluation: Evaluation) -> Iterable[tuple[str, str]]:
     yield "bits a pixel", "8 times the size of the whole file over width times height"
     weights = lpips_weights(evaluation.config.lpips_weights)
     for metric in METRICS:
+        if metric.missing:
+            yield metric.title, f"absent: {metric.missing}"
+            continue
         library = f"{metric.library} {version(metric.library)}: " if metric.library else ""
         method = f"{library}{metric.method}"
         if metric.name == "lpips":

@@ -8,7 +8,8 @@ import pytest
 import scipy.signal
 from skimage.metrics import peak_signal_noise_ratio
 
-from corrdiff.metrics import bits_per_pixel, ms_ssim, psnr, texture_error
+from corrdiff import metrics
+from corrdiff.metrics import METRICS, SET_METRICS, bits_per_pixel, color_video_vdp, ms_ssim, psnr, texture_error
 from corrdiff.picture import Picture
 
 Draw = Callable[..., Picture]
@@ -97,3 +98,43 @@ def test_a_flat_picture_has_more_texture_error_than_a_noisy_one(draw: Draw) -> N
     picture = draw(64, 64)
     flat = np.full_like(picture, picture.mean())
     assert texture_error(picture, flat) > texture_error(picture, _noisy(picture, 5))
+
+
+def test_color_video_vdp_is_10_jod_where_nothing_is_seen_and_falls_with_noise(draw: Draw) -> None:
+    pytest.importorskip("pycvvdp", reason="the extra `perception` is not installed")
+    picture = draw(96, 128)
+    values = [color_video_vdp(picture, _noisy(picture, strength)) for strength in (0, 5, 20, 80)]
+    assert values[0] == 10
+    assert values == sorted((v for v in values if v is not None), reverse=True) and len(set(values)) == 4
+    assert color_video_vdp(picture, _noisy(picture, 5)) == values[1]  # whatever came between
+
+
+def test_color_video_vdp_of_a_huge_picture_is_absent_before_memory_is_taken() -> None:
+    huge = np.broadcast_to(np.uint8(0), (1 << 20, 1 << 20, 3))
+    assert color_video_vdp(huge, huge) is None
+    assert color_video_vdp(huge[:1, :9], huge[:1, :9]) is None
+
+
+def test_a_metric_whose_package_is_not_installed_is_absent_and_says_so(
+    draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cvvdp,) = (metric for metric in METRICS if metric.name == "cvvdp")
+    monkeypatch.setattr(metrics, "version_of", lambda library: None)
+    assert cvvdp.measure(draw(64, 64), draw(64, 64), None) is None
+    assert cvvdp.missing == "the package cvvdp is not installed (the extra `perception` has it)"
+
+
+def test_what_the_plain_package_needs_is_never_missing() -> None:
+    assert [metric.name for metric in METRICS if metric.missing] in ([], ["cvvdp"])
+
+
+def test_the_tables_name_each_measure_once() -> None:
+    names = [metric.name for metric in (*METRICS, *SET_METRICS)]
+    assert len(names) == len(set(names))
+
+
+def test_a_measure_of_sets_takes_originals_and_pictures(draw: Draw) -> None:
+    originals = [draw(32, 32, seed) for seed in range(3)]
+    for metric in SET_METRICS:
+        assert metric.measure(originals, originals) == 0
+        assert metric.measure(originals, [_noisy(p, 30) for p in originals]) != 0

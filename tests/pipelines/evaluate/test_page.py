@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+import pytest
 
+from corrdiff import metrics
 from corrdiff.metrics import METRICS
 from pipelines.display import curves
 from pipelines.evaluate.config import EvaluateConfig
@@ -57,6 +59,12 @@ def test_a_metric_that_no_picture_has_is_left_out() -> None:
     text = _page(_evaluation(_table(**{gone.name: None})))
     assert f"<th>{gone.title}</th>" not in text
     assert all(f"<th>{metric.title}</th>" in text for metric in others)
+
+
+def test_a_metric_whose_package_is_not_installed_is_said_to_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "version_of", lambda library: None if library == "cvvdp" else "1.0")
+    text = _page(_evaluation(_table(cvvdp=None)))
+    assert "absent: the package cvvdp is not installed (the extra `perception` has it)" in text
 
 
 def test_rates_are_compared_in_every_metric_that_rises_with_them() -> None:
