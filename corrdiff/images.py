@@ -213,9 +213,9 @@ _STRIP_PIXELS = 1 << 20
 
 def _reduce_depth(image: Image.Image) -> Image.Image:
     """Reduce 16-bit (or float in [0, 1]) grey to 8-bit grey."""
-    values = np.asarray(image).astype(np.float64)
     scale = 255.0 if image.mode == "F" else 255.0 / 65535.0
     with np.errstate(invalid="ignore"):  # a float may be no number
+        values = np.asarray(image).astype(np.float64)
         return Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8))
 
 
