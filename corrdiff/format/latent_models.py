@@ -35,6 +35,8 @@ _MEAN_LIMIT = SYMBOL_MAX << MEAN_FRACTION_BITS
 
 CONTEXT_LIMIT = 8
 """Larger latents are this to the context; a quarter of them is what it sees."""
+_CONTEXT_LIMIT = CONTEXT_LIMIT * _MEAN_ONE
+"""In units of a mean. A quarter of a multiple of 2**-6 is one of 2**-8, an activation: the number stays."""
 QUALITY_PARTS = 16
 """Qualities between two levels, and one of the levels."""
 STRIP_POSITIONS = 1 << 12
@@ -200,14 +202,15 @@ class SlicedContext(NamedTuple):
             channels = slice(first, first + size)
             y_hat_BmL = torch.zeros(batch, size, height * width, dtype=torch.float64, device=h.device)
             for parity, context in enumerate(halves):
-                x = torch.cat([seen, context_of(y_hat_BmL.reshape(batch, size, height, width))], 1) if parity else seen
+                half = y_hat_BmL.reshape(batch, size, height, width)
+                x = torch.cat([seen, context_of(half, _CONTEXT_LIMIT)], 1) if parity else seen
                 m, index = context.at(x, parity).chunk(2, dim=1)
                 run = Run(channels, checkerboard(height, width, parity, h.device))
                 m = m.clamp(-_MEAN_LIMIT, _MEAN_LIMIT)
                 s = symbols_of(run, _mean(m), _scale_index(index + bias_BM1[:, channels]))
                 y_hat_BmL[:, :, run.positions] = s.to(h.device, torch.float64) * _MEAN_ONE + m
             y_hat = y_hat_BmL.reshape(batch, size, height, width)
-            seen = torch.cat([seen, context_of(y_hat)], 1)
+            seen = torch.cat([seen, context_of(y_hat, _CONTEXT_LIMIT)], 1)
             slices.append(y_hat)
             first += size
         return (torch.cat(slices, 1) / _MEAN_ONE).float()
@@ -220,20 +223,21 @@ class SlicedContext(NamedTuple):
         return ((QUALITY_PARTS - part_B1) * below + part_B1 * above) / QUALITY_PARTS
 
 
-def context_of(y_hat_BmHW: Tensor) -> Tensor:
-    """What the context sees of a slice, in units of a mean: a quarter of each latent, and of its size, as activations.
-
-    A quarter of a multiple of 2**-6 is a multiple of 2**-8: the number stays and the unit is another.
-    """
-    limit = CONTEXT_LIMIT * _MEAN_ONE
+def context_of(y_hat_BmHW: Tensor, limit: float) -> Tensor:
+    """What the context sees of a slice: each latent, at most as large as the limit, and its size."""
     near = y_hat_BmHW.clamp(-limit, limit)
     return torch.cat([near, near.abs()], dim=1)
 
 
+def dark_squares(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which positions are of the colour of the upper left one, [height, width]: the half that is decoded first."""
+    row, column = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
+    return (row + column) % 2 == 0
+
+
 def checkerboard(height: int, width: int, parity: int, device: torch.device | str = "cpu") -> Tensor:
     """The positions of one colour, [L], row by row; the upper left one has parity 0."""
-    row, column = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
-    return ((row + column) % 2 == parity).flatten().nonzero()[:, 0]
+    return (dark_squares(height, width, device) == (parity == 0)).flatten().nonzero()[:, 0]
 
 
 def _mean(m: Tensor) -> Tensor:

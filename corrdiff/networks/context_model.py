@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from corrdiff.config import QUALITIES, TransformConfig
 from corrdiff.format.entropy_tables import EntropyTables
-from corrdiff.format.latent_models import CONTEXT_LIMIT, MEAN_FRACTION_BITS, SCALE_LEVELS
+from corrdiff.format.latent_models import CONTEXT_LIMIT, MEAN_FRACTION_BITS, SCALE_LEVELS, context_of, dark_squares
 from corrdiff.networks.entropy_model import (
     FactorizedPrior,
     LatentRate,
@@ -92,7 +92,8 @@ class ContextEntropyModel(nn.Module):
         bits_B = -p_z.log2().flatten(1).sum(1)
         seen = self.hyper_synthesis(z_hat_BNuv)
         bias_BM11 = (self.scale_bias_QM[q_B] * SCALE_INDEX_GAIN)[:, :, None, None]
-        dark_hw = _dark_squares(y_BMhw)
+        height, width = y_BMhw.shape[2:]
+        dark_hw = dark_squares(height, width, y_BMhw.device)
         slices: list[Tensor] = []
         parts = zip(
             torch.split(y_BMhw, self.slices, 1), torch.split(bias_BM11, self.slices, 1),
@@ -102,13 +103,13 @@ class ContextEntropyModel(nn.Module):
         for y, bias, u, first, second in parts:
             m_first, index_first = first(seen)
             half = (round_straight_through(y - m_first) + m_first) * dark_hw
-            m_second, index_second = second(torch.cat([seen, context_of(half)], 1))
+            m_second, index_second = second(torch.cat([seen, context_of(half, CONTEXT_LIMIT) / 4], 1))
             m = torch.where(dark_hw, m_first, m_second)
             index = torch.where(dark_hw, index_first, index_second) + bias
             y_hat = round_straight_through(y - m) + m
             p_y = self.likelihood_at_least(logistic_likelihood(y_hat - m if u is None else y + u - m, index))
             bits_B = bits_B - p_y.log2().flatten(1).sum(1)
-            seen = torch.cat([seen, context_of(y_hat)], 1)
+            seen = torch.cat([seen, context_of(y_hat, CONTEXT_LIMIT) / 4], 1)
             slices.append(y_hat)
         return LatentRate(torch.cat(slices, 1), bits_B)
 
@@ -135,23 +136,11 @@ class ContextEntropyModel(nn.Module):
         return EntropyTables(tensors)
 
 
-def context_of(y_hat_Bmhw: Tensor) -> Tensor:
-    """What the context sees of a slice: a quarter of each latent, and of its size."""
-    near = y_hat_Bmhw.clamp(-CONTEXT_LIMIT, CONTEXT_LIMIT) / 4
-    return torch.cat([near, near.abs()], dim=1)
-
-
 def logistic_likelihood(v: Tensor, index: Tensor) -> Tensor:
     """Likelihood of values that are v from their means, in intervals of 1; `index` is a position in the scale table."""
     distance = v.abs()
     sharpness = LOGISTIC_SHARPNESS / scale_of_index(index)
     return torch.sigmoid((0.5 - distance) * sharpness) - torch.sigmoid((-0.5 - distance) * sharpness)
-
-
-def _dark_squares(y_BMhw: Tensor) -> Tensor:
-    height, width = y_BMhw.shape[2:]
-    row, column = torch.arange(height, device=y_BMhw.device)[:, None], torch.arange(width, device=y_BMhw.device)
-    return (row + column) % 2 == 0
 
 
 def _logistic_tables() -> tuple[Tensor, Tensor, Tensor]:

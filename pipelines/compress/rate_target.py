@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from corrdiff import rate_control
+from corrdiff import metrics, rate_control
 from corrdiff.codec import Preview
 from corrdiff.config import QUALITIES
 from corrdiff.errors import JobError, UsageError
@@ -205,7 +205,7 @@ class Sampler:
         more_bytes, more_db = [], []
         for quality in FULL_AT:
             encoded = self.codec.compress_batch([image], dataclasses.replace(self.settings, quality=quality))[0]
-            mse = float(np.mean((image.astype(np.float64) - encoded.reconstruction) ** 2))
+            mse = metrics.mse(image, encoded.reconstruction)
             preview = previews[quality]
             more_bytes.append(len(encoded.data) - preview.bytes)
             more_db.append(Point.of(0, 1, mse).psnr_db - Point.of(0, 1, preview.mse).psnr_db)

@@ -12,6 +12,7 @@ import pytest
 from corrdiff.codec import Settings
 from corrdiff.config import PRESETS, CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig, preset, tiny
 from corrdiff.errors import UsageError
+from tests.support.edits import set_at
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -61,31 +62,22 @@ def test_a_shape_that_cannot_be_built_is_refused(build: Callable[[], object], sa
         build()
 
 
-def _set(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
-    def edit(data: dict[str, Any]) -> None:
-        for key in path[:-1]:
-            data = data[key]
-        data[path[-1]] = to
-
-    return edit
-
-
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (_set("surprise", to=1), r"section 'codec' has unknown fields \['surprise'\]"),
-        (_set("transform", "surprise", to=1), r"section 'transform' has unknown fields \['surprise'\]"),
+        (set_at("surprise", to=1), r"section 'codec' has unknown fields \['surprise'\]"),
+        (set_at("transform", "surprise", to=1), r"section 'transform' has unknown fields \['surprise'\]"),
         (lambda data: data["denoiser"].pop("patch"), r"section 'denoiser' .*lacks \['patch'\]"),
         (lambda data: data.pop("preset"), r"section 'codec' .*lacks \['preset'\]"),
         (lambda data: data.pop("diffusion"), "section 'diffusion' is missing"),
-        (_set("transform", to=[1, 2]), "section 'transform' is missing or is not an object"),
-        (_set("transform", "blocks", to="two"), "transform.blocks must be a whole number"),
-        (_set("transform", "blocks", to=True), "transform.blocks must be a whole number"),
-        (_set("transform", "blocks", to=-1), "transform.blocks must be a whole number"),
-        (_set("denoiser", "time_channels", to=1.5), "denoiser.time_channels must be a whole number"),
-        (_set("denoiser", "channels", to="abc"), "denoiser.channels must be a list of whole numbers"),
-        (_set("denoiser", "channels", to=[64, 96, -1]), "denoiser.channels must be a list of whole numbers"),
-        (_set("preset", to=7), "codec.preset must be a string"),
+        (set_at("transform", to=[1, 2]), "section 'transform' is missing or is not an object"),
+        (set_at("transform", "blocks", to="two"), "transform.blocks must be a whole number"),
+        (set_at("transform", "blocks", to=True), "transform.blocks must be a whole number"),
+        (set_at("transform", "blocks", to=-1), "transform.blocks must be a whole number"),
+        (set_at("denoiser", "time_channels", to=1.5), "denoiser.time_channels must be a whole number"),
+        (set_at("denoiser", "channels", to="abc"), "denoiser.channels must be a list of whole numbers"),
+        (set_at("denoiser", "channels", to=[64, 96, -1]), "denoiser.channels must be a list of whole numbers"),
+        (set_at("preset", to=7), "codec.preset must be a string"),
     ],
 )
 def test_a_field_that_is_unknown_missing_or_ill_typed_is_refused(

@@ -31,9 +31,8 @@ from corrdiff.config import CodecConfig
 from corrdiff.errors import UsageError
 from corrdiff.images import save_png
 from tests.support.codecs import refusal, replace_file
+from tests.support.edits import Edit, set_at
 from tests.support.trap import Trap
-
-Edit = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture
@@ -79,38 +78,29 @@ def test_storage_without_a_driver_is_reported(uri: str, monkeypatch: pytest.Monk
     assert "config.json cannot be read" in refusal(uri)
 
 
-def _set(*path: str, to: Any) -> Edit:
-    def edit(data: dict[str, Any]) -> None:
-        for key in path[:-1]:
-            data = data[key]
-        data[path[-1]] = to
-
-    return edit
-
-
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (_set("format", to="corrdiff-codec-9"), "format 'corrdiff-codec-9' is unknown"),
-        (_set("fingerprint", to="0" * 64), "do not match the fingerprint"),
-        (_set("fingerprint", to="00" * 31), "a fingerprint of 31 bytes, not of 32"),
-        (_set("fingerprint", to=7), "cannot be read"),
-        (_set("fingerprint", to="not hexadecimal"), "cannot be read"),
+        (set_at("format", to="corrdiff-codec-9"), "format 'corrdiff-codec-9' is unknown"),
+        (set_at("fingerprint", to="0" * 64), "do not match the fingerprint"),
+        (set_at("fingerprint", to="00" * 31), "a fingerprint of 31 bytes, not of 32"),
+        (set_at("fingerprint", to=7), "cannot be read"),
+        (set_at("fingerprint", to="not hexadecimal"), "cannot be read"),
         (lambda data: data.pop("fingerprint"), "cannot be read"),
         (lambda data: data.pop("codec"), "cannot be read"),
-        (_set("codec", "surprise", to=1), r"unknown fields \['surprise'\]"),
-        (_set("codec", "denoiser", "surprise", to=1), r"unknown fields \['surprise'\]"),
-        (_set("codec", "transform", "blocks", to="two"), "must be a whole number"),
-        (_set("codec", "transform", "patch", to=3), "patch must be"),
-        (_set("codec", "transform", "blocks", to=65536), "blocks must be from 1 to 64"),
-        (_set("codec", "transform", "latent_channels", to=0), "must be at least 1"),
-        (_set("codec", "denoiser", "time_channels", to=3), "time_channels must be even"),
-        (_set("codec", "denoiser", "channels", to=[65536] * 4), "needs channels for 3 resolutions"),
-        (_set("codec", "diffusion", "grid", to=7), "grid must be"),
-        (_set("codec", "diffusion", "steps", to=4), "do not match the fingerprint"),
-        (_set("codec", to="text"), "not an object"),
-        (_set("codec", to=None), "not an object"),
-        (_set("codec", to=[1, 2]), "not an object"),
+        (set_at("codec", "surprise", to=1), r"unknown fields \['surprise'\]"),
+        (set_at("codec", "denoiser", "surprise", to=1), r"unknown fields \['surprise'\]"),
+        (set_at("codec", "transform", "blocks", to="two"), "must be a whole number"),
+        (set_at("codec", "transform", "patch", to=3), "patch must be"),
+        (set_at("codec", "transform", "blocks", to=65536), "blocks must be from 1 to 64"),
+        (set_at("codec", "transform", "latent_channels", to=0), "must be at least 1"),
+        (set_at("codec", "denoiser", "time_channels", to=3), "time_channels must be even"),
+        (set_at("codec", "denoiser", "channels", to=[65536] * 4), "needs channels for 3 resolutions"),
+        (set_at("codec", "diffusion", "grid", to=7), "grid must be"),
+        (set_at("codec", "diffusion", "steps", to=4), "do not match the fingerprint"),
+        (set_at("codec", to="text"), "not an object"),
+        (set_at("codec", to=None), "not an object"),
+        (set_at("codec", to=[1, 2]), "not an object"),
     ],
 )
 def test_a_configuration_that_is_not_right_is_refused(copy: Path, edit: Edit, said: str) -> None:
@@ -159,7 +149,7 @@ def _sealed(directory: Path, change: Callable[[dict[str, Any], dict[str, Any], d
     ("change", "said"),
     [
         (
-            lambda data, weights, tables: _set("codec", "denoiser", "channels", to=[65536] * 3)(data),
+            lambda data, weights, tables: set_at("codec", "denoiser", "channels", to=[65536] * 3)(data),
             "weights.safetensors does not fit config.json",
         ),
         (lambda data, weights, tables: weights.pop("gain.log_gain_QM"), "weights.safetensors does not fit"),
