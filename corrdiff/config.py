@@ -97,9 +97,14 @@ class TransformConfig:
     them at once, by z alone."""
     context_channels: int = _later(0)
     """Width of the networks that predict slices."""
+    lapped: bool = _later(False)
+    """Whether E is a linear transform with overlapping bases and D starts from its inverse; patch, channels and blocks
+    are then those of D alone."""
 
     def __post_init__(self) -> None:
         _check_stages("transform", self.patch, self.channels)
+        if self.lapped and self.latent_channels > 3 * LATENT_STRIDE**2:
+            raise UsageError(f"transform: there are {3 * LATENT_STRIDE**2} lapped functions, not {self.latent_channels}")
         _check_blocks("transform", self.blocks)
         if min(self.latent_channels, self.hyper_channels) < 1:
             raise UsageError("transform: latent_channels and hyper_channels must be at least 1")
@@ -123,6 +128,14 @@ class DenoiserConfig:
     """Residual blocks at each resolution, on the way down and on the way up."""
     time_channels: int = 128
     """Width of the time embedding."""
+    sees_decoder: bool = _later(False)
+    """Whether the finest context map has D's picture in it."""
+
+    @property
+    def map_channels(self) -> tuple[int, ...]:
+        """Count the channels of the context maps, D's picture included."""
+        finest, *others = self.context_channels
+        return (finest + self.sees_decoder * 3 * self.patch**2, *others)
 
     def __post_init__(self) -> None:
         _check_stages("denoiser", self.patch, self.channels)
@@ -244,6 +257,8 @@ def _build(kind: Any, data: Any, name: str) -> Any:
             if not isinstance(value, list | tuple) or not all(isinstance(v, int) and 0 < v <= 1 << 16 for v in value):
                 raise UsageError(f"configuration: {name}.{key} must be a list of whole numbers, not {value!r}")
             value = tuple(value)
+        if fields[key] == "bool" and not isinstance(value, bool):
+            raise UsageError(f"configuration: {name}.{key} must be true or false, not {value!r}")
         if fields[key] == "str" and not isinstance(value, str):
             raise UsageError(f"configuration: {name}.{key} must be a string, not {value!r}")
         values[key] = value

@@ -52,16 +52,16 @@ class Networks:
         z_BNuv: Tensor = self.model.entropy.hyper_analysis(y_BMhw)
         return z_BNuv
 
-    def privileged(self, y_hat_BMhw: Tensor) -> Tensor:
+    def privileged(self, y_hat_BMhw: Tensor, g_BM11: Tensor) -> Tensor:
         """Run D: the end-to-end decoder's picture of y_hat / g_q."""
         with self.autocast():
-            d_BCHW: Tensor = self.model.decoder(y_hat_BMhw)
+            d_BCHW: Tensor = self.model.decoder(y_hat_BMhw, g_BM11)
         return d_BCHW.float().contiguous().clamp_(-1, 1)
 
-    def context(self, y_hat_BMhw: Tensor) -> list[Tensor]:
-        """Compute what the score network sees of y_hat / g_q, a map for each resolution."""
+    def context(self, y_hat_BMhw: Tensor, d_BCHW: Tensor) -> list[Tensor]:
+        """Compute what the score network sees of y_hat / g_q and D's picture, a map for each resolution."""
         with self.autocast():
-            maps: list[Tensor] = self.model.context(y_hat_BMhw)
+            maps: list[Tensor] = self.model.context(y_hat_BMhw, d_BCHW)
         return maps
 
     def estimate(self, x_t_BCHW: Tensor, context: list[Tensor], t: float) -> Tensor:

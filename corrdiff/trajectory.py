@@ -42,7 +42,7 @@ def run(
         The picture under the window, [B, 3, H, W] in [-1, 1].
     """
     batch, _, height, width = d_BCHW.shape
-    context = networks.context(y_hat_BMhw)
+    context = networks.context(y_hat_BMhw, d_BCHW)
     top, left = tile.row.begin, tile.column.begin
     x_t_BCHW = format_noise(height, width, top, left).to(d_BCHW.device).repeat(batch, 1, 1, 1)
     start = diffusion.T_MAX

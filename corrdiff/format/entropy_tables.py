@@ -29,6 +29,9 @@ from corrdiff.format.range_coder import SYMBOL_MAX, SYMBOL_MIN, RangeDecoder, Ra
 _PROBE = (3, 5)
 """Size of the hyperlatent with which a device is tried."""
 
+THRESHOLD_ONE = 1 << 16
+"""Thresholds of symbols are whole numbers of this fraction of a step."""
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 
@@ -74,6 +77,12 @@ class EntropyTables:
             raise UsageError(f"codec tables: {len(self._y)} scale levels where {SCALE_LEVELS} were expected")
         self.model = _latent_model(tensors, self.hyper_channels)
         self._device = torch.device("cpu")
+        threshold = tensors.get("y.threshold")
+        if threshold is not None and (
+            threshold.dtype != torch.int32 or threshold.ndim != 2 or len(threshold) != SCALE_LEVELS
+        ):
+            raise UsageError("codec tables: 'y.threshold' does not fit")
+        self._threshold = None if threshold is None else threshold.float() / THRESHOLD_ONE
 
     @property
     def hyper_channels(self) -> int:
@@ -117,7 +126,7 @@ class EntropyTables:
         indexes: list[Tensor] = []
 
         def rounded(run: Run, m: Tensor, index: Tensor) -> Tensor:
-            s = (run.of(y) - m).round().clamp(SYMBOL_MIN, SYMBOL_MAX)
+            s = self._symbols(run.of(y) - m, index).clamp(SYMBOL_MIN, SYMBOL_MAX)
             symbols.append(s.to(torch.int16).flatten(1))
             indexes.append(index.flatten(1))
             return s
@@ -129,7 +138,21 @@ class EntropyTables:
     def y_hat_of(self, y_BMhw: Tensor, z_BNuv: Tensor, quality_B: Tensor) -> Tensor:
         """Quantise to y_hat_BMhw alone, on the tables' device."""
         y = y_BMhw.detach().float().to(self._device)
-        return self.model.walk(z_BNuv.detach().round(), quality_B, lambda run, m, _: (run.of(y) - m).round())
+        z_hat = z_BNuv.detach().round()
+        return self.model.walk(z_hat, quality_B, lambda run, m, index: self._symbols(run.of(y) - m, index))
+
+    def _symbols(self, v: Tensor, index: Tensor) -> Tensor:
+        """Choose the symbols of values v from their means: the nearest, or one nearer to 0 where it costs less.
+
+        With s steps at best, |v| - |s| is in [-1/2, 1/2]. Going one down adds 1 + 2 (|v| - |s|) to the squared error and
+        saves bits that depend on |s| and the table alone: so a threshold for |v| - |s| says which is better.
+        """
+        s = v.round()
+        if self._threshold is None:
+            return s
+        size = s.abs()
+        threshold = self._threshold.to(v.device)[index.long(), size.clamp(max=self._threshold.shape[1] - 1).long()]
+        return torch.where(v.abs() - size < threshold, (size - 1) * s.sign(), s)
 
     def code(self, symbols: Sequence[Symbols]) -> list[LatentStreams]:
         """Code the latents of tiles to bytes, over the cores."""

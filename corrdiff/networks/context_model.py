@@ -23,11 +23,14 @@ from compressai.ops import LowerBound
 from torch import Tensor, nn
 
 from corrdiff.config import QUALITIES, TransformConfig
-from corrdiff.format.entropy_tables import EntropyTables
+from corrdiff.format.entropy_tables import THRESHOLD_ONE, EntropyTables
 from corrdiff.format.latent_models import CONTEXT_LIMIT, MEAN_FRACTION_BITS, SCALE_LEVELS, context_of, dark_squares
 from corrdiff.networks.entropy_model import (
+    SCALE_MAX,
+    SCALE_MIN,
     FactorizedPrior,
     LatentRate,
+    index_of_scale,
     prior_tables,
     round_straight_through,
     scale_of_index,
@@ -41,6 +44,13 @@ LOGISTIC_SHARPNESS = math.pi / math.sqrt(3)
 
 OUT_INIT = 0.3
 """The last layers start this much smaller: near the scales that the bias says."""
+
+RATE_WEIGHT = 0.1
+"""Squared error, in steps squared, that the encoder gives to save a bit. Where gains start it is 3 beta / step**2 =
+0.115 (`model.STEP_OF_BETA`)."""
+
+MOST_THRESHOLD = 15
+"""Symbols larger than that are always the nearest."""
 
 _TAIL = 2.0**-15
 LIKELIHOOD_MIN = 1e-9
@@ -83,6 +93,11 @@ class ContextEntropyModel(nn.Module):
         self.scale_bias_QM = nn.Parameter(start_QM)
         """Over SCALE_INDEX_GAIN, so that it learns as quickly as the networks' own."""
 
+    @torch.no_grad()
+    def start(self, deviation_QM: Tensor) -> None:
+        """Let scales start at the standard deviations of symbols at each quality level, before anything is learned."""
+        self.scale_bias_QM.copy_(index_of_scale(deviation_QM.clamp(SCALE_MIN, SCALE_MAX)) / SCALE_INDEX_GAIN)
+
     def forward(self, y_BMhw: Tensor, q_B: Tensor, u_y_BMhw: Tensor | None, u_z_BNuv: Tensor | None) -> LatentRate:
         """Rate with additive noise (training), or with rounding where the noise is None (evaluation)."""
         y_BMhw = y_BMhw.float()
@@ -120,6 +135,7 @@ class ContextEntropyModel(nn.Module):
         tensors = {
             **table_tensors("z", *prior_tables(self.prior)),
             **table_tensors("y", *_logistic_tables()),
+            "y.threshold": _thresholds(),
             **integer_conv("h_s.0", h_s.conv1, fraction_in=0), **integer_conv("h_s.1", h_s.conv2),
             **integer_conv("h_s.2", h_s.conv3),
             "y.slices": torch.tensor(self.slices, dtype=torch.int32),
@@ -141,6 +157,16 @@ def logistic_likelihood(v: Tensor, index: Tensor) -> Tensor:
     distance = v.abs()
     sharpness = LOGISTIC_SHARPNESS / scale_of_index(index)
     return torch.sigmoid((0.5 - distance) * sharpness) - torch.sigmoid((-0.5 - distance) * sharpness)
+
+
+def _thresholds() -> Tensor:
+    """|v| - |s| below which a symbol one nearer to 0 is better, for each scale and |s| up to one above the largest."""
+    size = torch.arange(MOST_THRESHOLD + 2, dtype=torch.float64)
+    index = torch.arange(float(SCALE_LEVELS), dtype=torch.float64)[:, None]
+    bits = -logistic_likelihood(size, index).clamp(min=1e-30).log2()
+    threshold = (RATE_WEIGHT * bits.diff(dim=1) - 1) / 2
+    never = torch.full((SCALE_LEVELS, 1), -1.0, dtype=torch.float64)
+    return (torch.cat([never, threshold[:, :MOST_THRESHOLD], never], 1) * THRESHOLD_ONE).round().int()
 
 
 def _logistic_tables() -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff.config import DenoiserConfig
-from corrdiff.networks.layers import TimeEmbedding, TimeResidualBlock, Upsample, conv3x3
+from corrdiff.networks.layers import BRANCH_INIT, TimeEmbedding, TimeResidualBlock, Upsample, conv3x3
 
 
 class Denoiser(nn.Module):
@@ -19,7 +19,7 @@ class Denoiser(nn.Module):
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.patch = config.patch
-        channels, context = config.channels, config.context_channels
+        channels, context = config.channels, config.map_channels
         time = config.time_channels
         self.time = TimeEmbedding(time)
         self.inp = conv3x3(3 * config.patch**2, channels[0])
@@ -42,6 +42,10 @@ class Denoiser(nn.Module):
             if i > 0:
                 self.ups.append(Upsample(c, channels[i - 1]))
         self.out = conv3x3(channels[0], 3 * config.patch**2)
+        self.sees_decoder = config.sees_decoder
+        if config.sees_decoder:
+            with torch.no_grad():
+                self.out.weight.mul_(BRANCH_INIT)
 
     def forward(self, x_t_BCHW: Tensor, context: list[Tensor], t_B: Tensor) -> Tensor:
         emb_BT = self.time(t_B)
@@ -59,7 +63,10 @@ class Denoiser(nn.Module):
                 h = torch.cat([self.ups[i - 1](h), skips.pop()], dim=1)
             for block in _blocks(blocks):
                 h = block(h, emb_BT)
-        return F.pixel_shuffle(self.out(F.silu(h)), self.patch)
+        out = self.out(F.silu(h))
+        if self.sees_decoder:  # D's picture, the last channels of the finest map, is what is gone on from
+            out = out + context[0][:, -out.shape[1] :]
+        return F.pixel_shuffle(out, self.patch)
 
 
 def _blocks(blocks: nn.Module) -> nn.ModuleList:

@@ -57,6 +57,11 @@ def scale_of_index(index: Tensor) -> Tensor:
     return SCALE_MIN * torch.exp(index.clamp(0, SCALE_LEVELS - 1) * SCALE_LOG_STEP)
 
 
+def index_of_scale(scale: Tensor) -> Tensor:
+    """Give the continuous position of sigma in the scale table."""
+    return (scale / SCALE_MIN).log() / SCALE_LOG_STEP
+
+
 class FactorizedPrior(EntropyBottleneck):  # type: ignore[misc]
     """p(z): the fully factorised density of arXiv 1802.01436, with the noise given by the caller.
 
@@ -85,6 +90,14 @@ class EntropyModel(nn.Module):
         self.hyper_synthesis = HyperSynthesis(config)
         self.prior = FactorizedPrior(config.hyper_channels)
         self.gaussian = GaussianConditional(None)
+
+    @torch.no_grad()
+    def start(self, deviation_QM: Tensor) -> None:
+        """Let scales start near the standard deviations of symbols, those of the middle quality."""
+        index_M = index_of_scale(deviation_QM[len(deviation_QM) // 2].clamp(SCALE_MIN, SCALE_MAX))
+        bias = self.hyper_synthesis.conv3.bias
+        assert bias is not None
+        bias[len(index_M) :] = (index_M - SCALE_INDEX_BIAS) / SCALE_INDEX_GAIN
 
     def forward(self, y_BMhw: Tensor, q_B: Tensor, u_y_BMhw: Tensor | None, u_z_BNuv: Tensor | None) -> LatentRate:
         """Estimate the rate with additive noise (training), or with rounding where the noise is None (evaluation)."""

@@ -18,6 +18,9 @@ RESIDUAL_INIT = 0.1
 """The last convolution of a residual branch starts this much smaller, so that deep stacks start near the identity
 (as in Fixup, arXiv 1901.09321) and train without normalisation."""
 
+BRANCH_INIT = 0.1
+"""The last convolution of what is added to a linear transform starts this much smaller."""
+
 
 def conv3x3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
     """Make a 3x3 convolution, zero-padded."""

@@ -12,17 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from corrdiff.config import QUALITIES, CodecConfig, TransformConfig
+from corrdiff.networks import lapped
 from corrdiff.networks.denoiser import Denoiser
-from corrdiff.networks.privileged_decoder import PrivilegedDecoder
+from corrdiff.networks.lapped import LappedAnalysis
+from corrdiff.networks.privileged_decoder import LappedDecoder, PrivilegedDecoder
 from corrdiff.networks.transforms import AnalysisTransform, ContextSynthesis, HyperAnalysis
 
 if TYPE_CHECKING:
     from corrdiff.networks.context_model import ContextEntropyModel
     from corrdiff.networks.entropy_model import EntropyModel
 
-BETA_SPREAD = 27.0
-"""beta of the lowest quality over beta of the highest: the span of the rate weights that compressai trains for its
-eight qualities (0.0018 to 0.0483), all of which one model covers here."""
+BETA_SPREAD = 100.0
+"""beta of the lowest quality over beta of the highest: what takes photographs from about 0.05 to 1 bpp."""
+
+STEP_OF_BETA = 26.0
+"""A uniform quantiser of step s has the best rate for its error at high rate where s**2 is that times beta: three
+orthonormal coefficients a pixel, an error of s**2 / 12 in each, and log2 s bits."""
 
 
 def beta_of_quality(beta: float) -> list[float]:
@@ -67,13 +72,30 @@ class CorrDiffModel(nn.Module):
         """A model that is not for training has of the entropy model only H_a."""
         super().__init__()
         self.config = config
-        self.analysis = AnalysisTransform(config.transform)
-        self.gain = QualityGain(config.transform.latent_channels)
-        entropy = _entropy_model(config.transform) if for_training else HyperEncoder(config.transform)
+        transform = config.transform
+        self.analysis = LappedAnalysis(transform.latent_channels) if transform.lapped else AnalysisTransform(transform)
+        self.gain = QualityGain(transform.latent_channels)
+        entropy = _entropy_model(transform) if for_training else HyperEncoder(transform)
         self.entropy = cast("EntropyModel | ContextEntropyModel", entropy)
-        self.context = ContextSynthesis(config.transform.latent_channels, config.denoiser)
+        self.context = ContextSynthesis(transform.latent_channels, config.denoiser)
         self.denoiser = Denoiser(config.denoiser)
-        self.decoder = PrivilegedDecoder(config.transform)
+        self.decoder = LappedDecoder(transform) if transform.lapped else PrivilegedDecoder(transform)
+
+    @torch.no_grad()
+    def start_from(self, x_BCHW: Tensor, beta: float) -> None:
+        """Set the lapped transforms, the gains and the scales of the entropy model to what training pictures ask for.
+
+        Args:
+            x_BCHW: some of them, in [-1, 1], whose sides are multiples of 16.
+            beta: rate weight of the middle quality, as for `beta_of_quality`.
+        """
+        assert isinstance(self.analysis, LappedAnalysis) and isinstance(self.decoder, LappedDecoder)
+        weight, deviation_M = lapped.basis(x_BCHW, self.config.transform.latent_channels)
+        self.analysis.weight.copy_(weight)
+        self.decoder.lapped.weight.copy_(weight)
+        step_Q1 = (STEP_OF_BETA * torch.tensor(beta_of_quality(beta))).sqrt()[:, None]
+        self.gain.log_gain_QM.copy_(-step_Q1.log().expand_as(self.gain.log_gain_QM))
+        self.entropy.start(deviation_M.cpu() / step_Q1)
 
     def latent(self, x_BCHW: Tensor, q_B: Tensor) -> tuple[Tensor, Tensor]:
         """Compute y = g_q * E(x), and g_q itself; x is padded to a multiple of 64."""

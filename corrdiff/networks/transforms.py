@@ -100,24 +100,28 @@ class HyperSynthesis(nn.Module):
 
 
 class ContextSynthesis(nn.Module):
-    """The latent, upsampled to one feature map for each resolution of the score network.
+    """What the score network is told: the latent, upsampled to a feature map for each of its resolutions, and at the
+    finest, where it is made so, D's picture beside it.
 
-    y_hat / g_q at 1/16 -> list of maps, finest (1/patch) first.
+    y_hat / g_q at 1/16, D's picture -> list of maps, finest (1/patch) first.
     """
 
     def __init__(self, latent_channels: int, config: DenoiserConfig) -> None:
         super().__init__()
         channels = config.context_channels
+        self.picture_patch = config.patch if config.sees_decoder else 0
         self.inp = conv3x3(latent_channels, channels[-1])
         self.blocks = nn.ModuleList(
             nn.Sequential(*[ResidualBlock(c) for _ in range(config.blocks)]) for c in reversed(channels)
         )
         self.ups = nn.ModuleList(Upsample(channels[i], channels[i - 1]) for i in range(len(channels) - 1, 0, -1))
 
-    def forward(self, y_BMhw: Tensor) -> list[Tensor]:
+    def forward(self, y_BMhw: Tensor, d_BCHW: Tensor) -> list[Tensor]:
         h = self.blocks[0](self.inp(y_BMhw))
         maps = [h]
         for up, block in zip(self.ups, list(self.blocks)[1:], strict=True):
             h = block(up(h))
             maps.append(h)
+        if self.picture_patch:
+            maps[-1] = torch.cat([maps[-1], F.pixel_unshuffle(d_BCHW, self.picture_patch).to(h.dtype)], 1)
         return maps[::-1]
