@@ -24,9 +24,8 @@ from benchmarks.measure import Row, interleaved, parser, ratio, report, sample
 from corrdiff import correction, diffusion
 from corrdiff.codec import CorrDiffCodec, Precision, Settings
 from corrdiff.codec_directory import default_precision
-from corrdiff.config import PRESETS, preset
+from corrdiff.config import PRESETS, T_MAX, preset
 from corrdiff.correction import Grid
-from corrdiff.format.factor_coding import PLANES
 from corrdiff.networks.model import CorrDiffModel
 
 CDC_STEPS = 65
@@ -78,8 +77,8 @@ def codec_rows(name: str, precision: Precision, arguments: argparse.Namespace) -
     with codec.networks.autocast():
         context = model.context(y)
         d = model.decoder(y).float().contiguous()
-    grid = Grid(height, width, codec.config.diffusion.grid)
-    factors = torch.full((1, PLANES, grid.rows, grid.columns), 0.5, device=device)
+    grid, planes = Grid(height, width, codec.config.diffusion.grid), codec.config.diffusion.planes
+    factors = torch.full((1, planes, grid.rows, grid.columns), 0.5, device=device)
 
     def networks(encoding: bool) -> None:
         with codec.networks.autocast():
@@ -99,7 +98,7 @@ def codec_rows(name: str, precision: Precision, arguments: argparse.Namespace) -
     def step() -> None:
         with codec.networks.autocast():
             xhat0 = model.denoiser(x, context, t)
-        parts = correction.split(xhat0.float().contiguous().clamp_(-1, 1), d)
+        parts = correction.split(xhat0.float().contiguous().clamp_(-1, 1), d, planes)
         diffusion.ddim_step(x, correction.apply(parts, factors, grid), 0.5, 0.4)
 
     actions: dict[str, Callable[[], object]] = {
@@ -143,7 +142,7 @@ def cdc_row(side: int, device: str, ours: float) -> Row:
     with FlopCounterMode(display=False) as counter:
         unet(x, context, torch.zeros(1, device=device))
     started = time.perf_counter()
-    for t, t_next in itertools.pairwise(diffusion.sampling_times(CDC_STEPS, diffusion.T_MAX)):
+    for t, t_next in itertools.pairwise(diffusion.sampling_times(CDC_STEPS, T_MAX)):
         x_0 = unet(x, context, torch.full((1,), t, device=device)).clamp(-1, 1)
         x = diffusion.ddim_step(x, x_0, t, t_next) if t_next > 0 else x_0
     float(x.sum())  # a GPU has to have finished

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,12 +33,12 @@ class Encode:
     """The .crdf file to write; beside the picture where it is not given."""
     codec: str = BUILTIN
     """Codec directory, as 'corrdiff export' writes it; builtin:tiny comes with this package."""
-    quality: int = 4
-    """Rate: 0 (smallest file) to 7 (best picture)."""
+    quality: float = 4
+    """Rate: 0 (smallest file) to 7 (best picture), in steps of 1/16."""
     fidelity: float = 0.5
     """1 asks for the least distortion, 0 for the most natural texture."""
     steps: int | None = None
-    """Network evaluations, 1 to 64; the codec's default where it is not given."""
+    """Network evaluations, 1 to 64, or 0 for D's picture alone; the codec's default where it is not given."""
     tile: int | None = None
     """Side of a tile in pixels, which bounds the memory: a multiple of 64 from 256 on, or 0 for none. 1024 for pictures
     of more than 4 megapixels where it is not given."""
@@ -81,6 +82,8 @@ class Decode:
     Example: corrdiff decode photo.crdf
 
     Example: corrdiff decode small.crdf picture.png --codec runs/demo/codec
+
+    Example: corrdiff decode large.crdf part.png --box 3000,2000,512,512
     """
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
@@ -91,6 +94,10 @@ class Decode:
     """The codec directory that the file was written with; builtin:tiny comes with this package."""
     decoding: Literal["corrected", "uncorrected", "privileged"] = "corrected"
     """corrected is the picture; privileged (D alone) and uncorrected (the score network alone) are for comparison."""
+    box: Annotated[str | None, tyro.conf.arg(metavar="X,Y,WIDTH,HEIGHT")] = None
+    """Only that part of the picture, in pixels; of a large picture only the tiles over it are decoded."""
+    thumbnail: bool = False
+    """A quick look: D's picture, without the score network."""
     max_pixels: int = 1 << 28
     """Refuse larger pictures."""
     device: str = "cpu"
@@ -103,14 +110,18 @@ class Decode:
         from corrdiff.format import bitstream
         from corrdiff.images import save_png
 
+        if self.thumbnail and self.decoding != "corrected":
+            raise UsageError(f"--thumbnail and --decoding {self.decoding}: give one of them")
+        box = None if self.box is None else _box(self.box)
         data = _read(self.file)
         out = self.out or self.file.with_suffix(".png")
         if self.out is None and out.exists():
             raise UsageError(f"{out} exists: say what to write, corrdiff decode {self.file} PICTURE.png")
         bitstream.unpack(data, max_pixels=self.max_pixels)
         codec = _load(self.codec, self.device, self.precision)
+        decoding = "privileged" if self.thumbnail else self.decoding
         with _progress("decoding") as on_tile:
-            picture = codec.decompress_batch([data], self.decoding, self.max_pixels, on_tile)[0]
+            picture = codec.decompress_batch([data], decoding, self.max_pixels, on_tile, box)[0]
         _write(out, save_png(picture))
         print(f"{out}: {picture.shape[1]}x{picture.shape[0]}")
 
@@ -120,17 +131,28 @@ class Inspect:
     """Say what is in a .crdf file, as JSON; needs no codec.
 
     Example: corrdiff inspect photo.crdf
+
+    Example: corrdiff inspect photo.crdf --map made-up.png
     """
 
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The .crdf file."""
+    made_up: Annotated[Path | None, tyro.conf.arg(name="map")] = None
+    """Write a grey PNG that says where and how much of the picture the score network made up, by the factors of the
+    last step: black is D's picture, white has nothing of it."""
 
     def run(self) -> None:
         """Print what is in the file."""
         from corrdiff.format import bitstream
 
         data = _read(self.file)
-        header, tiles = bitstream.unpack(data)
+        parsed = bitstream.unpack(data)
+        if self.made_up is not None:
+            from corrdiff import coding
+            from corrdiff.images import save_png
+
+            _write(self.made_up, save_png(coding.made_up(parsed)))
+        header, tiles = parsed
         print(
             json.dumps(
                 {
@@ -201,6 +223,13 @@ def _load(codec: str, device: str, precision: Any, lpips_weights: tuple[Path | N
     if path is None:
         raise UsageError(perceptual.missing_lpips_sentence())
     return load_codec(codec, device, precision, perceptual.lpips_map(path, device))
+
+
+def _box(text: str) -> tuple[int, ...]:
+    """Read X,Y,WIDTH,HEIGHT."""
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9}){3}", text):
+        raise UsageError(f"--box must be X,Y,WIDTH,HEIGHT in pixels, say 3000,2000,512,512, not {text}")
+    return tuple(map(int, text.split(",")))
 
 
 def _read(path: Path) -> bytes:

@@ -19,21 +19,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from corrdiff import coding, heap, pixels, trajectory
+from corrdiff import coding, diffusion, heap, pixels, trajectory
 from corrdiff.coding import Pending
-from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, CodecConfig
+from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, QUALITY_PARTS, SQUARED_ERROR, T_MAX, CodecConfig
 from corrdiff.config import Settings as Settings
+from corrdiff.errors import UsageError
 from corrdiff.factors import FittedFactors, ReadFactors
+from corrdiff.fitting import LEAST_SQUARES, Criterion
 from corrdiff.format import bitstream
-from corrdiff.format.bitstream import Header, Streams
+from corrdiff.format.bitstream import BitstreamError, Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, Symbols
-from corrdiff.format.latent_models import QUALITY_PARTS
 from corrdiff.inference import Networks
 from corrdiff.inference import Precision as Precision
 from corrdiff.latents import QuantisedLatents, ReadLatents
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.perceptual import PerceptualMap
-from corrdiff.picture import Picture
+from corrdiff.picture import Box, Picture
 from corrdiff.tiling import Latents, Layout, Tile
 
 Decoding = Literal["corrected", "uncorrected", "privileged"]
@@ -80,7 +81,12 @@ class CorrDiffCodec:
         precision: Precision = "fp32",
         perceptual: PerceptualMap | None = None,
     ) -> None:
-        """`perceptual`, on the same device, takes the place of the texture error when factors are fitted."""
+        """`perceptual`, on the same device, takes the place of the texture error when factors are fitted.
+
+        Raises `UsageError` where the codec has no texture error.
+        """
+        if perceptual is not None and model.config.diffusion.criterion == SQUARED_ERROR:
+            raise UsageError("this codec finds factors by least squares alone; no other criterion can take their place")
         self.device = torch.device(device)
         self.networks = Networks(model, self.device, precision)
         self.tables = tables
@@ -103,7 +109,7 @@ class CorrDiffCodec:
     def compress(
         self,
         image: Picture,
-        quality: int = DEFAULT_QUALITY,
+        quality: float = DEFAULT_QUALITY,
         fidelity: float = DEFAULT_FIDELITY,
         steps: int | None = None,
     ) -> bytes:
@@ -111,8 +117,9 @@ class CorrDiffCodec:
         return self.compress_batch([image], Settings(quality, fidelity, steps))[0].data
 
     def decompress(
-        self, data: bytes, decoding: Decoding = "corrected", max_pixels: int = bitstream.MAX_PIXELS
-    ) -> Picture:
+        self, data: bytes, decoding: Decoding = "corrected", max_pixels: int = bitstream.MAX_PIXELS,
+        box: tuple[int, int, int, int] | None = None,
+    ) -> Picture:  # fmt: skip
         """Decompress the bytes of a .crdf file to an RGB picture, uint8 [H, W, 3].
 
         Args:
@@ -120,11 +127,14 @@ class CorrDiffCodec:
             decoding: "corrected" is the picture; "privileged" is D(y_hat) alone (fast), "uncorrected" the score network
                 alone: both for comparison.
             max_pixels: larger pictures are refused.
+            box: (x, y, width, height) of the part that is wanted, which is what the whole has there; of a tiled picture
+                no other tiles are decoded.
 
         Raises:
             BitstreamError: the bytes are damaged, hostile, or of another codec.
+            UsageError: the box does not lie in the picture, or a file without steps is to be decoded uncorrected.
         """
-        return self.decompress_batch([data], decoding, max_pixels)[0]
+        return self.decompress_batch([data], decoding, max_pixels, box=box)[0]
 
     @torch.inference_mode()
     def compress_batch(
@@ -141,7 +151,7 @@ class CorrDiffCodec:
 
     @torch.inference_mode()
     def encode_batch(
-        self, images: Sequence[Picture], settings: Settings, qualities: Sequence[int] | None = None,
+        self, images: Sequence[Picture], settings: Settings, qualities: Sequence[float] | None = None,
         latents: Sequence[Tensor] | None = None,
     ) -> list[Pending]:  # fmt: skip
         """Do the part of `compress_batch` that needs the networks; `coding.write` does the rest, anywhere.
@@ -164,19 +174,27 @@ class CorrDiffCodec:
     ) -> tuple[list[Picture], list[list[npt.NDArray[np.uint8]]]]:
         """Find what a decoder will show of each picture, and the factors of its tiles; their latents are quantised."""
         layout = coding.layout_of(header)
-        latents = Latents(layout, quantised)
-        pictures = _blank(header, len(images))
+        latents = Latents(layout, quantised, layout)
+        box = Box(0, 0, header.width, header.height)
+        pictures = _blank(box, len(images))
         levels: list[list[npt.NDArray[np.uint8]]] = []
-        for tile in _in_turn(layout, on_tile):
+        for tile in _in_turn(list(layout), on_tile):
             y_hat_BMhw = latents.window(tile)
-            d_BCHW = self.networks.privileged(y_hat_BMhw)
-            factors = FittedFactors(
-                self._core(images, tile), d_BCHW, tile, header.factor_bits, fidelity, self._perceptual
-            )
-            x_0_BCHW = trajectory.run(self.networks, y_hat_BMhw, d_BCHW, tile, header.steps, factors)
-            _paste(pictures, x_0_BCHW, layout, tile)
-            levels.append(factors.levels())
+            x_0_BCHW = d_BCHW = self.networks.privileged(y_hat_BMhw)
+            if header.steps:
+                factors = FittedFactors(self._core(images, tile), d_BCHW, tile, header, self._criterion(fidelity))
+                times = diffusion.sampling_times(header.steps, self.config.diffusion.start)
+                x_0_BCHW = trajectory.run(self.networks, y_hat_BMhw, d_BCHW, tile, times, factors)
+                levels.append(factors.levels())
+            else:
+                levels.append([_no_factors(tile)] * len(images))
+            _paste(pictures, x_0_BCHW, layout, tile, box)
         return pictures, list(map(list, zip(*levels, strict=True)))
+
+    def _criterion(self, fidelity: float) -> Criterion:
+        """Say what factors are chosen by."""
+        least_squares = self.config.diffusion.criterion == SQUARED_ERROR
+        return LEAST_SQUARES if least_squares else Criterion(fidelity, self._perceptual)
 
     @torch.inference_mode()
     def decompress_batch(
@@ -185,21 +203,33 @@ class CorrDiffCodec:
         decoding: Decoding = "corrected",
         max_pixels: int = bitstream.MAX_PIXELS,
         on_tile: OnTile | None = None,
+        box: tuple[int, int, int, int] | None = None,
     ) -> list[Picture]:
         """Decompress files that agree in size, steps, grid and tiles to pictures, as `decompress` does one."""
         parsed = coding.unpack_batch(files, self.fingerprint, max_pixels)
         header = parsed[0].header
+        if header.version != self.config.file_version:
+            raise BitstreamError(f"the file is of version {header.version}, which this codec does not write")
+        if decoding == "uncorrected" and not header.steps:
+            raise UsageError("the file has no steps, so there is no uncorrected picture of it")
+        shown = Box(*box) if box is not None else Box(0, 0, header.width, header.height)
+        if not shown.lies_in(header.width, header.height):
+            raise UsageError(
+                f"box {','.join(map(str, shown))} is no part of a picture of {header.width}x{header.height}"
+            )
         layout = coding.layout_of(header)
-        latents = Latents(layout, ReadLatents(self.networks, self.tables, parsed))
-        pictures = _blank(header, len(files))
-        for tile in _in_turn(layout, on_tile):
+        tiles = layout.showing(shown)
+        latents = Latents(layout, ReadLatents(self.networks, self.tables, parsed), tiles)
+        pictures = _blank(shown, len(files))
+        start = self.config.diffusion.start if decoding == "corrected" else T_MAX
+        times = diffusion.sampling_times(header.steps, start)
+        for tile in _in_turn(tiles, on_tile):
             y_hat_BMhw = latents.window(tile)
             x_0_BCHW = d_BCHW = self.networks.privileged(y_hat_BMhw)
-            if decoding != "privileged":
-                factors = ReadFactors(parsed, tile, self.device)
-                used = factors if decoding == "corrected" else None
-                x_0_BCHW = trajectory.run(self.networks, y_hat_BMhw, d_BCHW, tile, header.steps, used)
-            _paste(pictures, x_0_BCHW, layout, tile)
+            if header.steps and decoding != "privileged":
+                factors = ReadFactors(parsed, tile, self.device) if decoding == "corrected" else None
+                x_0_BCHW = trajectory.run(self.networks, y_hat_BMhw, d_BCHW, tile, times, factors)
+            _paste(pictures, x_0_BCHW, layout, tile, shown)
         return pictures
 
     @torch.inference_mode()
@@ -210,13 +240,13 @@ class CorrDiffCodec:
 
     @torch.inference_mode()
     def preview(
-        self, images: Sequence[Picture], latents: Sequence[Tensor], settings: Settings, qualities: Sequence[int]
+        self, images: Sequence[Picture], latents: Sequence[Tensor], settings: Settings, qualities: Sequence[float]
     ) -> list[Preview]:
         """Find what each picture would become at its quality, by rANS and one pass of D: a small part of an encode."""
         headers = self._headers(images, settings, qualities)
         layout = coding.layout_of(headers[0])
         quantised = self._quantised(headers, _known(latents), self.tables.code)
-        windows = Latents(layout, quantised)
+        windows = Latents(layout, quantised, layout)
         squared_B = torch.zeros(len(images), dtype=torch.float64, device=self.device)
         for tile in layout:
             rows, columns = tile.core_in_window
@@ -237,14 +267,17 @@ class CorrDiffCodec:
         y_hat_BMhw = self.tables.y_hat_of(y_BMhw, z_BNuv, q_B * QUALITY_PARTS).to(self.device)
         return y_hat_BMhw / g_BM11
 
-    def _headers(self, images: Sequence[Picture], settings: Settings, qualities: Sequence[int]) -> list[Header]:
+    def _headers(self, images: Sequence[Picture], settings: Settings, qualities: Sequence[float]) -> list[Header]:
         """Make the header of each picture's file."""
         pixels.check(images)
+        self.config.check(settings)
         height, width = images[0].shape[:2]
         config = self.config.diffusion
-        steps, side = settings.steps or config.steps, settings.tile_for(height, width)
+        steps = config.steps if settings.steps is None else settings.steps
+        grid, bits, planes = (config.grid, config.factor_bits, config.planes) if steps else (0, 0, 0)
+        side, version = settings.tile_for(height, width), self.config.file_version
         return [
-            Header(self.fingerprint, width, height, quality, steps, config.grid, config.factor_bits, side)
+            Header(self.fingerprint, width, height, quality, steps, grid, bits, side, planes, version)
             for quality in qualities
         ]
 
@@ -261,7 +294,7 @@ class CorrDiffCodec:
     def _quantised(
         self, headers: Sequence[Header], y_of: Callable[[Tile], Tensor], keep: Callable[[list[Symbols]], list[T]]
     ) -> QuantisedLatents[T]:
-        return QuantisedLatents(self.networks, self.tables, [header.quality for header in headers], y_of, keep)
+        return QuantisedLatents(self.networks, self.tables, headers, y_of, keep)
 
     def _core(self, images: Sequence[Picture], tile: Tile) -> Tensor:
         """Cut a tile's core out of each picture."""
@@ -272,21 +305,26 @@ def _known(latents: Sequence[Tensor]) -> Callable[[Tile], Tensor]:
     return lambda tile: latents[tile.index]
 
 
-def _in_turn(layout: Layout, on_tile: OnTile | None) -> Iterator[Tile]:
-    """Yield the tiles row by row; after each, `on_tile` is told and memory is given back."""
-    for tile in layout:
+def _in_turn(tiles: Sequence[Tile], on_tile: OnTile | None) -> Iterator[Tile]:
+    """Yield the tiles in their order; after each, `on_tile` is told and memory is given back."""
+    for done, tile in enumerate(tiles, 1):
         yield tile
         if on_tile:
-            on_tile(tile.index + 1, len(layout))
-        if len(layout) > 1:
+            on_tile(done, len(tiles))
+        if len(tiles) > 1:
             heap.give_back_freed_memory()
 
 
-def _blank(header: Header, batch: int) -> list[Picture]:
-    return [np.zeros((header.height, header.width, 3), np.uint8) for _ in range(batch)]
+def _no_factors(tile: Tile) -> npt.NDArray[np.uint8]:
+    """Give the factors of a tile in a file without steps."""
+    return np.empty((0, 0, tile.grid.rows, tile.grid.columns), np.uint8)
 
 
-def _paste(pictures: list[Picture], x_BCHW: Tensor, layout: Layout, tile: Tile) -> None:
-    """Lay a tile's window, in [-1, 1], over each picture."""
+def _blank(box: Box, batch: int) -> list[Picture]:
+    return [np.zeros((box.height, box.width, 3), np.uint8) for _ in range(batch)]
+
+
+def _paste(pictures: list[Picture], x_BCHW: Tensor, layout: Layout, tile: Tile, box: Box) -> None:
+    """Lay what a tile's window, in [-1, 1], has of a box over each picture of the box."""
     for picture, window_HWC in zip(pictures, pixels.to_grey_levels(x_BCHW), strict=True):
-        layout.paste(picture, window_HWC, tile)
+        layout.paste(picture, window_HWC, tile, box)

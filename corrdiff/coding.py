@@ -13,12 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from corrdiff.correction import dequantise
+from corrdiff.config import QUALITY_PARTS
+from corrdiff.correction import dequantise, expand
 from corrdiff.errors import UsageError
 from corrdiff.format import bitstream, factor_coding
 from corrdiff.format.bitstream import Bitstream, BitstreamError, Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, LatentStreams, Symbols
-from corrdiff.format.latent_models import QUALITY_PARTS
 from corrdiff.picture import Picture
 from corrdiff.tiling import Layout, Tile
 
@@ -49,12 +49,11 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
         raise BitstreamError("the file's header is not what was to be written")
     tiles = zip(parsed.tiles, pending.symbols, pending.factors, strict=True)
     for i, (streams, symbols, levels) in enumerate(tiles):
-        steps, planes, rows, columns = levels.shape
         try:
             y_hat_1Mhw = tables.decode(
                 [LatentStreams(streams.z, streams.y)], symbols.z_Nuv[0].shape, quality_of([header])
             )
-            found = factor_coding.decode_factors(streams.factors, (steps, planes, rows, columns), header.factor_bits)
+            found = _factor_levels(header, streams.factors, levels.shape[2:])
         except ValueError as error:
             raise BitstreamError(f"the file cannot be read back: {error}") from None
         if not np.array_equal(y_hat_1Mhw[0].cpu().numpy(), symbols.y_hat_Mhw):
@@ -66,8 +65,8 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
 def pack(header: Header, streams: Sequence[LatentStreams], factors: Sequence[npt.NDArray[np.uint8]]) -> bytes:
     """Put streams and factors of each tile together to the bytes of a .crdf file."""
     bits = header.factor_bits
-    tiles = [Streams(factor_coding.encode_factors(f, bits), s.z, s.y) for s, f in zip(streams, factors, strict=True)]
-    return bitstream.pack(header, tiles)
+    coded = [factor_coding.encode_factors(levels, bits) if header.steps else b"" for levels in factors]
+    return bitstream.pack(header, [Streams(f, s.z, s.y) for f, s in zip(coded, streams, strict=True)])
 
 
 def layout_of(header: Header) -> Layout:
@@ -77,12 +76,13 @@ def layout_of(header: Header) -> Layout:
 
 def quality_of(headers: Sequence[Header]) -> Tensor:
     """Give the qualities of pictures as the entropy tables count them, in sixteenths, [B]."""
-    return torch.tensor([header.quality * QUALITY_PARTS for header in headers])
+    return torch.tensor([round(header.quality * QUALITY_PARTS) for header in headers])
 
 
 def batch_key(header: Header) -> tuple[int, ...]:
     """Give that in which files must agree to be decoded together."""
-    return header.width, header.height, header.steps, header.grid, header.factor_bits, header.tile
+    shape = header.width, header.height, header.tile
+    return header.version, *shape, header.steps, header.grid, header.factor_bits, header.planes
 
 
 def unpack_batch(files: Sequence[bytes], fingerprint: bytes, max_pixels: int) -> list[Bitstream]:
@@ -109,10 +109,31 @@ def read_latents(parsed: Sequence[Bitstream], tile: Tile, tables: EntropyTables)
 
 def read_factors(parsed: Bitstream, tile: Tile) -> Tensor:
     """Decode the factors of one tile of a file, [S, P, R, C]. Raises `BitstreamError` where they are not valid."""
-    header = parsed.header
-    shape = (header.steps, factor_coding.PLANES, tile.grid.rows, tile.grid.columns)
     try:
-        levels = factor_coding.decode_factors(parsed.tiles[tile.index].factors, shape, header.factor_bits)
+        cells = tile.grid.rows, tile.grid.columns
+        levels = _factor_levels(parsed.header, parsed.tiles[tile.index].factors, cells)
     except ValueError as error:
         raise BitstreamError(f"the correction factors are not valid: {error}") from None
-    return dequantise(torch.from_numpy(levels), header.factor_bits)
+    return dequantise(torch.from_numpy(levels), parsed.header.factor_bits)
+
+
+def made_up(parsed: Bitstream) -> npt.NDArray[np.uint8]:
+    """Say where and how much of a picture the score network made up, [H, W]: from 0, D's picture, to 255, none of it.
+
+    It is what the last step's factors leave of the network's estimate, 1 - gamma; of two planes the larger one. Raises
+    `BitstreamError` where the factors are not valid.
+    """
+    header = parsed.header
+    share_HW = np.zeros((header.height, header.width), np.uint8)
+    for tile in layout_of(header) if header.steps else ():
+        g_PRC = read_factors(parsed, tile)[-1]
+        g_PHW = expand(g_PRC, tile.grid, tile.grid.height, tile.grid.width)
+        share_HW[tile.core] = ((1 - g_PHW.amin(0)).clamp(0, 1) * 255).round().byte().numpy()
+    return share_HW
+
+
+def _factor_levels(header: Header, coded: bytes, cells: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Decode the levels of one tile, [S, P, R, C]. Raises `ValueError` where they are not valid."""
+    rows, columns = cells
+    shape = header.steps, header.planes, rows, columns
+    return factor_coding.decode_factors(coded, shape, header.factor_bits) if header.steps else np.empty(shape, np.uint8)

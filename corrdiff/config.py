@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from corrdiff.errors import UsageError
 
@@ -22,6 +22,9 @@ HYPER_STRIDE = 64
 QUALITIES = 8
 """Quality levels of one model; 0 is the lowest rate."""
 
+QUALITY_PARTS = 16
+"""Qualities between two levels, and one of the levels."""
+
 BUILTIN_SCHEME = "builtin:"
 BUILTIN = "builtin:tiny"
 """The trained codec inside this package, as it is named where a codec directory could be."""
@@ -32,6 +35,17 @@ DEFAULT_FIDELITY = 0.5
 MAX_BLOCKS = 64
 """Residual blocks at one resolution: what a configuration may ask for."""
 
+T_START = 0.4
+"""Time at which the corrected reverse process starts unless told, from D's picture diffused to it. At noisier times the
+estimate may be D's as well: factors of 1 there cost neither PSNR nor texture, and the score network is not asked."""
+T_MAX = 0.98
+"""The latest time; a process that starts there starts from noise alone: alpha_bar is about 0.001."""
+
+Correction = Literal["grid", "paper"]
+"""A construction of the correction: this project's own, or the paper's (`DiffusionConfig.corrected_by`)."""
+TEXTURE, SQUARED_ERROR = "texture", "squared error"
+"""Criteria by which an encoder chooses factors."""
+MAX_PLANES = 2
 GRID_UNIT = 16
 MAX_STEPS, MAX_FACTOR_BITS, MAX_GRID = 64, 6, 255 * GRID_UNIT
 """What the file format can say of steps, bits of a factor, and the side of a factor cell with its unit, in pixels."""
@@ -76,6 +90,15 @@ def _later(default: Any) -> Any:
     One that has its default is not named, so that the fingerprints of those codecs stay.
     """
     return dataclasses.field(default=default, metadata={"later": True})
+
+
+def _later_fields(section: Any) -> dict[str, bool]:
+    """Say of each field that came later whether it has its default."""
+    return {
+        field.name: getattr(section, field.name) == field.default
+        for field in dataclasses.fields(section)
+        if field.metadata.get("later")
+    }
 
 
 @dataclass(frozen=True)
@@ -156,6 +179,13 @@ class DiffusionConfig:
     """Side of a factor cell in pixels; 0 is one cell for the whole picture."""
     factor_bits: int = 4
     """Bits of one correction factor."""
+    start: float = _later(T_START)
+    """Time at which the process starts, from D's picture diffused to it; T_MAX is noise alone."""
+    planes: int = _later(2)
+    """Factors of a cell in a step: one for all of the difference to D, or two, for its coarse part and its fine one."""
+    criterion: str = _later(TEXTURE)
+    """What the encoder chooses factors by: "texture" weighs squared error against texture by the fidelity,
+    "squared error" is least squares whatever the fidelity."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -166,28 +196,46 @@ class DiffusionConfig:
             )
         if not 1 <= self.factor_bits <= MAX_FACTOR_BITS:
             raise UsageError(f"diffusion: factor_bits must be from 1 to {MAX_FACTOR_BITS}, not {self.factor_bits}")
+        if not 0 < self.start <= T_MAX:
+            raise UsageError(f"diffusion: start must be over 0 and at most {T_MAX}, not {self.start}")
+        if not 1 <= self.planes <= MAX_PLANES:
+            raise UsageError(f"diffusion: planes must be from 1 to {MAX_PLANES}, not {self.planes}")
+        if self.criterion not in (TEXTURE, SQUARED_ERROR):
+            raise UsageError(f"diffusion: criterion must be '{TEXTURE}' or '{SQUARED_ERROR}', not '{self.criterion}'")
+
+    def corrected_by(self, correction: Correction) -> DiffusionConfig:
+        """Give the same steps and bits with another construction of the correction.
+
+        "grid" is this project's own. "paper" is as arXiv 2404.04916 has it: from noise, with one factor a step for the
+        whole picture, (1 - gamma) xhat0 + gamma D, found by least squares.
+        """
+        if correction == "grid":
+            return DiffusionConfig(steps=self.steps, factor_bits=self.factor_bits)
+        return DiffusionConfig(self.steps, 0, self.factor_bits, start=T_MAX, planes=1, criterion=SQUARED_ERROR)
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to compress a picture."""
 
-    quality: int = DEFAULT_QUALITY
-    """Rate: 0 (smallest file) to 7 (best picture)."""
+    quality: float = DEFAULT_QUALITY
+    """Rate: 0 (smallest file) to 7 (best picture), in steps of 1/16."""
     fidelity: float = DEFAULT_FIDELITY
     """1 asks for the least distortion, 0 for the most natural texture."""
     steps: int | None = None
-    """Network evaluations, 1 to 64; the codec's own default where it is not given."""
+    """Network evaluations, 1 to 64, or 0 for D's picture alone; the codec's own default where it is not given."""
     tile: int | None = None
     """Side of a tile in pixels, a multiple of 64 from 256 on; 0 for none; by the picture's size where not given."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.quality, int) or not 0 <= self.quality < QUALITIES:
-            raise UsageError(f"quality must be a whole number from 0 to {QUALITIES - 1}, not {self.quality}")
+        if not 0 <= self.quality <= QUALITIES - 1 or self.quality * QUALITY_PARTS % 1:
+            raise UsageError(
+                f"quality must be from 0 to {QUALITIES - 1} in steps of 1/{QUALITY_PARTS}, not {self.quality}"
+            )
         if not 0.0 <= self.fidelity <= 1.0:
             raise UsageError(f"fidelity must be from 0 to 1, not {self.fidelity}")
-        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
-            raise UsageError(f"steps must be from 1 to {MAX_STEPS}, not {self.steps}")
+        if self.steps is not None and not 0 <= self.steps <= MAX_STEPS:
+            raise UsageError(f"steps must be from 0 to {MAX_STEPS}, not {self.steps}")
         if self.tile is not None and not is_tile(self.tile):
             raise UsageError(
                 f"tile must be 0 or a multiple of {HYPER_STRIDE} from {MIN_TILE} to {MAX_TILE} pixels, not {self.tile}"
@@ -209,14 +257,33 @@ class CodecConfig:
     denoiser: DenoiserConfig
     diffusion: DiffusionConfig = DiffusionConfig()
 
+    @property
+    def file_version(self) -> int:
+        """The version of this codec's files: 1 where it has nothing that came later."""
+        return 1 if all(usual for section in self._sections for usual in _later_fields(section).values()) else 2
+
+    @property
+    def _sections(self) -> tuple[TransformConfig, DenoiserConfig, DiffusionConfig]:
+        return self.transform, self.denoiser, self.diffusion
+
+    def check(self, settings: Settings) -> None:
+        """Raise `UsageError` where this codec's files cannot say such settings."""
+        if self.file_version > 1:
+            return
+        if settings.quality % 1:
+            raise UsageError(
+                f"quality must be a whole number for this codec, whose files are of version 1, not {settings.quality}"
+            )
+        if settings.steps == 0:
+            raise UsageError("steps must be at least 1 for this codec, whose files are of version 1, not 0")
+
     def to_dict(self) -> dict[str, Any]:
         """Give plain dictionaries, lists, strings and numbers, as in `config.json`."""
         result: dict[str, Any] = dataclasses.asdict(self)
-        for section in (self.transform, self.denoiser, self.diffusion):
-            named = result[_SECTIONS[type(section)]]
-            for field in dataclasses.fields(section):
-                if field.metadata.get("later") and getattr(section, field.name) == field.default:
-                    del named[field.name]
+        for section in self._sections:
+            for name, usual in _later_fields(section).items():
+                if usual:
+                    del result[_SECTIONS[type(section)]][name]
         return result
 
     @staticmethod
@@ -261,6 +328,10 @@ def _build(kind: Any, data: Any, name: str) -> Any:
             raise UsageError(f"configuration: {name}.{key} must be true or false, not {value!r}")
         if fields[key] == "str" and not isinstance(value, str):
             raise UsageError(f"configuration: {name}.{key} must be a string, not {value!r}")
+        if fields[key] == "float":
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise UsageError(f"configuration: {name}.{key} must be a number, not {value!r}")
+            value = float(value)
         values[key] = value
     return kind(**values)
 

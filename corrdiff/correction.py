@@ -2,14 +2,15 @@
 
     xtilde0_t = xhat0_t + gamma_low_t * low(D - xhat0_t) + gamma_high_t * high(D - xhat0_t)
 
-With both factors equal this is (1 - gamma_t) * xhat0_t + gamma_t * D. `low` is what is left of the difference at a
-quarter of the resolution, `high` the rest: in the coarse part D is nearer to the original at no loss of texture, in the
-fine part the two compete. Each factor has a value for each cell of a grid, interpolated bilinearly between centres. The
-encoder finds the factors (fitting.py) and codes them (format/factor_coding.py); the decoder reads them. The idea is
-from arXiv 2404.04916; the two parts, the grid, the criterion and the coding are this project's own.
+With both factors equal this is (1 - gamma_t) * xhat0_t + gamma_t * D; with one plane of factors it is always that.
+`low` is what is left of the difference at a quarter of the resolution, `high` the rest: in the coarse part D is nearer
+to the original at no loss of texture, in the fine part the two compete. Each factor has a value for each cell of a
+grid, interpolated bilinearly between centres. The encoder finds the factors (fitting.py) and codes them
+(format/factor_coding.py); the decoder reads them. The idea is from arXiv 2404.04916; the two parts, the grid, the
+criterion and the coding are this project's own.
 
-Shapes: x_BCHW pictures in [-1, 1]; P = 2 planes of factors, low and high; g_BPRC factors on a grid of R rows and C
-columns of cells; levels are whole numbers 0..2**bits - 1.
+Shapes: x_BCHW pictures in [-1, 1]; P planes of factors, one or two (low and high); g_BPRC factors on a grid of R rows
+and C columns of cells; levels are whole numbers 0..2**bits - 1.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from corrdiff.format.factor_coding import HIGH, LOW
 
 LEAST_FACTOR = (0.0, -0.25)
 """Factors of a plane go from this to 1. Below 0 the fine part is drawn away from D: texture that the score network
@@ -51,28 +50,31 @@ class Grid(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The score network's estimate, and its difference to D in two parts, each [B, 3, H, W]."""
+    """The score network's estimate, and its difference to D in a part for each plane of factors, each [B, 3, H, W]."""
 
     xhat0_BCHW: Tensor
-    low_BCHW: Tensor
-    high_BCHW: Tensor
+    planes: tuple[Tensor, ...]
+    """All of the difference, or low and high."""
 
     def crop(self, rows: slice, columns: slice) -> Parts:
         """Cut the same rows and columns out of each part."""
-        return Parts(*(p[:, :, rows, columns].contiguous() for p in self))
+        estimate, *planes = (p[:, :, rows, columns].contiguous() for p in (self.xhat0_BCHW, *self.planes))
+        return Parts(estimate, tuple(planes))
 
 
-def split(xhat0_BCHW: Tensor, d_BCHW: Tensor) -> Parts:
-    """Make the parts that the factors weigh; sides must be multiples of COARSE."""
+def split(xhat0_BCHW: Tensor, d_BCHW: Tensor, planes: int) -> Parts:
+    """Make the parts that the factors weigh, one or two; for two, sides must be multiples of COARSE."""
     difference = d_BCHW - xhat0_BCHW
+    if planes == 1:
+        return Parts(xhat0_BCHW, (difference,))
     coarse = F.avg_pool2d(difference, COARSE)
     low = F.interpolate(coarse, scale_factor=COARSE, mode="bilinear", align_corners=False)
-    return Parts(xhat0_BCHW, low, difference.sub_(low))
+    return Parts(xhat0_BCHW, (low, difference.sub_(low)))
 
 
 def dequantise(levels_BPRC: Tensor, bits: int) -> Tensor:
     """Make factors of levels, [B, P, R, C]."""
-    least_P11 = torch.tensor(LEAST_FACTOR, device=levels_BPRC.device)[:, None, None]
+    least_P11 = torch.tensor(LEAST_FACTOR[: levels_BPRC.shape[-3]], device=levels_BPRC.device)[:, None, None]
     return least_P11 + (1 - least_P11) * levels_BPRC.float() / ((1 << bits) - 1)
 
 
@@ -80,8 +82,11 @@ def apply(parts: Parts, g_BPRC: Tensor, grid: Grid, top: int = 0, left: int = 0)
     """Correct the estimate; (top, left) is where the grid's first pixel lies in the parts."""
     size = parts.xhat0_BCHW.shape[2:]
     g_BPHW = expand(g_BPRC, grid, size[0], size[1], top, left)
-    corrected = torch.addcmul(parts.xhat0_BCHW, g_BPHW[:, LOW, None], parts.low_BCHW)
-    return corrected.addcmul_(g_BPHW[:, HIGH, None], parts.high_BCHW)
+    first, *others = parts.planes
+    corrected = torch.addcmul(parts.xhat0_BCHW, g_BPHW[:, 0, None], first)
+    for plane, part in enumerate(others, 1):
+        corrected.addcmul_(g_BPHW[:, plane, None], part)
+    return corrected
 
 
 def expand(g: Tensor, grid: Grid, height: int, width: int, top: int = 0, left: int = 0) -> Tensor:

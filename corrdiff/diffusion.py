@@ -10,13 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-T_START = 0.4
-"""Time at which the corrected reverse process starts, from D's picture diffused to it. At noisier times the estimate
-may be D's as well: factors of 1 there cost neither PSNR nor texture, and the score network is not asked."""
-
-T_MAX = 0.98
-"""Time at which the uncorrected reverse process starts, from noise: alpha_bar is about 0.001."""
-
 _COSINE_OFFSET = 0.008
 """s of the cosine schedule (arXiv 2102.09672, equation 17)."""
 

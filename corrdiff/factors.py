@@ -14,9 +14,8 @@ from torch import Tensor
 
 from corrdiff import coding, correction
 from corrdiff.correction import Parts
-from corrdiff.fitting import Fit
-from corrdiff.format.bitstream import Bitstream
-from corrdiff.perceptual import PerceptualMap
+from corrdiff.fitting import Criterion, Fit
+from corrdiff.format.bitstream import Bitstream, Header
 from corrdiff.tiling import Tile
 
 
@@ -28,13 +27,13 @@ class FittedFactors:
         x_core_BCHW: Tensor,
         d_BCHW: Tensor,
         tile: Tile,
-        bits: int,
-        fidelity: float,
-        perceptual: PerceptualMap | None,
+        header: Header,
+        criterion: Criterion,
     ) -> None:
         """`x_core_BCHW` is the original under the tile's core, `d_BCHW` D's picture under its window."""
         rows, columns = tile.core_in_window
-        self._fit = Fit(x_core_BCHW, d_BCHW[:, :, rows, columns], tile.grid, bits, fidelity, perceptual)
+        self.planes, bits = header.planes, header.factor_bits
+        self._fit = Fit(x_core_BCHW, d_BCHW[:, :, rows, columns], tile.grid, bits, self.planes, criterion)
         self._rows, self._columns, self._bits = rows, columns, bits
         self._levels: list[Tensor] = []
 
@@ -53,6 +52,7 @@ class ReadFactors:
 
     def __init__(self, parsed: Sequence[Bitstream], tile: Tile, device: torch.device) -> None:
         """Read them; raises `BitstreamError` where they are not valid."""
+        self.planes = parsed[0].header.planes
         self._g_SBPRC = torch.stack([coding.read_factors(p, tile) for p in parsed], dim=1).to(device)
 
     def at(self, step: int, parts: Parts) -> Tensor:

@@ -241,7 +241,7 @@ def _to_srgb(profile: bytes | None, mode: str) -> Callable[[Image.Image], Image.
 
 
 def save_png(pixels: Picture) -> bytes:
-    """Encode RGB uint8 [H, W, 3] to the bytes of a PNG."""
+    """Encode RGB uint8 [H, W, 3], or grey [H, W], to the bytes of a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()

@@ -34,9 +34,9 @@ class Networks:
             return torch.autocast(self.device.type, torch.bfloat16)
         return contextlib.nullcontext()
 
-    def gain(self, qualities: Sequence[int]) -> Tensor:
+    def gain(self, qualities: Sequence[float]) -> Tensor:
         """Give g_q of each picture, [B, M, 1, 1]."""
-        g_BM11: Tensor = self.model.gain(torch.tensor(qualities, device=self.device))
+        g_BM11: Tensor = self.model.gain(torch.tensor(qualities, dtype=torch.float32, device=self.device))
         return g_BM11
 
     def analysis(self, x_BCHW: Tensor) -> Tensor:

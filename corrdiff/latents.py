@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-import torch
 from torch import Tensor
 
 from corrdiff import coding
-from corrdiff.format.bitstream import Bitstream
+from corrdiff.format.bitstream import Bitstream, Header
 from corrdiff.format.entropy_tables import EntropyTables, Symbols
-from corrdiff.format.latent_models import QUALITY_PARTS
 from corrdiff.inference import Networks
 from corrdiff.tiling import Tile
 
@@ -28,14 +26,14 @@ class QuantisedLatents(Generic[T]):
         self,
         networks: Networks,
         tables: EntropyTables,
-        qualities: Sequence[int],
+        headers: Sequence[Header],
         y_of: Callable[[Tile], Tensor],
         keep: Callable[[list[Symbols]], list[T]],
     ) -> None:
         """`y_of` gives a tile's y_BMhw before the gain, `keep` makes of each picture's symbols what is kept of them."""
         self._networks, self._tables, self._y_of, self._keep = networks, tables, y_of, keep
-        self._g_BM11 = networks.gain(qualities)
-        self._quality_B = torch.tensor(qualities) * QUALITY_PARTS
+        self._g_BM11 = networks.gain([header.quality for header in headers])
+        self._quality_B = coding.quality_of(headers)
         self._kept: dict[int, list[T]] = {}
 
     def __call__(self, tile: Tile) -> Tensor:

@@ -2,9 +2,12 @@
 
 Of all ways to spend the same bits, the mean PSNR is highest where the last bit gains as much in every picture: where
 each takes the quality with the highest `psnr - slope * bpp`, for one slope (a Lagrangian; Shoham and Gersho 1988). The
-slope is found on a sample whose pictures are known at every quality (`fit`). A picture is then tried at a few qualities
-only (`next_quality`), which costs little: rate and PSNR are those of D, before the diffusion has run
+slope is found on a sample whose pictures are known at every level (`fit`). A picture is then tried at a few levels
+only (`next_level`), which costs little: rate and PSNR are those of D, before the diffusion has run
 (`CorrDiffCodec.preview`).
+
+Qualities between two levels are not tried: gains are interpolated in the logarithm there, and so PSNR is interpolated
+here, and the logarithm of the rate. Where the sum is highest is then known in closed form (`_summit`).
 
 Only arithmetic on numbers is here.
 """
@@ -40,7 +43,7 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A picture at every quality."""
+    """A picture at every level."""
 
     pixels: int
     points: Sequence[Point]
@@ -52,7 +55,9 @@ class Choice(NamedTuple):
     slope: float
     """What another bit must gain, in dB a bpp."""
     start: int
-    """The quality that is tried first: that of most pictures."""
+    """The level that is tried first: that of most pictures."""
+    parts: int
+    """Qualities between two levels, and one of the levels: 1 where levels are all there is."""
 
 
 class Means(NamedTuple):
@@ -64,45 +69,81 @@ class Means(NamedTuple):
     """The mean over the pictures, each counted once."""
 
 
-def best_quality(known: Mapping[int, Point], slope: float) -> int:
-    """Find the best quality of those that were tried."""
-    return max(known, key=lambda q: known[q].psnr_db - slope * known[q].bpp)
+def best_level(known: Mapping[int, Point], slope: float) -> int:
+    """Find the best level of those that were tried."""
+    return max(known, key=lambda level: _score(known[level], slope))
 
 
-def next_quality(known: Mapping[int, Point], choice: Choice) -> int | None:
-    """Find the quality to try next, uphill from the start; None where the best one that is known is a summit."""
+def next_level(known: Mapping[int, Point], choice: Choice) -> int | None:
+    """Find the level to try next, uphill from the start; None where the best one that is known is a summit."""
     if not known:
         return choice.start
-    best = best_quality(known, choice.slope)
-    return next((q for q in (best + 1, best - 1) if 0 <= q < QUALITIES and q not in known), None)
+    best = best_level(known, choice.slope)
+    return next((level for level in (best + 1, best - 1) if 0 <= level < QUALITIES and level not in known), None)
 
 
-def chosen_quality(points: Sequence[Point], choice: Choice) -> int:
+def best_quality(known: Mapping[int, Point], choice: Choice) -> float:
+    """Find the best quality, between levels too, of a picture that was tried at its best level and those beside it."""
+    best = best_level(known, choice.slope)
+    around = [level + _summit(known, level, choice) for level in (best - 1, best) if {level, level + 1} <= known.keys()]
+    return max([best, *around], key=lambda quality: _score(point_at(known, quality), choice.slope))
+
+
+def point_at(known: Mapping[int, Point], quality: float) -> Point:
+    """Say what a picture comes to at a quality between levels that are known, or at one of them."""
+    level = int(quality)
+    share = quality - level
+    if not share:
+        return known[level]
+    below, above = known[level], known[level + 1]
+    bpp = below.bpp * (above.bpp / below.bpp) ** share
+    return Point(bpp, below.psnr_db + share * (above.psnr_db - below.psnr_db))
+
+
+def chosen_quality(points: Sequence[Point], choice: Choice) -> float:
     """Find the quality that a picture takes whose points are all known."""
     known: dict[int, Point] = {}
-    while (quality := next_quality(known, choice)) is not None:
-        known[quality] = points[quality]
-    return best_quality(known, choice.slope)
+    while (level := next_level(known, choice)) is not None:
+        known[level] = points[level]
+    return best_quality(known, choice)
+
+
+def _score(point: Point, slope: float) -> float:
+    return point.psnr_db - slope * point.bpp
+
+
+def _summit(known: Mapping[int, Point], level: int, choice: Choice) -> float:
+    """Find where between a level and the next the score is highest, 0 to 1, of the qualities that there are."""
+    below, above = known[level], known[level + 1]
+    gain_db, growth = above.psnr_db - below.psnr_db, math.log(above.bpp / below.bpp)
+    if gain_db <= 0 or growth <= 0:
+        return 0.0
+    # d/ds (gain s - slope below exp(growth s)) = 0
+    share = math.log(gain_db / (choice.slope * below.bpp * growth)) / growth
+    return round(min(max(share, 0.0), 1.0) * choice.parts) / choice.parts
 
 
 def means(curves: Sequence[Curve], rule: Choice | int) -> Means:
-    """Compute what pictures come to together, by a choice or all at one quality."""
-    chosen = [c.points[rule if isinstance(rule, int) else chosen_quality(c.points, rule)] for c in curves]
+    """Compute what pictures come to together, by a choice or all at one level."""
+    chosen = [
+        point_at(dict(enumerate(c.points)), rule if isinstance(rule, int) else chosen_quality(c.points, rule))
+        for c in curves
+    ]
     pixels = [curve.pixels for curve in curves]
     bits = math.fsum(n * point.bpp for n, point in zip(pixels, chosen, strict=True))
     return Means(bits / sum(pixels), statistics.fmean(point.psnr_db for point in chosen))
 
 
-def fit(curves: Sequence[Curve], excess: Callable[[Means], float]) -> Choice:
+def fit(curves: Sequence[Curve], excess: Callable[[Means], float], parts: int) -> Choice:
     """Find the choice with which the pictures' means come nearest to a target, which they exceed by `excess`.
 
-    Both means fall as the slope rises.
+    Both means fall as the slope rises. `parts` is the choice's.
     """
 
     def at(exponent: float) -> Choice:
         slope = 2.0**exponent
-        best = Counter(best_quality(dict(enumerate(curve.points)), slope) for curve in curves)
-        return Choice(slope, min(best, key=lambda q: (-best[q], q)))
+        best = Counter(best_level(dict(enumerate(curve.points)), slope) for curve in curves)
+        return Choice(slope, min(best, key=lambda level: (-best[level], level)), parts)
 
     low, high = _SLOPES
     for _ in range(_BISECTIONS):

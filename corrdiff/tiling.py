@@ -10,7 +10,7 @@ Everything is separable, so it is said of one axis (a `Span`) and used for both.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE
 from corrdiff.correction import Grid
-from corrdiff.picture import Picture
+from corrdiff.picture import Box, Picture
 
 OVERLAP = 64
 """Pixels of each neighbour that a window shows; a multiple of 64."""
@@ -50,6 +50,10 @@ class Span(NamedTuple):
     def window(self) -> slice:
         """Say where the window lies in the padded picture."""
         return slice(self.begin, self.end)
+
+    def shown(self, total: int) -> slice:
+        """Say over which pixels of the picture, which has `total`, the tile is laid."""
+        return slice(max(0, self.start - FADE), min(total, self.start + self.size + FADE))
 
     @property
     def core_in_window(self) -> slice:
@@ -142,34 +146,45 @@ class Layout:
         i, j = divmod(tile.index, len(self._tiles[0]))
         return [row[max(0, j - 1) : j + 2] for row in self._tiles[max(0, i - 1) : i + 2]]
 
-    def paste(self, picture: Picture, window_HWC: npt.NDArray[np.float32], tile: Tile) -> None:
-        """Lay a tile's window (grey levels) over the picture. Tiles must come row by row."""
-        row, column = tile.row, tile.column
-        bottom = min(self.height, row.start + row.size + FADE)
-        right = min(self.width, column.start + column.size + FADE)
-        weight = _ramp(row, bottom)[:, None, None] * _ramp(column, right)[None, :, None]
-        under = picture[row.begin : bottom, column.begin : right]
-        over = window_HWC[: bottom - row.begin, : right - column.begin]
+    def showing(self, box: Box) -> list[Tile]:
+        """Find the tiles that are laid over a box, row by row."""
+        return [tile for tile in self if all(places.start < places.stop for places in self._in_box(tile, box))]
+
+    def paste(self, picture: Picture, window_HWC: npt.NDArray[np.float32], tile: Tile, box: Box) -> None:
+        """Lay what a tile's window (grey levels) has of a box over a picture of the box. Tiles must come row by row."""
+        rows, columns = self._in_box(tile, box)
+        weight = _ramp(tile.row, rows)[:, None, None] * _ramp(tile.column, columns)[None, :, None]
+        under = picture[_from(box.y, rows), _from(box.x, columns)]
+        over = window_HWC[_from(tile.row.begin, rows), _from(tile.column.begin, columns)]
         if tile.index == 0:
             under[:] = np.rint(over)  # nothing is there yet
         else:
             under[:] = np.rint(under + weight * (over - under))
 
+    def _in_box(self, tile: Tile, box: Box) -> tuple[slice, slice]:
+        """Say over which rows and columns of the picture that are in a box a tile is laid."""
+        rows, columns = tile.row.shown(self.height), tile.column.shown(self.width)
+        return (
+            slice(max(rows.start, box.y), min(rows.stop, box.y + box.height)),
+            slice(max(columns.start, box.x), min(columns.stop, box.x + box.width)),
+        )
+
 
 class Latents:
     """Latents of the tiles, made when a window first needs them and let go when the last one has had them."""
 
-    def __init__(self, layout: Layout, load: Callable[[Tile], Tensor]) -> None:
-        """`load(tile)` gives the latent of a tile's padded core, [B, M, h, w]."""
+    def __init__(self, layout: Layout, load: Callable[[Tile], Tensor], tiles: Iterable[Tile]) -> None:
+        """`load(tile)` gives the latent of a tile's padded core, [B, M, h, w]; windows will be those of `tiles`."""
         self._layout, self._load = layout, load
+        self._last = {near.index: tile for tile in tiles for row in layout.around(tile) for near in row}
         self._held: dict[int, Tensor] = {}
 
     def window(self, tile: Tile) -> Tensor:
-        """Put the latent under a tile's window together. Tiles must come row by row."""
+        """Put the latent under a tile's window together. Tiles must come in their order."""
         around = self._layout.around(tile)
         y_BMhw = torch.cat([torch.cat([self._shown(near, tile) for near in row], dim=3) for row in around], dim=2)
         for near in itertools.chain.from_iterable(around):
-            if self._layout.around(near)[-1][-1] == tile:
+            if self._last[near.index] == tile:
                 del self._held[near.index]
         return y_BMhw
 
@@ -186,11 +201,16 @@ def _shared(window: Span, core: Span) -> slice:
     return slice((first - core.start) // LATENT_STRIDE, (last - core.start) // LATENT_STRIDE)
 
 
-def _ramp(span: Span, stop: int) -> npt.NDArray[np.float32]:
-    """Weigh a tile from its window's first pixel to `stop`: 0, a ramp around the core's start, 1."""
+def _from(first: int, places: slice) -> slice:
+    """Count places from another first one."""
+    return slice(places.start - first, places.stop - first)
+
+
+def _ramp(span: Span, places: slice) -> npt.NDArray[np.float32]:
+    """Weigh a tile at some places of the picture: 0, a ramp around the core's start, 1."""
     if span.start == 0:
-        return np.ones(stop, np.float32)
-    position = np.arange(span.begin, stop, dtype=np.float32) - (span.start - FADE)
+        return np.ones(places.stop - places.start, np.float32)
+    position = np.arange(places.start, places.stop, dtype=np.float32) - (span.start - FADE)
     return np.clip((position + 0.5) / (2 * FADE), 0, 1)
 
 

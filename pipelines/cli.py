@@ -15,7 +15,7 @@ import tyro
 
 from corrdiff.cli import Decode, Encode, Inspect
 from corrdiff.command_line import guarded, run_program
-from corrdiff.config import BUILTIN
+from corrdiff.config import BUILTIN, Correction
 from pipelines.compress.config import CompressConfig
 from pipelines.decompress.config import DecompressConfig
 from pipelines.evaluate.config import EvaluateConfig
@@ -156,11 +156,14 @@ class Export:
     """Directory or URI for the codec."""
     compact: bool = False
     """Weights of 8 bits: a quarter of the bytes, and another codec, whose files are its own."""
+    correction: Correction | None = None
+    """How the codec corrects the score network: on a grid of cells, as this project does, or as the paper has it, from
+    noise with one factor a step for the whole picture. It is another codec, whose files are its own."""
 
     def run(self) -> None:
         from pipelines.train.command import run_export
 
-        run_export(self.run_uri, self.out, self.compact)
+        run_export(self.run_uri, self.out, self.compact, self.correction)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,8 +13,8 @@ import pytest
 import torch
 
 from corrdiff.codec import CorrDiffCodec
-from corrdiff.codec_directory import load_codec, save_codec
-from corrdiff.config import TransformConfig, tiny
+from corrdiff.codec_directory import load_codec, load_networks, save_codec
+from corrdiff.config import CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig, tiny
 from corrdiff.networks.entropy_model import EntropyModel
 from corrdiff.networks.model import CorrDiffModel
 from tests.support import drawn
@@ -48,6 +49,43 @@ def codec_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def codec(codec_dir: Path) -> CorrDiffCodec:
     return load_codec(str(codec_dir), precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def sliced_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec of few channels whose latents are coded in slices: its files are of version 2."""
+    torch.manual_seed(0)
+    transform = TransformConfig(
+        channels=(8, 12, 16), blocks=1, latent_channels=12, hyper_channels=8, slices=(4, 8), context_channels=8
+    )
+    denoiser = DenoiserConfig(channels=(8, 12, 16), context_channels=(4, 6, 8), time_channels=16)
+    model = CorrDiffModel(CodecConfig("sliced", transform, denoiser, DiffusionConfig(steps=3, grid=48)))
+    with torch.no_grad():
+        model.gain.log_gain_QM.add_(1.0)
+        model.entropy.hyper_analysis.layers[-1].weight.mul_(10.0)
+    directory = tmp_path_factory.mktemp("codec") / "sliced"
+    save_codec(model, model.entropy.freeze(), str(directory), {"made_by": "the tests"})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def sliced(sliced_dir: Path) -> CorrDiffCodec:
+    return load_codec(str(sliced_dir), precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def paper_dir(sliced_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same networks, corrected as the paper has it."""
+    model, tables, _ = load_networks(str(sliced_dir))
+    model.config = dataclasses.replace(model.config, diffusion=model.config.diffusion.corrected_by("paper"))
+    directory = tmp_path_factory.mktemp("codec") / "paper"
+    save_codec(model, tables, str(directory), {"made_by": "the tests"})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def paper(paper_dir: Path) -> CorrDiffCodec:
+    return load_codec(str(paper_dir), precision="fp32")
 
 
 @pytest.fixture(scope="session")

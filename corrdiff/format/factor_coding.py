@@ -1,6 +1,7 @@
-"""Correction factors <-> bytes, as version 1 of the file format has them.
+"""Correction factors <-> bytes.
 
-Shapes: S steps; P = 2 planes, low and high; R rows and C columns of cells; levels are whole numbers 0..2**bits - 1.
+Shapes: S steps; P planes, one or two (low and high); R rows and C columns of cells; levels are whole numbers
+0..2**bits - 1.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import numpy.typing as npt
 
 from corrdiff.format.range_coder import RangeTables
 
-PLANES = 2
 LOW, HIGH = 0, 1
-"""Order of the planes of factors."""
+"""Order of the planes of factors, where there are two."""
 
 _DECAY_EIGHTHS = (0, 1, 2, 3, 4, 5, 6, 8)
 """Ratio of the frequencies of neighbouring residuals, in eighths, for each of the coder's tables."""
@@ -29,16 +29,18 @@ def encode_factors(levels_SPRC: npt.NDArray[np.uint8], bits: int) -> bytes:
     residuals = _residuals(levels_SPRC, bits)
     lengths_TL, tables = _factor_tables(bits)
     chosen = [
-        int((lengths_TL @ np.bincount(residuals[:, p].ravel(), minlength=1 << bits)).argmin()) for p in range(PLANES)
+        int((lengths_TL @ np.bincount(residuals[:, p].ravel(), minlength=1 << bits)).argmin())
+        for p in range(residuals.shape[1])
     ]
-    first = chosen[LOW] | chosen[HIGH] << 4
+    first = sum(table << 4 * p for p, table in enumerate(chosen))
     return bytes([first]) + tables.encode(residuals.ravel(), _table_index(residuals.shape, chosen))
 
 
 def decode_factors(data: bytes, shape_SPRC: tuple[int, int, int, int], bits: int) -> npt.NDArray[np.uint8]:
     """Decode what `encode_factors` wrote. Raises `ValueError` where the bytes are no factors."""
-    chosen = [data[0] & 15, data[0] >> 4] if data else [len(_DECAY_EIGHTHS)]
-    if max(chosen) >= len(_DECAY_EIGHTHS):
+    planes = shape_SPRC[1]
+    chosen = [data[0] >> 4 * p & 15 for p in range(planes)] if data else [len(_DECAY_EIGHTHS)]
+    if max(chosen) >= len(_DECAY_EIGHTHS) or data[0] >> 4 * planes:
         raise ValueError("the factors name an unknown frequency table")
     residuals = _factor_tables(bits)[1].decode(data[1:], _table_index(shape_SPRC, chosen)).reshape(shape_SPRC)
     if residuals.min() < 0 or residuals.max() >= (1 << bits):

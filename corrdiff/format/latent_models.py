@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from corrdiff.config import QUALITIES
+from corrdiff.config import QUALITIES, QUALITY_PARTS
 from corrdiff.errors import UsageError
 from corrdiff.format.integer_layers import ACTIVATION_FRACTION_BITS, ACTIVATION_LIMIT, IntegerConv
 from corrdiff.format.range_coder import SYMBOL_MAX
@@ -37,8 +37,6 @@ CONTEXT_LIMIT = 8
 """Larger latents are this to the context; a quarter of them is what it sees."""
 _CONTEXT_LIMIT = CONTEXT_LIMIT * _MEAN_ONE
 """In units of a mean. A quarter of a multiple of 2**-6 is one of 2**-8, an activation: the number stays."""
-QUALITY_PARTS = 16
-"""Qualities between two levels, and one of the levels."""
 STRIP_POSITIONS = 1 << 12
 """Positions whose neighbourhoods are in memory at a time, about."""
 

@@ -38,7 +38,8 @@ def beta_of_quality(beta: float) -> list[float]:
 class QualityGain(nn.Module):
     """g_q: a learned positive gain for each quality level and latent channel, q_B -> [B, M, 1, 1].
 
-    It starts where uniform quantisation at high rate would put it: step size proportional to sqrt(beta).
+    Between two levels its logarithm is interpolated. It starts where uniform quantisation at high rate would put it:
+    step size proportional to sqrt(beta).
     """
 
     def __init__(self, channels: int) -> None:
@@ -47,7 +48,11 @@ class QualityGain(nn.Module):
         self.log_gain_QM = nn.Parameter(start_Q[:, None].repeat(1, channels))
 
     def forward(self, q_B: Tensor) -> Tensor:
-        return self.log_gain_QM[q_B].exp()[:, :, None, None]
+        below_B = q_B.long()
+        part_B1 = (q_B - below_B).to(self.log_gain_QM.dtype)[:, None]
+        above_B = (below_B + 1).clamp(max=len(self.log_gain_QM) - 1)
+        log_gain_BM = torch.lerp(self.log_gain_QM[below_B], self.log_gain_QM[above_B], part_B1)
+        return log_gain_BM.exp()[:, :, None, None]
 
 
 class HyperEncoder(nn.Module):

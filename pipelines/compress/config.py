@@ -17,8 +17,8 @@ from pipelines.options import Device, check_positive, identity, may_change
 class CompressConfig:
     """How to compress a dataset."""
 
-    quality: int | None = None
-    """Rate: 0 (smallest files) to 7 (best pictures); 4 where neither it nor a target is given."""
+    quality: float | None = None
+    """Rate: 0 (smallest files) to 7 (best pictures), in steps of 1/16; 4 where neither it nor a target is given."""
     target_bpp: float | None = None
     """Instead of a quality: bits a pixel over the whole dataset. Each picture takes the quality at which bits gain as
     much PSNR as in all others."""
@@ -27,7 +27,7 @@ class CompressConfig:
     fidelity: float = DEFAULT_FIDELITY
     """1 asks for the least distortion, 0 for the most natural texture."""
     steps: int | None = None
-    """Network evaluations for each picture; the codec's default where it is not given."""
+    """Network evaluations for each picture, 0 for D's picture alone; the codec's default where it is not given."""
     unit: int = 64
     """Pictures in one part of the output, which is done or not done as a whole."""
     batch: int = 4

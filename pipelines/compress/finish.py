@@ -74,7 +74,8 @@ def _read_tables(out: str, records: Sequence[Record]) -> pa.Table:
         return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(out, name), storage.PATIENT_ATTEMPTS)))
 
     with ThreadPoolExecutor(READERS) as pool:
-        return pa.concat_tables(pool.map(read, [r.parquet.name for r in records]))
+        tables = pool.map(read, [r.parquet.name for r in records])
+        return pa.concat_tables(tables, promote_options="permissive")  # qualities were whole numbers before
 
 
 def _write_index(out: str, good: pa.Table) -> None:

@@ -60,7 +60,9 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
     """
     out, codec = storage.absolute(out), storage.absolute(codec)
     tracking_uri()  # refused before anything is written
-    plan = claim(images, out, read_config(codec)[1], config)
+    made, fingerprint, _ = read_config(codec)
+    made.check(config.settings())
+    plan = claim(images, out, fingerprint, config)
     summary = read_summary(out)
     if summary is not None:
         console.print("nothing to do: every part is there")

@@ -23,36 +23,38 @@ class Rate:
     bytes_a_cell: float
     """Of a file's factors, for each cell of their grid."""
     psnr_offset_db: list[float]
-    """Of the picture against D's, at each quality."""
+    """Of the picture against D's, at each level."""
     sampled: int
     bpp: float
     """Expected of all pictures, as is `psnr_db`."""
     psnr_db: float
+    parts: int = 1
+    """Also of the `Choice`: qualities between two levels, and one of the levels."""
 
     @property
     def choice(self) -> Choice:
         """What the rule comes to where a picture's qualities are compared."""
-        return Choice(self.slope, self.start)
+        return Choice(self.slope, self.start, self.parts)
 
-    def point(self, preview: Preview, quality: int, pixels: int, cells: int) -> Point:
+    def point(self, preview: Preview, level: int, pixels: int, cells: int) -> Point:
         """What is expected of the file and the picture."""
         point = Point.of(preview.bytes + self.bytes_a_cell * cells, pixels, preview.mse)
-        return point._replace(psnr_db=point.psnr_db + self.psnr_offset_db[quality])
+        return point._replace(psnr_db=point.psnr_db + self.psnr_offset_db[level])
 
 
 def qualities(
     codec: CorrDiffCodec, images: Sequence[Picture], latents: Sequence[Tensor], settings: Settings, rate: Rate
-) -> list[int]:
+) -> list[float]:
     """The qualities that pictures of one size take."""
     pixels, cells = pixels_and_cells(images[0], codec)
     known: list[dict[int, Point]] = [{} for _ in images]
-    while wanted := {i: q for i, k in enumerate(known) if (q := rate_control.next_quality(k, rate.choice)) is not None}:
+    while wanted := {i: q for i, k in enumerate(known) if (q := rate_control.next_level(k, rate.choice)) is not None}:
         still = list(wanted)
         chosen = [y[still] for y in latents]
         previews = codec.preview([images[i] for i in still], chosen, settings, list(wanted.values()))
-        for (i, quality), preview in zip(wanted.items(), previews, strict=True):
-            known[i][quality] = rate.point(preview, quality, pixels, cells)
-    return [rate_control.best_quality(k, rate.slope) for k in known]
+        for (i, level), preview in zip(wanted.items(), previews, strict=True):
+            known[i][level] = rate.point(preview, level, pixels, cells)
+    return [rate_control.best_quality(k, rate.choice) for k in known]
 
 
 def pixels_and_cells(image: Picture, codec: CorrDiffCodec) -> tuple[int, int]:

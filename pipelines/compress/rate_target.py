@@ -1,8 +1,8 @@
 """`--target-bpp` and `--target-psnr`: from a sample of the pictures, the rule by which each finds its quality.
 
-    a few pictures of some units  --D at every quality-->          curves
-    fewer of them                 --encoded at three qualities-->  what factors and diffusion add to D's bytes and PSNR
-    both                          --fit-->                         rule
+    a few pictures of some units  --D at every level-->         curves
+    fewer of them                 --encoded at three levels-->  what factors and diffusion add to D's bytes and PSNR
+    both                          --fit-->                      rule
 
 The sample grows until the mean is known well enough. The rule is written down (OUT/rate.json) and the first one counts,
 so that a job that goes on, on whatever machines, gives the pictures the qualities that it would have had.
@@ -25,7 +25,8 @@ import torch
 
 from corrdiff import metrics, rate_control
 from corrdiff.codec import Preview
-from corrdiff.config import QUALITIES
+from corrdiff.codec_directory import read_config
+from corrdiff.config import QUALITIES, QUALITY_PARTS
 from corrdiff.errors import JobError, UsageError
 from corrdiff.picture import Picture
 from corrdiff.rate_control import Curve, Means, Point
@@ -52,7 +53,7 @@ ENOUGH = 0.008
 IN_FULL = 24
 """So many pictures are encoded, at least, where there are as many."""
 FULL_AT = 0, 4, 7
-"""Qualities at which they are; between these is interpolated."""
+"""Levels at which they are; between these is interpolated."""
 TOLERANCE = 0.02
 
 
@@ -64,7 +65,7 @@ class Sampled(NamedTuple):
     pixels: int
     cells: int
     previews: list[Preview]
-    """At every quality."""
+    """At every level."""
     more_bytes: tuple[int, ...] = ()
     """Of the file, and `more_db` of the picture, than its preview said, at `FULL_AT`; of pictures that were encoded."""
     more_db: tuple[float, ...] = ()
@@ -90,6 +91,7 @@ def _find(job: CompressJob) -> Rate:
     every = max(1, min(config.unit // PICTURES_OF_A_UNIT, config.unit * units // MOST_PICTURES))
     in_full = {unit: -(-IN_FULL // min(units, IN_FULL)) for unit in order[:IN_FULL]}
     sampled: list[Sampled] = []
+    parts = 1 if read_config(job.codec)[0].file_version == 1 else QUALITY_PARTS
     console.print("looking at some pictures in every quality, for the target")
     end, error = 0, math.inf
     while end < units and error > ENOUGH:
@@ -97,7 +99,7 @@ def _find(job: CompressJob) -> Rate:
         sampled += _look(job, order[begin:end], every, in_full)
         if sampled:
             sampled.sort()
-            rate = fit(sampled, config)
+            rate = fit(sampled, config, parts)
             error = relative_error(sampled, rate, end / units / every, config)
             console.print(f"{len(sampled):,} pictures sampled for the target: the mean is known to {2 * error:.1%}")
     if not sampled:
@@ -107,14 +109,14 @@ def _find(job: CompressJob) -> Rate:
     return rate
 
 
-def fit(sampled: Sequence[Sampled], config: CompressConfig) -> Rate:
+def fit(sampled: Sequence[Sampled], config: CompressConfig, parts: int) -> Rate:
     """The rule that meets the target on these pictures, of which some were encoded."""
     full = [s for s in sampled if s.more_bytes]
     a_cell = statistics.fmean(statistics.fmean(s.more_bytes) / s.cells for s in full) if full else 0.0
     offsets = np.mean([s.more_db for s in full], axis=0) if full else np.zeros(len(FULL_AT))
     rate = Rate(0.0, 0, a_cell, np.interp(range(QUALITIES), FULL_AT, offsets).tolist(), len(sampled), 0.0, 0.0)
     curves = [_curve(s, rate) for s in sampled]
-    choice = rate_control.fit(curves, lambda m: operator.sub(*_aim(m, config)))
+    choice = rate_control.fit(curves, lambda m: operator.sub(*_aim(m, config)), parts)
     return dataclasses.replace(rate, **choice._asdict(), **rate_control.means(curves, choice)._asdict())
 
 
@@ -127,7 +129,7 @@ def _aim(m: Means, config: CompressConfig) -> tuple[float, float]:
 
 
 def _curve(s: Sampled, rate: Rate) -> Curve:
-    return Curve(s.pixels, [rate.point(p, quality, s.pixels, s.cells) for quality, p in enumerate(s.previews)])
+    return Curve(s.pixels, [rate.point(p, level, s.pixels, s.cells) for level, p in enumerate(s.previews)])
 
 
 def relative_error(sampled: Sequence[Sampled], rate: Rate, share: float, config: CompressConfig) -> float:
@@ -141,7 +143,7 @@ def relative_error(sampled: Sequence[Sampled], rate: Rate, share: float, config:
     sums: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for s in sampled:
         points = _curve(s, rate).points
-        point = points[rate_control.chosen_quality(points, rate.choice)]
+        point = rate_control.point_at(dict(enumerate(points)), rate_control.chosen_quality(points, rate.choice))
         value, weight = (point.bpp * s.pixels, s.pixels) if config.target_bpp is not None else (point.psnr_db, 1)
         sums[s.unit][0] += value
         sums[s.unit][1] += weight
@@ -156,7 +158,7 @@ def relative_error(sampled: Sequence[Sampled], rate: Rate, share: float, config:
 
 def _check_in_reach(sampled: Sequence[Sampled], rate: Rate, config: CompressConfig) -> None:
     curves = [_curve(s, rate) for s in sampled]
-    ends = [_aim(rate_control.means(curves, quality), config) for quality in (0, QUALITIES - 1)]
+    ends = [_aim(rate_control.means(curves, level), config) for level in (0, QUALITIES - 1)]
     (least, wanted), (most, _) = ends
     if not (1 - TOLERANCE) * least <= wanted <= (1 + TOLERANCE) * most:
         name = "bpp" if config.target_bpp is not None else "psnr"

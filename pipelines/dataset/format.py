@@ -56,7 +56,7 @@ def columns() -> pa.Schema:
     """
     return pa.schema([
         ("key", pa.string()), ("source", pa.string()), ("width", pa.int32()), ("height", pa.int32()),
-        ("bytes", pa.int64()), *((name, pa.float64()) for name in metric_columns()), ("quality", pa.int8()),
+        ("bytes", pa.int64()), *((name, pa.float64()) for name in metric_columns()), ("quality", pa.float64()),
         ("quality_source", pa.string()), ("status", pa.string()), ("error", pa.string()), ("part", pa.string()),
         ("offset", pa.int64()),
     ])  # fmt: skip

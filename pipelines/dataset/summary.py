@@ -30,7 +30,7 @@ class Summary:
     failure_reasons: dict[str, int]
     """Numbers in a reason are left out, so that like failures count together."""
     qualities: dict[str, int]
-    """Pictures of each quality level."""
+    """Pictures of each quality."""
     codec_fingerprint: str
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 from PIL import Image
 
-from corrdiff.errors import JobError
+from corrdiff.errors import JobError, UsageError
 from corrdiff.format import bitstream
 from corrdiff.images import save_png
 from corrdiff.picture import Picture
@@ -83,6 +83,8 @@ def open_dataset(dataset: str, codec: str, config: DecompressConfig) -> Decompre
     dataset, codec = storage.absolute(dataset), storage.absolute(codec)
     plan, summary = read_complete(dataset)
     compressed.check_codec(dataset, plan, codec, read_config(codec)[1])
+    if config.decoding == "uncorrected" and plan.identity.get("steps") == 0:
+        raise UsageError(f"{dataset} was compressed with --steps 0, so there are no uncorrected pictures of it")
     return DecompressJob(dataset, codec, plan, summary.pictures - summary.failures, config)
 
 

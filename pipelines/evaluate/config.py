@@ -17,12 +17,12 @@ ANCHOR_NAMES: tuple[AnchorName, ...] = get_args(AnchorName)
 class EvaluateConfig:
     """What an evaluation measures."""
 
-    qualities: tuple[int, ...] = (0, 1, 2, 3, 5, 7)
-    """Quality levels of the codecs."""
+    qualities: tuple[float, ...] = (0, 1, 2, 3, 5, 7)
+    """Qualities of the codecs, in steps of 1/16."""
     fidelities: tuple[float, ...] = (1.0, 0.5, 0.0)
     """Fidelities at each quality."""
     steps: tuple[int, ...] = (2, 4, 16)
-    """Numbers of steps other than the codec's own, at the middle quality and fidelity."""
+    """Numbers of steps other than the codec's own, at the middle quality and fidelity; 0 is D's picture alone."""
     anchors: tuple[AnchorName, ...] = ANCHOR_NAMES
     """Codecs that people know, to stand beside."""
     reference: AnchorName = may_change("jpeg")

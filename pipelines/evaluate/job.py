@@ -132,7 +132,11 @@ def name_systems(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
 
 def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig) -> dict[str, str]:
     """Make `out` this evaluation's, or refuse it; returns the codecs' fingerprints, by system."""
-    fingerprints = {s.name: read_config(s.codec)[1] for s in systems if s.codec}
+    found = {s.name: read_config(s.codec) for s in systems if s.codec}
+    for codec, _, _ in found.values():
+        for settings in config.points():
+            codec.check(settings)
+    fingerprints = {name: fingerprint for name, (_, fingerprint, _) in found.items()}
     record = {"identity": {"images": images, "codecs": fingerprints, **identity(config), **_instruments(config)}}
     claim(storage.join(out, IDENTITY), record, f"{out} holds another evaluation", absent=defaults(EvaluateConfig))
     return fingerprints

@@ -153,8 +153,9 @@ def _through_codec(
     for decoding in ("corrected", "privileged", "uncorrected") if both else ("corrected",):
         picture = _timed(functools.partial(codec.decompress, file.result, decoding, original.size), device)
         asked = {
-            "quality": settings.quality, "fidelity": settings.fidelity, "steps": settings.steps or usual,
-            "usual_steps": settings.steps is None, "decoding": decoding,
+            "quality": settings.quality, "fidelity": settings.fidelity,
+            "steps": usual if settings.steps is None else settings.steps, "usual_steps": settings.steps is None,
+            "decoding": decoding,
         }  # fmt: skip
         yield _round_trip(asked, original, file, picture, quality_of)
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+from corrdiff.config import Correction
 from corrdiff.errors import UsageError
 from pipelines.display.progress import console
 from pipelines.files import storage
@@ -44,11 +45,11 @@ def run_all(config: TrainConfig, phase2_crops_total: int | None) -> str:
         return run_phase(dataclasses.replace(config, init_from=codec, crops_total=length), "phase2")
 
 
-def run_export(run: str, out: str, compact: bool) -> None:
+def run_export(run: str, out: str, compact: bool, correction: Correction | None) -> None:
     """Export the newest checkpoint of a run and say the codec's fingerprint."""
     from pipelines.train.export import export
 
-    print(f"{out}: codec {export(run, out, compact)}")
+    print(f"{out}: codec {export(run, out, compact, correction)}")
 
 
 def _with_start(config: TrainConfig, name: PhaseName) -> TrainConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from corrdiff.codec_directory import save_codec
+from corrdiff.config import Correction
 from corrdiff.errors import UsageError
 from pipelines.files import storage
 from pipelines.tracking.tracker import recorded_run
@@ -14,13 +15,14 @@ from pipelines.train.phases.table import PHASES
 from pipelines.train.run_directory import CHECKPOINTS, START_CODEC, read_run
 
 
-def export(run: str, out: str, compact: bool = False) -> str:
+def export(run: str, out: str, compact: bool = False, correction: Correction | None = None) -> str:
     """Export the newest checkpoint of a run; returns the codec's fingerprint.
 
     Args:
         run: STORAGE/NAME (its last phase that has a checkpoint), or one phase of it, say STORAGE/NAME/phase1.
         out: the codec directory to write.
         compact: write weights of 8 bits.
+        correction: how the codec corrects its process; as it is configured where it is not given.
 
     Raises:
         UsageError: there is no checkpoint, or run.json beside it is missing, damaged or of another version.
@@ -31,12 +33,12 @@ def export(run: str, out: str, compact: bool = False) -> str:
     for root in [run, *(storage.join(run, phase) for phase in phases)]:
         newest = checkpoints.latest(storage.join(root, CHECKPOINTS))
         if newest is not None:
-            return _export_checkpoint(root, newest, storage.absolute(out), compact)
+            return _export_checkpoint(root, newest, storage.absolute(out), compact, correction)
     looked = " and ".join(f"{phase}/" for phase in phases)
     raise UsageError(f"no finished checkpoint under {run} (looked in {CHECKPOINTS}/, {looked})")
 
 
-def _export_checkpoint(root: str, checkpoint: str, out: str, compact: bool) -> str:
+def _export_checkpoint(root: str, checkpoint: str, out: str, compact: bool, correction: Correction | None) -> str:
     """Write the codec of a checkpoint under RUN/PHASE; returns its fingerprint."""
     record = read_run(root)
     phase, config = PHASES[record.phase], record.config
@@ -44,5 +46,8 @@ def _export_checkpoint(root: str, checkpoint: str, out: str, compact: bool) -> s
         config = dataclasses.replace(config, init_from=storage.join(root, START_CODEC))
     restored = checkpoints.load(checkpoint)
     model, tables = phase.codec(config, restored.tensors["ema"])
+    if correction is not None:
+        diffusion = model.config.diffusion.corrected_by(correction)
+        model.config = dataclasses.replace(model.config, diffusion=diffusion)
     known = provenance(phase, config, restored.progress.crops_seen, recorded_run(root))
     return save_codec(model, tables, out, known, compact)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from corrdiff import coding
 from corrdiff.cli import main
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import load_networks, save_codec
@@ -155,6 +156,39 @@ def test_the_other_decodings_can_be_asked_for(
     assert np.array_equal(open_image(out.read_bytes()).pixels, expected)
 
 
+def test_a_box_and_a_quick_look_and_a_map(
+    coded: tuple[Path, str], codec: CorrDiffCodec, codec_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out, share = coded[0] / "33x17.crdf", tmp_path / "out.png", tmp_path / "map.png"
+    decode = ["decode", str(file), str(out), "--codec", str(codec_dir), "--precision", "fp32"]
+    whole, privileged = (codec.decompress(file.read_bytes(), decoding) for decoding in ("corrected", "privileged"))  # type: ignore[arg-type]
+    assert main([*decode, "--box", "3,4,20,5"]) == 0
+    assert np.array_equal(open_image(out.read_bytes()).pixels, whole[4:9, 3:23])
+    assert capsys.readouterr().out == f"{out}: 20x5\n"
+    assert main([*decode, "--thumbnail"]) == 0
+    assert np.array_equal(open_image(out.read_bytes()).pixels, privileged)
+    assert main([*decode, "--thumbnail", "--box", "3,4,20,5"]) == 0
+    assert np.array_equal(open_image(out.read_bytes()).pixels, privileged[4:9, 3:23])
+    capsys.readouterr()
+    assert main(["inspect", str(file), "--map", str(share)]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    expected = coding.made_up(bitstream.unpack(file.read_bytes()))
+    assert np.array_equal(open_image(share.read_bytes()).pixels[:, :, 0], expected)
+
+
+def test_a_codec_of_version_2_is_told_sixteenths_and_no_steps(
+    pictures: dict[tuple[int, int], Path], sliced_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.crdf"
+    encode = ["encode", str(pictures[17, 33]), str(file), "--codec", str(sliced_dir)]
+    assert main([*encode, "--quality", "3.1875", "--steps", "0"]) == 0
+    assert main(["decode", str(file), str(tmp_path / "a.png"), "--codec", str(sliced_dir)]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(file)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["version"], said["quality"], said["steps"], said["factor_bytes"]) == (2, 3.1875, 0, 0)
+
+
 @pytest.fixture(scope="module")
 def other_codec_dir(codec_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A codec whose weights differ in one number."""
@@ -188,9 +222,11 @@ def room(coded: tuple[Path, str], pictures: dict[tuple[int, int], Path], tmp_pat
         ("encode picture.png out --codec missing", r"no codec at missing: there is no config\.json"),
         ("encode picture.png out --codec directory", r"no codec at directory: there is no config\.json"),
         ("encode picture.png out --codec text.txt", r"no codec at text\.txt: there is no config\.json"),
-        ("encode picture.png out --codec CODEC --quality 9", r"quality must be a whole number from 0 to 7, not 9"),
+        ("encode picture.png out --codec CODEC --quality 9", r"quality must be from 0 to 7 in steps of 1/16, not 9"),
         ("encode picture.png out --codec CODEC --fidelity 2", r"fidelity must be from 0 to 1, not 2\.0"),
-        ("encode picture.png out --codec CODEC --steps 0", r"steps must be from 1 to 64, not 0"),
+        ("encode picture.png out --codec CODEC --quality 4.5", r"quality must be a whole number for this codec"),
+        ("encode picture.png out --codec CODEC --steps 0", r"steps must be at least 1 for this codec"),
+        ("encode picture.png out --codec CODEC --steps 65", r"steps must be from 0 to 64, not 65"),
         ("encode picture.png out --codec CODEC --tile 100", r"tile must be 0 or a multiple of 64"),
         ("encode picture.png out --codec CODEC --max-pixels 560", r"33x17 is more than the limit of 560 pixels"),
         ("encode picture.png out --codec CODEC --lpips-weights no.pth --criterion lpips", r"there is no file no\.pth"),
@@ -207,6 +243,10 @@ def room(coded: tuple[Path, str], pictures: dict[tuple[int, int], Path], tmp_pat
         ("decode whole.crdf out --codec OTHER", r"written by codec [0-9a-f]{16}, but the codec given is [0-9a-f]{16}"),
         ("decode whole.crdf out --codec CODEC --device nonsense", r"--device nonsense cannot be used here"),
         ("decode whole.crdf out --codec CODEC --max-pixels 560", r"33x17 is more than the limit of 560 pixels"),
+        ("decode whole.crdf out --codec CODEC --box 1,2,3", r"--box must be X,Y,WIDTH,HEIGHT in pixels.*, not 1,2,3"),
+        ("decode whole.crdf out --codec CODEC --box 0,0,34,1", r"box 0,0,34,1 is no part of a picture of 33x17"),
+        ("decode whole.crdf out --codec CODEC --thumbnail --decoding uncorrected", r"--thumbnail and --decoding .*one"),
+        ("inspect whole.crdf --map nowhere/map.png", r"cannot write nowhere/map\.png: No such file"),
         ("inspect missing.crdf", r"cannot read missing\.crdf: No such file"),
         ("inspect cut.crdf", r"damaged or truncated"),
         ("inspect text.txt", r"not a corrdiff picture"),

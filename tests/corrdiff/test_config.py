@@ -55,6 +55,10 @@ def test_reading_a_configuration_does_not_import_torch() -> None:
         (lambda: DiffusionConfig(grid=100), "grid must be 0 or a multiple of 16"),
         (lambda: DiffusionConfig(grid=1 << 15), "grid must be 0 or a multiple of 16 up to 4080"),
         (lambda: DiffusionConfig(factor_bits=7), "factor_bits must be from 1 to 6, not 7"),
+        (lambda: DiffusionConfig(start=0.0), "start must be over 0 and at most 0.98, not 0.0"),
+        (lambda: DiffusionConfig(start=0.99), "start must be over 0 and at most 0.98, not 0.99"),
+        (lambda: DiffusionConfig(planes=3), "planes must be from 1 to 2, not 3"),
+        (lambda: DiffusionConfig(criterion="taste"), "criterion must be 'texture' or 'squared error', not 'taste'"),
     ],
 )
 def test_a_shape_that_cannot_be_built_is_refused(build: Callable[[], object], said: str) -> None:
@@ -78,6 +82,8 @@ def test_a_shape_that_cannot_be_built_is_refused(build: Callable[[], object], sa
         (set_at("denoiser", "channels", to="abc"), "denoiser.channels must be a list of whole numbers"),
         (set_at("denoiser", "channels", to=[64, 96, -1]), "denoiser.channels must be a list of whole numbers"),
         (set_at("preset", to=7), "codec.preset must be a string"),
+        (set_at("diffusion", "start", to="late"), "diffusion.start must be a number"),
+        (set_at("diffusion", "start", to=True), "diffusion.start must be a number"),
     ],
 )
 def test_a_field_that_is_unknown_missing_or_ill_typed_is_refused(
@@ -87,6 +93,41 @@ def test_a_field_that_is_unknown_missing_or_ill_typed_is_refused(
     edit(data)
     with pytest.raises(UsageError, match=said):
         CodecConfig.from_dict(data)
+
+
+LATER = [
+    dataclasses.replace(tiny(), transform=TransformConfig(slices=(32, 64), context_channels=16)),
+    *(
+        dataclasses.replace(tiny(), diffusion=DiffusionConfig(**changed))
+        for changed in ({"start": 0.25}, {"planes": 1}, {"criterion": "squared error"})
+    ),
+]
+
+
+@pytest.mark.parametrize("config", LATER)
+def test_what_came_later_survives_json_and_makes_files_of_version_2(config: CodecConfig) -> None:
+    assert CodecConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert (tiny().file_version, config.file_version) == (1, 2)
+    config.check(Settings(quality=4.5, steps=0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings(quality=4.5), "quality must be a whole number for this codec, whose files are of version 1, not 4.5"),
+        (Settings(steps=0), "steps must be at least 1 for this codec, whose files are of version 1"),
+    ],
+)
+def test_what_a_file_of_version_1_cannot_say_is_refused(settings: Settings, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        tiny().check(settings)
+
+
+def test_the_two_constructions_of_the_correction_are_properties_of_a_codec() -> None:
+    ours = DiffusionConfig(steps=3, factor_bits=5)
+    paper = ours.corrected_by("paper")
+    assert paper == DiffusionConfig(3, 0, 5, start=0.98, planes=1, criterion="squared error")
+    assert paper.corrected_by("grid") == ours.corrected_by("grid") == ours
 
 
 @pytest.mark.parametrize("data", [None, [], "codec", 3])
@@ -104,14 +145,16 @@ def test_small_pictures_are_not_tiled_and_large_ones_are() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"quality": 8}, "quality must be a whole number from 0 to 7, not 8"),
-        ({"quality": -1}, "quality must be a whole number from 0 to 7, not -1"),
-        ({"quality": 4.5}, "quality must be a whole number from 0 to 7, not 4.5"),
+        ({"quality": 8}, "quality must be from 0 to 7 in steps of 1/16, not 8"),
+        ({"quality": 7.0625}, "quality must be from 0 to 7 in steps of 1/16, not 7.0625"),
+        ({"quality": -1}, "quality must be from 0 to 7 in steps of 1/16, not -1"),
+        ({"quality": 4.1}, "quality must be from 0 to 7 in steps of 1/16, not 4.1"),
+        ({"quality": float("nan")}, "quality must be from 0 to 7 in steps of 1/16, not nan"),
         ({"fidelity": 1.1}, "fidelity must be from 0 to 1, not 1.1"),
         ({"fidelity": -0.1}, "fidelity must be from 0 to 1, not -0.1"),
         ({"fidelity": float("nan")}, "fidelity must be from 0 to 1, not nan"),
-        ({"steps": 0}, "steps must be from 1 to 64, not 0"),
-        ({"steps": 65}, "steps must be from 1 to 64, not 65"),
+        ({"steps": -1}, "steps must be from 0 to 64, not -1"),
+        ({"steps": 65}, "steps must be from 0 to 64, not 65"),
         ({"tile": 192}, "tile must be 0 or a multiple of 64 from 256"),
         ({"tile": 300}, "tile must be 0 or a multiple of 64 from 256"),
         ({"tile": 1 << 14}, "tile must be 0 or a multiple of 64 from 256 to 16320 pixels, not 16384"),

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from corrdiff.correction import Grid, apply, dequantise, expand, split
-from corrdiff.format.factor_coding import HIGH, LOW, PLANES
+from corrdiff.format.factor_coding import HIGH, LOW
 from tests.support.estimates import three_pictures
 
 
 def test_levels_cover_the_range_of_each_plane() -> None:
-    levels = torch.tensor([0, 3, 15]).expand(1, PLANES, 1, 3)
+    levels = torch.tensor([0, 3, 15]).expand(1, 2, 1, 3)
     assert torch.allclose(dequantise(levels, 4)[0, :, 0], torch.tensor([[0.0, 0.2, 1.0], [-0.25, 0.0, 1.0]]))
+    assert torch.allclose(dequantise(levels[:, :1], 4)[0, :, 0], torch.tensor([[0.0, 0.2, 1.0]]))
 
 
 def test_expand_is_the_factor_itself_at_the_centre_of_a_cell() -> None:
@@ -54,18 +55,25 @@ def test_a_grid_covers_the_picture(size: int, cells: int) -> None:
     assert grid.columns == -(-2 * size // 128)
 
 
+@pytest.mark.parametrize("planes", [1, 2])
 @pytest.mark.parametrize(("gamma", "which"), [(0.0, 1), (1.0, 2)])
-def test_applying_0_or_1_gives_one_of_the_pictures(gamma: float, which: int) -> None:
+def test_applying_0_or_1_gives_one_of_the_pictures(gamma: float, which: int, planes: int) -> None:
     pictures = three_pictures(16, 16)
-    blended = apply(split(pictures[1], pictures[2]), torch.full((2, PLANES, 1, 1), gamma), Grid(16, 16, 0))
+    blended = apply(split(*pictures[1:], planes), torch.full((2, planes, 1, 1), gamma), Grid(16, 16, 0))
     assert torch.allclose(blended, pictures[which], atol=1e-6)
+
+
+def test_one_plane_blends_the_two_pictures_as_the_paper_has_it() -> None:
+    _, xhat0, d = three_pictures(16, 32)
+    blended = apply(split(xhat0, d, 1), torch.full((2, 1, 1, 1), 0.3), Grid(16, 32, 0))
+    assert torch.allclose(blended, (1 - 0.3) * xhat0 + 0.3 * d, atol=1e-6)
 
 
 def test_the_parts_sum_to_the_difference_and_the_low_one_is_smooth() -> None:
     _, xhat0, d = three_pictures(64, 96)
-    parts = split(xhat0, d)
-    assert torch.allclose(parts.low_BCHW + parts.high_BCHW, d - xhat0, atol=1e-6)
-    steps = [p.diff(dim=3).abs().mean() for p in (parts.low_BCHW, parts.high_BCHW)]
+    low, high = split(xhat0, d, 2).planes
+    assert torch.allclose(low + high, d - xhat0, atol=1e-6)
+    steps = [p.diff(dim=3).abs().mean() for p in (low, high)]
     assert steps[LOW] < 0.2 * steps[HIGH]
 
 

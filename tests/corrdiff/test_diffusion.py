@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from corrdiff.diffusion import T_MAX, T_START, add_noise, alpha_bar, ddim_step, sampling_times
+from corrdiff.config import T_MAX, T_START
+from corrdiff.diffusion import add_noise, alpha_bar, ddim_step, sampling_times
 from corrdiff.format.noise import format_noise
 
 

@@ -35,24 +35,67 @@ def _over_bpp(target: float) -> Callable[[Means], float]:
     return lambda m: m.bpp - target
 
 
+def _at_psnr(some: Sequence[Curve], target: float) -> Means:
+    return rate_control.means(some, rate_control.fit(some, lambda m: m.psnr_db - target, parts=1))
+
+
 curves = st.builds(_curves, st.integers(0, 10_000), st.integers(1, 30))
 
 
 @given(curves, st.floats(0.1, 100), st.integers(0, QUALITIES - 1))
-def test_climbing_finds_the_best_quality_of_a_concave_curve_from_anywhere(
+def test_climbing_finds_the_best_level_of_a_concave_curve_from_anywhere(
     some: Sequence[Curve], slope: float, start: int
 ) -> None:
     for curve in some:
-        found = rate_control.chosen_quality(curve.points, Choice(slope, start))
+        found = rate_control.chosen_quality(curve.points, Choice(slope, start, parts=1))
         scores = [p.psnr_db - slope * p.bpp for p in curve.points]
-        assert scores[found] == max(scores)
+        assert scores[int(found)] == max(scores)
+
+
+@given(curves, st.floats(0.1, 100), st.integers(0, QUALITIES - 1))
+def test_of_all_sixteenths_the_best_is_found_up_to_their_rounding(
+    some: Sequence[Curve], slope: float, start: int
+) -> None:
+    for curve in some:
+        points = [rate_control.point_at(dict(enumerate(curve.points)), part / 16) for part in range(7 * 16 + 1)]
+        scores = [p.psnr_db - slope * p.bpp for p in points]
+        found = 16 * rate_control.chosen_quality(curve.points, Choice(slope, start, parts=16))
+        assert found == int(found)
+        assert abs(found - int(np.argmax(scores))) <= 1
+
+
+def test_the_search_looks_at_no_more_levels_than_without_sixteenths() -> None:
+    curve = _curve(0.1, 4.0)
+    slope = (curve.points[5].psnr_db - curve.points[4].psnr_db) / (curve.points[5].bpp - curve.points[4].bpp)
+    choice, known = Choice(slope, 4, parts=16), dict[int, Point]()
+    while (level := rate_control.next_level(known, choice)) is not None:
+        known[level] = curve.points[level]
+    assert len(known) <= 4
+    assert 4 < rate_control.best_quality(known, choice) < 5
+
+
+def test_between_levels_the_rate_is_interpolated_in_the_logarithm() -> None:
+    known = {2: Point(0.1, 30.0), 3: Point(0.4, 34.0)}
+    assert rate_control.point_at(known, 2.5) == pytest.approx((0.2, 32.0))
+    assert rate_control.point_at(known, 2) == known[2]
+    assert rate_control.point_at(known, 3.0) == known[3]
+
+
+@given(curves, st.floats(0, 1))
+def test_with_sixteenths_a_target_is_met_to_a_sixteenth_of_one_picture(some: Sequence[Curve], share: float) -> None:
+    lowest, highest = (rate_control.means(some, level) for level in (0, 7))
+    target = lowest.bpp + share * (highest.bpp - lowest.bpp)
+    found = rate_control.means(some, rate_control.fit(some, _over_bpp(target), parts=16))
+    pixels = sum(curve.pixels for curve in some)
+    step = max(c.pixels * c.points[-1].bpp * (1 - 1.5 ** (-1 / 16)) for c in some) / pixels
+    assert abs(found.bpp - target) <= step * (1 + 1e-9)
 
 
 @given(curves, st.floats(0, 1))
 def test_the_target_is_met_as_nearly_as_one_picture_s_step_allows(some: Sequence[Curve], share: float) -> None:
-    lowest, highest = (rate_control.means(some, Choice(slope, q)) for slope, q in ((1e9, 0), (1e-9, 7)))
+    lowest, highest = (rate_control.means(some, level) for level in (0, 7))
     target = lowest.bpp + share * (highest.bpp - lowest.bpp)
-    found = rate_control.means(some, rate_control.fit(some, _over_bpp(target)))
+    found = rate_control.means(some, rate_control.fit(some, _over_bpp(target), parts=1))
     pixels = sum(curve.pixels for curve in some)
     assert abs(found.bpp - target) <= max(c.pixels * (c.points[-1].bpp - c.points[-2].bpp) for c in some) / pixels
 
@@ -61,10 +104,10 @@ def test_the_choice_beats_one_quality_for_all_at_the_same_rate() -> None:
     some = [curve._replace(pixels=1000) for curve in _curves(0, 200)]
     for quality in range(1, QUALITIES - 1):
         bpp, psnr_db = np.mean([c.points[quality] for c in some], axis=0)
-        found = rate_control.means(some, rate_control.fit(some, _over_bpp(bpp)))
+        found = rate_control.means(some, rate_control.fit(some, _over_bpp(bpp), parts=1))
         assert found.bpp == pytest.approx(bpp, rel=0.01)
         assert found.psnr_db > psnr_db + 0.2
-        found = rate_control.means(some, rate_control.fit(some, lambda m, to=psnr_db: m.psnr_db - to))  # type: ignore[misc]
+        found = _at_psnr(some, psnr_db)
         assert found.psnr_db == pytest.approx(psnr_db, rel=0.001)
         assert found.bpp < bpp
 
@@ -73,7 +116,7 @@ def test_a_target_out_of_reach_gives_what_is_nearest() -> None:
     some = [_curve(0.1, 3), _curve(0.2, 2)]
     ends = [float(np.mean([c.points[q].bpp for c in some])) for q in (0, -1)]
     for target, end in zip((0.0, 100.0), ends, strict=True):
-        assert rate_control.means(some, rate_control.fit(some, _over_bpp(target))).bpp == pytest.approx(end)
+        assert rate_control.means(some, rate_control.fit(some, _over_bpp(target), parts=1)).bpp == pytest.approx(end)
 
 
 @pytest.mark.parametrize(("height", "width", "tile"), [(40, 72, None), (300, 260, 256)])

@@ -20,9 +20,9 @@ def three_pictures(height: int, width: int, batch: int = 2) -> tuple[Tensor, Ten
     return x_0, x_0 + noise(0.4), 0.7 * x_0 + noise(0.4)
 
 
-def parts_of(xhat0: Tensor, d: Tensor) -> Parts:
+def parts_of(xhat0: Tensor, d: Tensor, planes: int = 2) -> Parts:
     """As the codec makes them: of the padded picture, cropped."""
     height, width = d.shape[2:]
     pad = (0, -width % 64, 0, -height % 64)
-    padded = split(*(torch.nn.functional.pad(x, pad, mode="replicate") for x in (xhat0, d)))
+    padded = split(*(torch.nn.functional.pad(x, pad, mode="replicate") for x in (xhat0, d)), planes)
     return padded.crop(slice(height), slice(width))

@@ -16,17 +16,25 @@ FINGERPRINT = bytes.fromhex("0123456789abcdef")
 HEADER = Header(FINGERPRINT, width=33, height=17, quality=4, steps=8, grid=128, factor_bits=4)
 STREAMS = Streams(b"factors", b"z stream", b"the y stream")
 
-headers = st.builds(
-    Header,
-    fingerprint=st.binary(min_size=8, max_size=8),
-    width=st.integers(1, (1 << 24) - 1),
-    height=st.integers(1, (1 << 24) - 1),
-    quality=st.integers(0, 7),
-    steps=st.integers(1, 64),
-    grid=st.integers(0, 255).map(lambda units: 16 * units),
-    factor_bits=st.integers(1, 6),
-    tile=st.one_of(st.just(0), st.integers(4, 255).map(lambda units: 64 * units)),
-).filter(lambda header: header.width * header.height <= MAX_PIXELS)
+
+@st.composite
+def headers(draw: st.DrawFn) -> Header:
+    """Of both versions, with everything that they can say."""
+    width = draw(st.integers(1, (1 << 24) - 1))
+    height = draw(st.integers(1, MAX_PIXELS // width))
+    version = draw(st.integers(1, 2))
+    quality = draw(st.integers(0, 7)) if version == 1 else draw(st.integers(0, 7 * 16)) / 16
+    steps = draw(st.integers(2 - version, 64))
+    grid, bits = draw(st.integers(0, 255)) * 16, draw(st.integers(1, 6))
+    planes = 2 if version == 1 else draw(st.integers(1, 2))
+    tile = draw(st.one_of(st.just(0), st.integers(4, 255).map(lambda units: 64 * units)))
+    factors = (grid, bits, planes) if steps else (0, 0, 0)
+    fingerprint = draw(st.binary(min_size=8, max_size=8))
+    return Header(fingerprint, width, height, quality, steps, *factors[:2], tile, factors[2], version)
+
+
+HEADER_2 = dataclasses.replace(HEADER, quality=4.3125, planes=1, version=2)
+HEADER_0 = dataclasses.replace(HEADER_2, steps=0, grid=0, factor_bits=0, planes=0)
 
 
 def seal(body: bytes) -> bytes:
@@ -34,9 +42,10 @@ def seal(body: bytes) -> bytes:
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-@given(header=headers, streams=st.builds(Streams, st.binary(), st.binary(), st.binary(max_size=300)))
+@given(header=headers(), streams=st.builds(Streams, st.binary(), st.binary(), st.binary(max_size=300)))
 def test_what_is_packed_is_unpacked(header: Header, streams: Streams) -> None:
     header = dataclasses.replace(header, tile=0)
+    streams = streams if header.steps else streams._replace(factors=b"")
     assert unpack(pack(header, [streams]), header.fingerprint) == (header, [streams])
 
 
@@ -53,7 +62,7 @@ def test_tiles_are_unpacked_in_their_order(width: int, height: int, units: int, 
         unpack(pack(header, [*tiles, STREAMS]))
 
 
-@given(header=headers)
+@given(header=headers())
 def test_header_and_checksum_take_at_most_32_bytes(header: Header) -> None:
     assert len(pack(header, [])) <= FIXED_BYTES_MAX == 32
 
@@ -62,10 +71,17 @@ def test_the_layout_is_the_documented_one() -> None:
     body = b"CRDF" + bytes([1, 0]) + FINGERPRINT + bytes([33, 17, 4, 8, 8, 4, 0])
     body += bytes([7]) + b"factors" + bytes([8]) + b"z stream" + bytes([12]) + b"the y stream"
     assert pack(HEADER, [STREAMS]) == seal(body)
+    body = b"CRDF" + bytes([2, 0]) + FINGERPRINT + bytes([33, 17, 69, 8, 0, 8, 0x14])
+    body += bytes([7]) + b"factors" + bytes([8]) + b"z stream" + bytes([12]) + b"the y stream"
+    assert pack(HEADER_2, [STREAMS]) == seal(body)
+    body = b"CRDF" + bytes([2, 0]) + FINGERPRINT + bytes([33, 17, 69, 0, 0])
+    body += bytes([8]) + b"z stream" + bytes([12]) + b"the y stream"
+    assert pack(HEADER_0, [STREAMS._replace(factors=b"")]) == seal(body)
 
 
-def test_a_file_cut_anywhere_is_refused() -> None:
-    data = pack(HEADER, [STREAMS])
+@pytest.mark.parametrize("header", [HEADER, HEADER_2, HEADER_0])
+def test_a_file_cut_anywhere_is_refused(header: Header) -> None:
+    data = pack(header, [STREAMS])
     for length in range(len(data)):
         with pytest.raises(BitstreamError):
             unpack(data[:length])
@@ -101,11 +117,11 @@ def test_a_short_file_is_called_truncated() -> None:
         unpack(pack(HEADER, [STREAMS])[:10])
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
+@pytest.mark.parametrize("version", [0, 3, 255])
 def test_an_unknown_version_is_named(version: int) -> None:
     body = bytearray(pack(HEADER, [STREAMS])[:-4])
     body[4] = version
-    with pytest.raises(BitstreamError, match=f"version {version} is unknown, this program reads 1"):
+    with pytest.raises(BitstreamError, match=f"version {version} is unknown, this program reads 1 and 2"):
         unpack(seal(bytes(body)))
 
 
@@ -147,8 +163,12 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def _body(width: bytes, height: bytes, rest: bytes, streams: bytes = b"\0\0\0") -> bytes:
-    return b"CRDF" + bytes([1, 0]) + FINGERPRINT + width + height + rest + streams
+def _body(width: bytes, height: bytes, rest: bytes, streams: bytes = b"\0\0\0", version: int = 1) -> bytes:
+    return b"CRDF" + bytes([version, 0]) + FINGERPRINT + width + height + rest + streams
+
+
+def _body_2(rest: list[int]) -> bytes:
+    return _body(b"\x21", b"\x11", bytes(rest), version=2)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +181,15 @@ def _body(width: bytes, height: bytes, rest: bytes, streams: bytes = b"\0\0\0") 
         (_body(b"\x21", b"\x11", bytes([8, 8, 0, 4, 0])), "quality 8"),
         (_body(b"\x21", b"\x11", bytes([4, 0, 0, 4, 0])), "steps 0"),
         (_body(b"\x21", b"\x11", bytes([4, 65, 0, 4, 0])), "steps 65"),
+        (_body_2([113, 8, 0, 0, 0x24]), r"quality 7\.0625"),
+        (_body_2([64, 65, 0, 0, 0x24]), "steps 65"),
+        (_body_2([64, 8, 0, 0, 0x20]), "bits 0"),
+        (_body_2([64, 8, 0, 0, 0x27]), "bits 7"),
+        (_body_2([64, 8, 0, 0, 0x04]), "planes 0"),
+        (_body_2([64, 8, 0, 0, 0x34]), "planes 3"),
+        (_body_2([64, 8, 3, 0, 0x24]), "tile 192"),
+        (_body_2([64, 0, 3]), "tile 192"),
+        (_body_2([64, 0, 0]), "1 bytes follow"),
         (_body(b"\x21", b"\x11", bytes([4, 8, 0, 0, 0])), "bits 0"),
         (_body(b"\x21", b"\x11", bytes([4, 8, 0, 7, 0])), "bits 7"),
         (_body(b"\x21", b"\x11", bytes([4, 8, 0, 4, 3])), "tile 192"),
@@ -188,9 +217,9 @@ def test_garbage_is_refused(data: bytes) -> None:
     assert not _unpacks_or_is_refused(data)
 
 
-@given(rest=st.binary(max_size=80))
-def test_sealed_garbage_is_unpacked_whole_or_refused(rest: bytes) -> None:
-    data = seal(b"CRDF" + bytes([1, 0]) + rest)
+@given(rest=st.binary(max_size=80), version=st.integers(1, 2))
+def test_sealed_garbage_is_unpacked_whole_or_refused(rest: bytes, version: int) -> None:
+    data = seal(b"CRDF" + bytes([version, 0]) + rest)
     if _unpacks_or_is_refused(data):
         header, tiles = unpack(data)
         assert pack(header, tiles) == data

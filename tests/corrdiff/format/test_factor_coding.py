@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corrdiff.config import MAX_FACTOR_BITS
-from corrdiff.format.factor_coding import HIGH, PLANES, decode_factors, encode_factors
+from corrdiff.format.factor_coding import HIGH, decode_factors, encode_factors
 
 
 @st.composite
 def _levels(draw: st.DrawFn) -> tuple[npt.NDArray[np.uint8], int]:
     bits = draw(st.integers(1, MAX_FACTOR_BITS))
-    shape = (draw(st.integers(1, 8)), PLANES, draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    shape = (draw(st.integers(1, 8)), draw(st.integers(1, 2)), draw(st.integers(1, 4)), draw(st.integers(1, 4)))
     highest = draw(st.integers(0, 2**bits - 1))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     return rng.integers(0, highest + 1, shape).astype(np.uint8), bits
@@ -29,29 +29,29 @@ def test_coded_factors_are_decoded(drawn: tuple[npt.NDArray[np.uint8], int]) -> 
 
 def test_steady_factors_cost_less_than_erratic_ones() -> None:
     rng = np.random.default_rng(0)
-    steady = np.full((8, PLANES, 6, 6), 11, dtype=np.uint8)
+    steady = np.full((8, 2, 6, 6), 11, dtype=np.uint8)
     erratic = rng.integers(0, 16, steady.shape).astype(np.uint8)
     assert 16 * len(encode_factors(steady, 4)) < len(encode_factors(erratic, 4))
 
 
 def test_planes_have_tables_of_their_own() -> None:
-    levels = np.full((8, PLANES, 8, 8), 11, dtype=np.uint8)
+    levels = np.full((8, 2, 8, 8), 11, dtype=np.uint8)
     levels[:, HIGH] = np.random.default_rng(0).integers(0, 16, (8, 8, 8))
     assert len(encode_factors(levels, 4)) <= 8 * 8 * 8 * 4 / 8 + 16
 
 
 def test_erratic_factors_cost_hardly_more_than_their_bits() -> None:
-    levels = np.random.default_rng(0).integers(0, 16, (8, PLANES, 16, 16)).astype(np.uint8)
+    levels = np.random.default_rng(0).integers(0, 16, (8, 2, 16, 16)).astype(np.uint8)
     assert len(encode_factors(levels, 4)) <= levels.size * 4 / 8 * 1.01 + 9
 
 
-@given(data=st.binary(max_size=100), bits=st.integers(1, MAX_FACTOR_BITS))
-def test_garbage_is_refused_or_gives_levels_in_range(data: bytes, bits: int) -> None:
+@given(data=st.binary(max_size=100), bits=st.integers(1, MAX_FACTOR_BITS), planes=st.integers(1, 2))
+def test_garbage_is_refused_or_gives_levels_in_range(data: bytes, bits: int, planes: int) -> None:
     try:
-        levels = decode_factors(data, (2, PLANES, 2, 3), bits)
+        levels = decode_factors(data, (2, planes, 2, 3), bits)
     except ValueError:
         return
-    assert levels.shape == (2, PLANES, 2, 3)
+    assert levels.shape == (2, planes, 2, 3)
     assert int(levels.max()) < 2**bits
 
 
@@ -60,4 +60,12 @@ def test_garbage_is_refused_or_gives_levels_in_range(data: bytes, bits: int) -> 
 )
 def test_bytes_that_cannot_be_factors_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"unknown frequency table|out of range|a stream"):
-        decode_factors(data, (2, PLANES, 2, 3), 4)
+        decode_factors(data, (2, 2, 2, 3), 4)
+
+
+def test_one_plane_names_one_table() -> None:
+    levels = np.full((2, 1, 2, 3), 7, np.uint8)
+    data = bytearray(encode_factors(levels, 4))
+    data[0] |= 0x10
+    with pytest.raises(ValueError, match="unknown frequency table"):
+        decode_factors(bytes(data), levels.shape, 4)

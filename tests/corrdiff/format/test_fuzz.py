@@ -12,7 +12,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import hypothesis
 import numpy as np
@@ -23,10 +23,9 @@ from PIL import Image, ImageCms
 
 from corrdiff import coding
 from corrdiff.codec import CorrDiffCodec, Settings
-from corrdiff.config import CodecConfig, DenoiserConfig, TransformConfig
+from corrdiff.config import CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError
-from corrdiff.format.factor_coding import PLANES
 from corrdiff.images import ImageError, open_image
 from corrdiff.networks.model import CorrDiffModel
 
@@ -94,43 +93,53 @@ def runs(examples: int) -> hypothesis.settings:
     )
 
 
-@pytest.fixture(scope="module")
-def small_codec() -> CorrDiffCodec:
+def small_codec(diffusion: DiffusionConfig, **slices: Any) -> CorrDiffCodec:
     """As few channels as may be: the coding is what is tried."""
     import torch
 
     torch.manual_seed(0)
-    model = CorrDiffModel(
-        CodecConfig(
-            "fuzzed",
-            TransformConfig(channels=(8, 8, 8), blocks=1, latent_channels=6, hyper_channels=4),
-            DenoiserConfig(channels=(8, 8, 8), context_channels=(4, 4, 4), time_channels=8),
-        )
-    )
+    transform = TransformConfig(channels=(8, 8, 8), blocks=1, latent_channels=6, hyper_channels=4, **slices)
+    denoiser = DenoiserConfig(channels=(8, 8, 8), context_channels=(4, 4, 4), time_channels=8)
+    model = CorrDiffModel(CodecConfig("fuzzed", transform, denoiser, diffusion))
     with torch.no_grad():
         model.entropy.hyper_analysis.layers[-1].weight.mul_(20.0)
     return CorrDiffCodec(model, model.entropy.freeze(), b"fuzzed!!")
 
 
+class Written(NamedTuple):
+    """A file and the codec that wrote it."""
+
+    data: bytes
+    codec: CorrDiffCodec
+
+
 @pytest.fixture(scope="module")
-def files(small_codec: CorrDiffCodec, draw: Draw) -> list[bytes]:
-    chosen = [(1, 1, 1, 0), (70, 40, 3, 0), (140, 150, 2, 0), (60, 300, 1, 256)]
+def files(draw: Draw) -> list[Written]:
+    """Of both versions, with context and without, with two planes of factors, with one and with none."""
+    ours = DiffusionConfig()
+    first, sliced = small_codec(ours), small_codec(ours, slices=(2, 4), context_channels=4)
+    paper = small_codec(ours.corrected_by("paper"))
+    chosen = [
+        (first, 1, 1, 1, 0), (first, 70, 40, 3, 0), (first, 140, 150, 2, 0), (first, 60, 300, 1, 256),
+        (sliced, 70, 40, 3, 0), (sliced, 60, 300, 1, 256), (sliced, 70, 130, 0, 0), (paper, 70, 40, 3, 0),
+    ]  # fmt: skip
     return [
-        small_codec.compress_batch([draw(height, width)], Settings(7, 0.5, steps, tile))[0].data
-        for height, width, steps, tile in chosen
+        Written(codec.compress_batch([draw(height, width)], Settings(7, 0.5, steps, tile))[0].data, codec)
+        for codec, height, width, steps, tile in chosen
     ]
 
 
-def read_everything(data: bytes, small_codec: CorrDiffCodec) -> None:
+def read_everything(data: bytes, codec: CorrDiffCodec) -> None:
     """All that decoding reads of a file, without the networks."""
     try:
-        parsed = bitstream.unpack(data, small_codec.fingerprint, MAX_PIXELS)
+        parsed = bitstream.unpack(data, codec.fingerprint, MAX_PIXELS)
         header = parsed.header
         for tile in coding.layout_of(header):
-            y_hat_BMhw = coding.read_latents([parsed], tile, small_codec.tables)
+            y_hat_BMhw = coding.read_latents([parsed], tile, codec.tables)
             assert bool(y_hat_BMhw.isfinite().all())
             levels = coding.read_factors(parsed, tile)
-            assert levels.shape == (header.steps, PLANES, tile.grid.rows, tile.grid.columns)
+            assert levels.shape == (header.steps, header.planes, tile.grid.rows, tile.grid.columns)
+        assert coding.made_up(parsed).shape == (header.height, header.width)
     except BitstreamError:
         pass
 
@@ -138,14 +147,14 @@ def read_everything(data: bytes, small_codec: CorrDiffCodec) -> None:
 def _container(examples: int) -> Callable[..., None]:
     @runs(examples)
     @given(seed=seeds, changes=mutations, sealed=st.booleans())
-    def run(small_codec: CorrDiffCodec, files: list[bytes], seed: int, changes: list[Mutation], sealed: bool) -> None:
-        original = files[seed % len(files)]
+    def run(files: list[Written], seed: int, changes: list[Mutation], sealed: bool) -> None:
+        original, codec = files[seed % len(files)]
         if sealed:  # what comes behind the fingerprint is changed, and the checksum fits
             body = original[:14] + mutated(original[14:-4], changes)
             data = body + struct.pack("<I", zlib.crc32(body))
         else:
             data = mutated(original, changes)
-        cheap(lambda: read_everything(data, small_codec))
+        cheap(lambda: read_everything(data, codec))
 
     return run
 

@@ -54,9 +54,9 @@ def test_a_verification_that_is_not_known_is_refused(verify: str) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: CompressConfig(quality=8), "quality must be a whole number from 0 to 7, not 8"),
+        (lambda: CompressConfig(quality=8), "quality must be from 0 to 7 in steps of 1/16, not 8"),
         (lambda: CompressConfig(fidelity=1.5), "fidelity must be from 0 to 1, not 1.5"),
-        (lambda: CompressConfig(steps=0), "steps must be from 1 to 64, not 0"),
+        (lambda: CompressConfig(steps=65), "steps must be from 0 to 64, not 65"),
         (lambda: CompressConfig(unit=0), "--unit must be at least 1, not 0"),
         (lambda: CompressConfig(batch=0), "--batch must be at least 1, not 0"),
         (lambda: CompressConfig(max_pixels=0), "--max-pixels must be at least 1, not 0"),

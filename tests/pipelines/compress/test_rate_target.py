@@ -41,7 +41,7 @@ def test_pictures_take_the_quality_that_all_their_previews_together_would_say(co
         previews = [codec.preview([image], [y[i : i + 1] for y in latents], settings, [q])[0] for q in range(8)]
         curves.append(Curve(70 * 90, [Point.of(p.bytes + 2.0, 70 * 90, p.mse) for p in previews]))
     for slope in (1e-6, 0.3, 3.0, 1e6):
-        choice = Choice(slope, 4)
+        choice = Choice(slope, 4, parts=1)
         expected = [rate_control.chosen_quality(curve.points, choice) for curve in curves]
         assert qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=slope)) == expected
     assert qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=1e9)) == [0, 0, 0]
@@ -85,13 +85,17 @@ def test_what_factors_and_diffusion_add_is_part_of_the_aim() -> None:
     pictures = [Sampled(u, 0, 1000, 2, [Preview(20 * 2**q, 90.0 / 2**q) for q in range(8)]) for u in range(40)]
     pictures[0] = pictures[0]._replace(more_bytes=(10, 10, 10), more_db=(-0.5, -1.0, -2.5))
     pictures[1] = pictures[1]._replace(more_bytes=(20, 20, 20), more_db=(-0.5, -2.0, -3.5))
-    rate = target.fit(pictures, CompressConfig(target_psnr=34.0))
+    rate = target.fit(pictures, CompressConfig(target_psnr=34.0), parts=1)
     assert (rate.bytes_a_cell, rate.sampled) == (7.5, 40)
     assert rate.psnr_offset_db == pytest.approx([-0.5, -0.75, -1.0, -1.25, -1.5, -2.0, -2.5, -3.0])
     levels = [10 * math.log10(255**2 / (90.0 / 2**q)) + rate.psnr_offset_db[q] for q in range(8)]
     quality = int(np.argmin(np.abs(np.array(levels) - 34.0)))
     assert rate.psnr_db == pytest.approx(levels[quality])
     assert rate.bpp == pytest.approx(8 * (20 * 2**quality + 15) / 1000)
+    assert rate.parts == 1
+    fine = target.fit(pictures, CompressConfig(target_psnr=34.0), parts=16)
+    assert fine.parts == 16
+    assert abs(fine.psnr_db - 34.0) <= (levels[-1] - levels[0]) / (7 * 16)
 
 
 def test_the_rule_that_is_written_down_counts(tmp_path: Path) -> None:

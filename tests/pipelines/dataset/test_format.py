@@ -42,7 +42,7 @@ def test_a_table_has_these_columns_in_this_order() -> None:
     assert [(field.name, str(field.type)) for field in columns()] == [
         ("key", "string"), ("source", "string"), ("width", "int32"), ("height", "int32"), ("bytes", "int64"),
         ("bpp", "double"), ("psnr_db", "double"), ("ms_ssim", "double"), ("lpips", "double"),
-        ("texture_error", "double"), ("quality", "int8"), ("quality_source", "string"), ("status", "string"),
+        ("texture_error", "double"), ("quality", "double"), ("quality_source", "string"), ("status", "string"),
         ("error", "string"), ("part", "string"), ("offset", "int64"),
     ]  # fmt: skip
     assert all(field.nullable for field in columns())

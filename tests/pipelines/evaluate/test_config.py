@@ -20,12 +20,12 @@ def test_points_are_every_quality_and_fidelity_and_the_other_numbers_of_steps() 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"qualities": (9,)}, "quality must be a whole number from 0 to 7, not 9"),
+        ({"qualities": (9,)}, "quality must be from 0 to 7 in steps of 1/16, not 9"),
         ({"qualities": ()}, "--qualities must have a value at least"),
         ({"fidelities": (1.0, 1.0)}, "--fidelities must be different values, not 1.0 1.0"),
         ({"steps": (2, 2)}, "--steps must be different values, not 2 2"),
         ({"anchors": ("jpeg", "jpeg")}, "--anchors must be different values, not jpeg jpeg"),
-        ({"steps": (0,)}, "steps must be from 1 to 64, not 0"),
+        ({"steps": (65,)}, "steps must be from 0 to 64, not 65"),
         ({"anchors": ("webp",)}, "--reference jpeg is not among --anchors webp"),
         ({"limit": 0}, "--limit must be at least 1, not 0"),
         ({"show": -1}, "--show must not be negative, not -1"),
