@@ -73,10 +73,11 @@ def codec_rows(name: str, precision: Precision, arguments: argparse.Namespace) -
     x = torch.rand(1, 3, padded_h, padded_w, device=device)
     x_last = x.contiguous(memory_format=torch.channels_last)
     y = torch.randn(1, codec.config.transform.latent_channels, padded_h // 16, padded_w // 16, device=device)
+    g = codec.networks.gain([4])
     t = torch.full((1,), 0.5, device=device)
     with codec.networks.autocast():
-        context = model.context(y)
-        d = model.decoder(y).float().contiguous()
+        d = model.decoder(y, g).float().contiguous()
+        context = model.context(y, d)
     grid, planes = Grid(height, width, codec.config.diffusion.grid), codec.config.diffusion.planes
     factors = torch.full((1, planes, grid.rows, grid.columns), 0.5, device=device)
 
@@ -84,8 +85,7 @@ def codec_rows(name: str, precision: Precision, arguments: argparse.Namespace) -
         with codec.networks.autocast():
             if encoding:
                 latent = model.analysis(x_last)
-            model.decoder(y)
-            maps = model.context(y)
+            maps = model.context(y, model.decoder(y, g))
             for _ in range(steps):
                 model.denoiser(x, maps, t)
         if encoding:

@@ -180,7 +180,7 @@ class CorrDiffCodec:
         levels: list[list[npt.NDArray[np.uint8]]] = []
         for tile in _in_turn(list(layout), on_tile):
             y_hat_BMhw = latents.window(tile)
-            x_0_BCHW = d_BCHW = self.networks.privileged(y_hat_BMhw)
+            x_0_BCHW = d_BCHW = self.networks.privileged(y_hat_BMhw, quantised.g_BM11)
             if header.steps:
                 factors = FittedFactors(self._core(images, tile), d_BCHW, tile, header, self._criterion(fidelity))
                 times = diffusion.sampling_times(header.steps, self.config.diffusion.start)
@@ -219,13 +219,14 @@ class CorrDiffCodec:
             )
         layout = coding.layout_of(header)
         tiles = layout.showing(shown)
-        latents = Latents(layout, ReadLatents(self.networks, self.tables, parsed), tiles)
+        read = ReadLatents(self.networks, self.tables, parsed)
+        latents = Latents(layout, read, tiles)
         pictures = _blank(shown, len(files))
         start = self.config.diffusion.start if decoding == "corrected" else T_MAX
         times = diffusion.sampling_times(header.steps, start)
         for tile in _in_turn(tiles, on_tile):
             y_hat_BMhw = latents.window(tile)
-            x_0_BCHW = d_BCHW = self.networks.privileged(y_hat_BMhw)
+            x_0_BCHW = d_BCHW = self.networks.privileged(y_hat_BMhw, read.g_BM11)
             if header.steps and decoding != "privileged":
                 factors = ReadFactors(parsed, tile, self.device) if decoding == "corrected" else None
                 x_0_BCHW = trajectory.run(self.networks, y_hat_BMhw, d_BCHW, tile, times, factors)
@@ -250,7 +251,7 @@ class CorrDiffCodec:
         squared_B = torch.zeros(len(images), dtype=torch.float64, device=self.device)
         for tile in layout:
             rows, columns = tile.core_in_window
-            d_BCHW = self.networks.privileged(windows.window(tile))[:, :, rows, columns]
+            d_BCHW = self.networks.privileged(windows.window(tile), quantised.g_BM11)[:, :, rows, columns]
             squared_B += (d_BCHW - self._core(images, tile)).square().sum(dim=(1, 2, 3), dtype=torch.float64)
         squares = (squared_B * 127.5**2 / images[0].size).tolist()
         return [
@@ -258,14 +259,15 @@ class CorrDiffCodec:
             for header, tiles, mse in zip(headers, quantised.kept(), squares, strict=True)
         ]
 
-    def latents_of(self, x_BCHW: Tensor, q_B: Tensor) -> Tensor:
-        """Compute y_hat / g_q as a decoder would have it, for pictures in [-1, 1] whose sides are multiples of 64."""
+    def latents_of(self, x_BCHW: Tensor, q_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute y_hat / g_q as a decoder would have it, and g_q, for pictures in [-1, 1] whose sides are multiples of
+        64."""
         with self.networks.autocast():
             y_BMhw, g_BM11 = self.model.latent(x_BCHW, q_B)
         with torch.autocast(self.device.type, enabled=False):
             z_BNuv = self.networks.hyper_analysis(y_BMhw)
         y_hat_BMhw = self.tables.y_hat_of(y_BMhw, z_BNuv, q_B * QUALITY_PARTS).to(self.device)
-        return y_hat_BMhw / g_BM11
+        return y_hat_BMhw / g_BM11, g_BM11
 
     def _headers(self, images: Sequence[Picture], settings: Settings, qualities: Sequence[float]) -> list[Header]:
         """Make the header of each picture's file."""

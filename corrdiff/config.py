@@ -337,26 +337,43 @@ def _build(kind: Any, data: Any, name: str) -> Any:
 
 
 def tiny() -> CodecConfig:
-    """Give a codec of 7 M parameters, for demonstrations and tests: it trains and runs on two CPU cores."""
-    return CodecConfig("tiny", TransformConfig(), DenoiserConfig())
+    """Give a codec of 9 M parameters, for demonstrations and tests: it trains and runs on two CPU cores."""
+    return CodecConfig(
+        "tiny",
+        TransformConfig(
+            patch=4, channels=(48, 96, 160), blocks=1, latent_channels=192, hyper_channels=96,
+            slices=(8, 24, 56, 104), context_channels=96, lapped=True,
+        ),
+        DenoiserConfig(sees_decoder=True),
+    )  # fmt: skip
 
 
 def small() -> CodecConfig:
     """Give a codec of 26 M parameters, for one GPU."""
     return CodecConfig(
         "small",
-        TransformConfig(channels=(96, 160, 192), blocks=2, latent_channels=160, hyper_channels=128),
-        DenoiserConfig(channels=(128, 192, 256), context_channels=(64, 96, 128), blocks=2, time_channels=256),
-    )
+        TransformConfig(
+            patch=4, channels=(64, 128, 192), blocks=2, latent_channels=192, hyper_channels=128,
+            slices=(8, 24, 56, 104), context_channels=128, lapped=True,
+        ),
+        DenoiserConfig(
+            channels=(128, 192, 256), context_channels=(64, 96, 128), blocks=2, time_channels=256, sees_decoder=True
+        ),
+    )  # fmt: skip
 
 
 def base() -> CodecConfig:
-    """Give a codec of CDC's size (arXiv 2209.06950): 40 M parameters in the score network, 14 M in the transforms."""
+    """Give a codec of CDC's size (arXiv 2209.06950): 40 M parameters in the score network, 16 M in the transforms."""
     return CodecConfig(
         "base",
-        TransformConfig(channels=(128, 192, 224), blocks=2, latent_channels=192, hyper_channels=160),
-        DenoiserConfig(channels=(192, 320, 416), context_channels=(96, 128, 160), blocks=2, time_channels=512),
-    )
+        TransformConfig(
+            patch=4, channels=(128, 192, 256), blocks=2, latent_channels=256, hyper_channels=160,
+            slices=(8, 24, 64, 160), context_channels=192, lapped=True,
+        ),
+        DenoiserConfig(
+            channels=(192, 320, 416), context_channels=(96, 128, 160), blocks=2, time_channels=512, sees_decoder=True
+        ),
+    )  # fmt: skip
 
 
 PRESETS: dict[str, Callable[[], CodecConfig]] = {"tiny": tiny, "small": small, "base": base}

@@ -32,16 +32,16 @@ class QuantisedLatents(Generic[T]):
     ) -> None:
         """`y_of` gives a tile's y_BMhw before the gain, `keep` makes of each picture's symbols what is kept of them."""
         self._networks, self._tables, self._y_of, self._keep = networks, tables, y_of, keep
-        self._g_BM11 = networks.gain([header.quality for header in headers])
+        self.g_BM11 = networks.gain([header.quality for header in headers])
         self._quality_B = coding.quality_of(headers)
         self._kept: dict[int, list[T]] = {}
 
     def __call__(self, tile: Tile) -> Tensor:
         """Quantise a tile's latents: y_hat / g_q, [B, M, h, w]."""
-        y_BMhw = self._y_of(tile) * self._g_BM11
+        y_BMhw = self._y_of(tile) * self.g_BM11
         symbols, y_hat_BMhw = self._tables.quantise(y_BMhw, self._networks.hyper_analysis(y_BMhw), self._quality_B)
         self._kept[tile.index] = self._keep(symbols)
-        return y_hat_BMhw.to(self._networks.device) / self._g_BM11
+        return y_hat_BMhw.to(self._networks.device) / self.g_BM11
 
     def kept(self) -> list[list[T]]:
         """Give what was kept, of each picture that of its tiles in order."""
@@ -53,9 +53,9 @@ class ReadLatents:
 
     def __init__(self, networks: Networks, tables: EntropyTables, parsed: Sequence[Bitstream]) -> None:
         self._networks, self._tables, self._parsed = networks, tables, parsed
-        self._g_BM11 = networks.gain([p.header.quality for p in parsed])
+        self.g_BM11 = networks.gain([p.header.quality for p in parsed])
 
     def __call__(self, tile: Tile) -> Tensor:
         """Read a tile's latents: y_hat / g_q, [B, M, h, w]. Raises `BitstreamError` where its streams are not valid."""
         y_hat_BMhw = coding.read_latents(self._parsed, tile, self._tables)
-        return y_hat_BMhw.to(self._networks.device) / self._g_BM11
+        return y_hat_BMhw.to(self._networks.device) / self.g_BM11

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from corrdiff.networks.context_model import ContextEntropyModel
     from corrdiff.networks.entropy_model import EntropyModel
 
-BETA_SPREAD = 100.0
+BETA_SPREAD = 200.0
 """beta of the lowest quality over beta of the highest: what takes photographs from about 0.05 to 1 bpp."""
 
 STEP_OF_BETA = 26.0

@@ -180,7 +180,7 @@ def test_latents_of_a_picture_are_those_that_its_file_holds(codec: CorrDiffCodec
     q_B = torch.tensor([int(header.quality)])
     with torch.inference_mode():
         x_BCHW = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
-        latent = codec.latents_of(x_BCHW, q_B)[0]
+        latent = codec.latents_of(x_BCHW, q_B)[0][0]
         streams = LatentStreams(tiles[0].z, tiles[0].y)
         decoded = codec.tables.decode([streams], (1, 2), 16 * q_B)[0] / codec.model.gain(q_B)[0]
     assert float((latent - decoded).abs().max()) < 1e-5

@@ -83,7 +83,7 @@ class Phase1Module(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             latents = self.model.entropy(y_BMhw, sample.q_B, sample.u_y_BMhw, sample.u_z_BNuv)
         y_hat_BMhw = latents.y_hat_BMhw / g_BM11
-        d_BCHW = self.model.decoder(y_hat_BMhw)
+        d_BCHW = self.model.decoder(y_hat_BMhw, g_BM11)
         bpp_B = latents.bits_B / (x.shape[2] * x.shape[3])
         beta_B = torch.tensor(self.beta_Q, device=x.device)[sample.q_B] * min(1.0, warmup / RATE_RAMP_SHARE)
         mse_d_B = losses.squared_error(d_BCHW, x)

@@ -72,8 +72,8 @@ class Phase2Module(nn.Module):
         codec, perceptual = self._frozen
         x = sample.x_BCHW
         with torch.no_grad():
-            y_hat_BMhw = codec.latents_of(x, sample.q_B)
-        d_BCHW = self.decoder(y_hat_BMhw)
+            y_hat_BMhw, g_BM11 = codec.latents_of(x, sample.q_B)
+        d_BCHW = self.decoder(y_hat_BMhw, g_BM11)
         mse_B = losses.squared_error(d_BCHW, x)
         lpips_B = losses.perceptual_or_zero(perceptual, d_BCHW, x)
         loss_B = (1 - self.lpips_weight) * mse_B + self.lpips_weight * lpips_B
