@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corrdiff import diffusion
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE, QUALITIES, TransformConfig
 from pipelines.train.batch import Batch
 
@@ -24,7 +25,7 @@ class Sample(NamedTuple):
     q_B: Tensor
     """Quality levels."""
     t_B: Tensor
-    """Diffusion times, uniform in (0, 1)."""
+    """Diffusion times (`diffusion.training_time`)."""
     eps_BCHW: Tensor
     u_y_BMhw: Tensor
     """Quantisation noise of the latent, uniform in [-0.5, 0.5)."""
@@ -65,7 +66,7 @@ def _draw_one(
     window = pixels_HWC[top : top + crop, left : left + crop]
     x_CHW = torch.from_numpy(np.ascontiguousarray(window[:, ::-1] if flip else window)).permute(2, 0, 1)
     q = torch.randint(QUALITIES, (), generator=generator)
-    t = torch.rand((), generator=generator)
+    t = diffusion.training_time(torch.rand((), generator=generator))
     eps = torch.randn((3, crop, crop), generator=generator)
     h, u = crop // LATENT_STRIDE, crop // HYPER_STRIDE
     u_y = torch.rand((config.latent_channels, h, h), generator=generator) - 0.5
