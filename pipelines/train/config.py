@@ -46,9 +46,12 @@ class TrainConfig:
     """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
     gradient_clip: float = 1.0
     """Largest gradient norm."""
-    warmup_share: float = 0.25
-    """Phase 1: share of the run before the score network's loss reaches the encoder. In the first half of that the
-    score network does not train at all, and steps are quicker."""
+    transforms_share: float = 0.6
+    """Phase 1: share of the run, at its beginning, in which E, the entropy model and D train alone: a step then costs a
+    quarter of what it costs with all networks."""
+    score_share: float = 0.25
+    """Phase 1: share of the run after that in which the score network alone trains, on latents that do not move. In the
+    rest all networks train together."""
     seed: int = 0
     """Everything random is a function of this, the epoch and the crop's key."""
     workers: str = may_change("1")
@@ -89,6 +92,11 @@ class TrainConfig:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise UsageError(f"--micro-batch must be at least 1, not {self.micro_batch}")
         self._check_batch()
+        if min(self.transforms_share, self.score_share) < 0 or self.transforms_share + self.score_share > 1:
+            raise UsageError(
+                "--transforms-share and --score-share must be at least 0 and together at most 1, "
+                f"not {self.transforms_share} and {self.score_share}"
+            )
         if not 0 <= self.lpips_weight < 1:
             raise UsageError(f"--lpips-weight must be from 0 to below 1, not {self.lpips_weight}")
         if "/" in self.name or not self.name or self.name.startswith("."):

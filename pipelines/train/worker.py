@@ -84,10 +84,10 @@ def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, ob
     reader = ray.train.get_dataset_shard(ingest.DATASET)
     assert isinstance(reader, ingest.CropReader)
     held_out = validation.read_held_out(config.shards)
-    meter = Meter(device, trainer.flops_per_crop)
+    meter = Meter(device)
     epoch = _EpochCheck(manifest, config.batch, trainer.progress.cursor)
     saved_for_leaving = False
-    for i, batch in enumerate(_metered(reader.batches(trainer.progress.cursor, steps), meter)):
+    for i, batch in enumerate(_metered(reader.batches(trainer.progress.cursor, steps), trainer, meter)):
         before = trainer.progress.crops_seen
         result = trainer.step(batch, is_leaving())
         seen = trainer.progress.crops_seen
@@ -130,14 +130,15 @@ def _check_agreement(trainer: Trainer) -> None:
         raise JobError(f"the workers restored different checkpoints: {sorted({p.crops_seen for p in every})} crops")
 
 
-def _metered(batches: Iterator[Batch], meter: Meter) -> Iterator[Batch]:
+def _metered(batches: Iterator[Batch], trainer: Trainer, meter: Meter) -> Iterator[Batch]:
     """Hand on batches, and count how long each was waited for."""
     while True:
         waited_from = time.monotonic()
         batch = next(batches, None)
         if batch is None:
             return
-        meter.add(batch.real_rows, time.monotonic() - waited_from, batch.read_bytes)
+        waited_s = time.monotonic() - waited_from
+        meter.add(batch.real_rows, batch.real_rows * trainer.flops_per_crop, waited_s, batch.read_bytes)
         yield batch
 
 

@@ -20,8 +20,9 @@ from corrdiff.networks.model import CorrDiffModel
 from corrdiff.networks.privileged_decoder import PrivilegedDecoder
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.config import PhaseName, TrainConfig
-from pipelines.train.phases.base import replace_weights, start_codec
+from pipelines.train.phases.base import WHOLE, replace_weights, start_codec
 from pipelines.train.samples import Sample
+from pipelines.train.schedule import Stretch
 
 
 class Phase2:
@@ -38,9 +39,13 @@ class Phase2:
         decoder = load_networks(start)[0].decoder
         return Phase2Module(codec, decoder, config.lpips_weight, perceptual, config.checkpoints_activations)
 
-    def terms_at(self, warmup: float) -> tuple[str, ...]:
-        """Name all terms: this phase has no warm-up."""
-        return self.terms
+    def group(self, parameter: str) -> str:
+        """Give all weights one learning rate."""
+        return WHOLE
+
+    def stretches(self, config: TrainConfig) -> tuple[Stretch, ...]:
+        """Train all the time as at the beginning."""
+        return (Stretch(WHOLE, 1.0, {WHOLE: 1.0}, self.terms),)
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the start codec with D replaced; its tables stay."""
@@ -67,8 +72,8 @@ class Phase2Module(nn.Module):
         self.lpips_weight = lpips_weight
         self._frozen = (codec, perceptual)  # in a tuple: not submodules
 
-    def forward(self, sample: Sample, warmup: float) -> Tensor:
-        """`warmup` is what every phase is given; here nothing depends on it."""
+    def forward(self, sample: Sample, stretch: str, share: float) -> Tensor:
+        """`stretch` and `share` are what every phase is given; here nothing depends on them."""
         codec, perceptual = self._frozen
         x = sample.x_BCHW
         with torch.no_grad():

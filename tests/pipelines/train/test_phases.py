@@ -21,6 +21,12 @@ from pipelines.train.samples import Sample
 
 CPU = torch.device("cpu")
 
+STRETCHES = [
+    (name, number)
+    for name, phase in PHASES.items()
+    for number, _ in enumerate(phase.stretches(TrainConfig(shards="shards")))
+]
+
 every_phase = pytest.mark.parametrize("name", PHASES)
 
 
@@ -43,21 +49,45 @@ def test_a_phase_stands_under_its_name_after_the_one_that_it_follows(name: Phase
 
 
 @every_phase
-@pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
-def test_a_module_gives_a_column_a_term_and_every_trained_weight_a_gradient(
-    name: PhaseName, warmup: float, codec_dir: Path, sample: Sample
+def test_a_phase_has_stretches_that_make_up_a_run_and_move_groups_that_it_has(name: PhaseName, codec_dir: Path) -> None:
+    phase, config = PHASES[name], config_of(codec_dir)
+    groups = {phase.group(parameter) for parameter, _ in trained_parameters(phase.module(config, CPU, None))}
+    stretches = phase.stretches(config)
+    assert sum(stretch.share for stretch in stretches) == pytest.approx(1)
+    assert set().union(*(stretch.peaks for stretch in stretches)) == groups
+    assert all(stretch.peaks and min(stretch.peaks.values()) > 0 for stretch in stretches)
+
+
+@pytest.mark.parametrize(("name", "number"), STRETCHES)
+def test_a_module_gives_a_column_a_term_and_every_trained_weight_a_gradient_that_is_nothing_where_it_stands_still(
+    name: PhaseName, number: int, codec_dir: Path, sample: Sample
 ) -> None:
-    phase = PHASES[name]
-    module = phase.module(config_of(codec_dir), CPU, None)
-    terms = module(sample, warmup)
+    phase, config = PHASES[name], config_of(codec_dir)
+    stretch = phase.stretches(config)[number]
+    module = phase.module(config, CPU, None)
+    terms = module(sample, stretch.name, 1.0)
     assert terms.shape == (2, len(phase.terms))
     terms[:, 0].sum().backward()
-    assert all(p.grad is not None for _, p in trained_parameters(module))
-    computed = phase.terms_at(warmup)
-    assert computed[0] == phase.terms[0] == "loss"
-    assert [term for term in phase.terms if term in computed] == list(computed)
+    for parameter, weight in trained_parameters(module):
+        assert weight.grad is not None, parameter
+        if phase.group(parameter) not in stretch.peaks:
+            assert not weight.grad.any(), parameter
+    moved = {
+        phase.group(n) for n, weight in trained_parameters(module) if weight.grad is not None and weight.grad.any()
+    }
+    assert moved == stretch.peaks.keys()
+    assert stretch.terms[0] == phase.terms[0] == "loss"
+    assert [term for term in phase.terms if term in stretch.terms] == list(stretch.terms)
     for term, column in zip(phase.terms, terms.T, strict=True):
-        assert bool((column != 0).all()) == (term in computed and term != "lpips"), term
+        assert bool((column != 0).all()) == (term in stretch.terms and term != "lpips"), term
+
+
+def test_what_stands_still_adds_nothing_to_the_loss_of_phase_1(codec_dir: Path, sample: Sample) -> None:
+    """Alone and together the parts come to the same: the loss at the end is that of the two stretches before."""
+    module = PHASES["phase1"].module(config_of(codec_dir), CPU, None)
+    transforms, score, together = (module(sample, stretch, 1.0) for stretch in ("transforms", "score", "together"))
+    torch.testing.assert_close(together[:, 0], transforms[:, 0] + score[:, 0])
+    torch.testing.assert_close(together[:, 1:], torch.maximum(transforms, score)[:, 1:])
 
 
 @every_phase
