@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from corrdiff.codec_directory import codec_weights, load_networks
+from corrdiff import trajectory
+from corrdiff.codec_directory import codec_weights, load_codec, load_networks
 from corrdiff.config import tiny
+from corrdiff.correction import Parts, coarse_part
 from corrdiff.errors import UsageError
+from corrdiff.format.factor_coding import PLANES
+from corrdiff.format.noise import format_noise
+from corrdiff.tiling import Layout
 from pipelines.train import samples
 from pipelines.train.batch import Batch
 from pipelines.train.checkpoints import trained_parameters
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.epoch_order import Cursor
+from pipelines.train.phases.phase3 import Phase3Module
 from pipelines.train.phases.table import PHASES
 from pipelines.train.samples import Sample
 
@@ -28,6 +37,13 @@ STRETCHES = [
 ]
 
 every_phase = pytest.mark.parametrize("name", PHASES)
+
+
+class NoFactors:
+    """Factors that take nothing of D."""
+
+    def at(self, step: int, parts: Parts) -> torch.Tensor:
+        return torch.zeros(len(parts.xhat0_BCHW), PLANES, 1, 1)
 
 
 def config_of(codec_dir: Path) -> TrainConfig:
@@ -90,12 +106,58 @@ def test_what_stands_still_adds_nothing_to_the_loss_of_phase_1(codec_dir: Path, 
     torch.testing.assert_close(together[:, 1:], torch.maximum(transforms, score)[:, 1:])
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_phase_3_starts_with_the_pictures_that_the_codec_decodes_uncorrected(
+    steps: Literal[1, 2, 4], codec_dir: Path, sample: Sample
+) -> None:
+    module = PHASES["phase3"].module(dataclasses.replace(config_of(codec_dir), steps=steps), CPU, None)
+    assert isinstance(module, Phase3Module)
+    codec = load_codec(str(codec_dir), precision="fp32")
+    y_hat_BMhw = codec.latents_of(sample.x_BCHW, sample.q_B)
+    d_BCHW = codec.networks.privileged(y_hat_BMhw)
+    (tile,) = Layout(64, 64, 0, 0)
+    decoded = trajectory.run(codec.networks, y_hat_BMhw, d_BCHW, tile, steps, NoFactors())
+    eps_BCHW = format_noise(64, 64).expand_as(d_BCHW)
+    torch.testing.assert_close(module._decode(y_hat_BMhw, d_BCHW, eps_BCHW).clamp(-1, 1), decoded, atol=1e-5, rtol=0)
+
+
+def test_one_backward_pass_gives_the_score_network_and_the_discriminator_their_own_gradients(
+    codec_dir: Path, sample: Sample
+) -> None:
+    """Against two passes, as they are trained apart: each loss with the other's weights held."""
+    module = PHASES["phase3"].module(config_of(codec_dir), CPU, None)
+    assert isinstance(module, Phase3Module)
+    judge = module.discriminator
+    torch.nn.init.normal_(judge.verdict.weight, generator=torch.Generator().manual_seed(0))
+    x_BCHW = sample.x_BCHW
+    made_BCHW = (x_BCHW * 0.8).requires_grad_()
+    y_BMhw = torch.randn(2, tiny().transform.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    weights = list(judge.parameters())
+
+    def fine(picture_BCHW: torch.Tensor) -> torch.Tensor:
+        return picture_BCHW - coarse_part(picture_BCHW)
+
+    fooled = F.softplus(-judge(fine(made_BCHW), y_BMhw)).flatten(1).mean(1)
+    (of_picture,) = torch.autograd.grad(fooled.sum(), made_BCHW)
+    real, made = judge(fine(x_BCHW), y_BMhw), judge(fine(made_BCHW.detach()), y_BMhw)
+    told_apart = -(F.logsigmoid(real) + F.logsigmoid(-made)).flatten(1).mean(1)
+    of_weights = torch.autograd.grad(told_apart.sum(), weights)
+    adversarial_B, discriminator_B, both_B = module._judge(x_BCHW, made_BCHW, y_BMhw)
+    torch.testing.assert_close(adversarial_B, fooled)
+    torch.testing.assert_close(discriminator_B, told_apart)
+    found = torch.autograd.grad(both_B.sum(), [made_BCHW, *weights])
+    for gradient, expected in zip(found, [of_picture, *of_weights], strict=True):
+        assert expected.any()
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
 @every_phase
 def test_the_codec_of_unchanged_averages_is_the_start_codec(name: PhaseName, codec_dir: Path) -> None:
     config = config_of(codec_dir)
     module = PHASES[name].module(config, CPU, None)
     averaged = {n: p.detach().clone() for n, p in trained_parameters(module)}
     model, tables = PHASES[name].codec(config, averaged)
+    assert model.config.diffusion.steps == (config.steps if name == "phase3" else tiny().diffusion.steps)
     start, start_tables, _ = load_networks(str(codec_dir))
     for n, weight in codec_weights(start).items():
         assert torch.equal(model.get_parameter(n), weight), n

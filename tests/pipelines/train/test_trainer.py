@@ -117,7 +117,7 @@ def test_a_run_that_goes_on_inside_a_stretch_ends_as_one_that_was_not_interrupte
                 assert torch.equal(found[name][kind], tensor), (done, kind, name)
 
 
-@pytest.mark.parametrize("phase", ["phase2"])
+@pytest.mark.parametrize("phase", ["phase2", "phase3"])
 def test_a_phase_that_goes_on_from_a_codec_leaves_all_else_of_it_as_it_is(phase: PhaseName, start_codec: str) -> None:
     trainer = trainer_of(config_of(start_codec), phase)
     for batch in drawn_batches(2, BATCH, CROP):
@@ -126,5 +126,5 @@ def test_a_phase_that_goes_on_from_a_codec_leaves_all_else_of_it_as_it_is(phase:
     start, start_tables, _ = load_networks(start_codec)
     weights = codec_weights(start)
     changed = {name.split(".")[0] for name, w in codec_weights(model).items() if not torch.equal(w, weights[name])}
-    assert changed == {"decoder"}
+    assert changed == {"phase2": {"decoder"}, "phase3": {"context", "denoiser"}}[phase]
     assert all(torch.equal(tables.tensors[name], table) for name, table in start_tables.tensors.items())
