@@ -1,6 +1,7 @@
 """Crops a second of `corrdiff train` against a bare PyTorch loop on crops that lie in memory: same model, same cores.
 
-Ours is the whole command: Ray Train, DeepSpeed, Ray Data from shards on disk, schedules, weight average, measurements.
+All networks train together, as in the last stretch of phase 1. Ours is the whole command: Ray Train, DeepSpeed, Ray
+Data from shards on disk, schedules, weight average, measurements.
 The bare loop is forward, backward, clipping and Adam; with two workers, two processes of DistributedDataParallel.
 """
 
@@ -25,7 +26,7 @@ from corrdiff import heap
 from corrdiff.config import QUALITIES, preset
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.train.deepspeed_config import ADAM_BETAS, ADAM_EPS
-from pipelines.train.phases.phase1 import Phase1Module
+from pipelines.train.phases.phase1 import TOGETHER, Phase1Module
 from pipelines.train.samples import Sample
 
 LOG_EVERY = 5
@@ -91,6 +92,7 @@ def ours(arguments: argparse.Namespace, shards: str, storage: str, workers: int)
         "train", "phase1", "--shards", shards, "--storage", storage, "--preset", arguments.preset,
         "--crops-total", arguments.steps * arguments.batch, "--batch", arguments.batch, "--crop", arguments.crop,
         "--precision", arguments.precision, "--workers", workers, "--log-every", LOG_EVERY,
+        "--transforms-share", 0, "--score-share", 0,
     )  # fmt: skip
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -146,7 +148,7 @@ def bare_worker(arguments: argparse.Namespace) -> None:
             torch.rand(count, *latent) - 0.5, torch.rand(count, *hyper) - 0.5,
         )  # fmt: skip
         with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16"):
-            loss = module(sample, 1.0)[:, 0].mean()
+            loss = module(sample, TOGETHER, 1.0)[:, 0].mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

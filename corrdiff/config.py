@@ -127,7 +127,9 @@ class TransformConfig:
     def __post_init__(self) -> None:
         _check_stages("transform", self.patch, self.channels)
         if self.lapped and self.latent_channels > 3 * LATENT_STRIDE**2:
-            raise UsageError(f"transform: there are {3 * LATENT_STRIDE**2} lapped functions, not {self.latent_channels}")
+            raise UsageError(
+                f"transform: there are {3 * LATENT_STRIDE**2} lapped functions, not {self.latent_channels}"
+            )
         _check_blocks("transform", self.blocks)
         if min(self.latent_channels, self.hyper_channels) < 1:
             raise UsageError("transform: latent_channels and hyper_channels must be at least 1")

@@ -67,9 +67,14 @@ def split(xhat0_BCHW: Tensor, d_BCHW: Tensor, planes: int) -> Parts:
     difference = d_BCHW - xhat0_BCHW
     if planes == 1:
         return Parts(xhat0_BCHW, (difference,))
-    coarse = F.avg_pool2d(difference, COARSE)
-    low = F.interpolate(coarse, scale_factor=COARSE, mode="bilinear", align_corners=False)
+    low = coarse_part(difference)
     return Parts(xhat0_BCHW, (low, difference.sub_(low)))
+
+
+def coarse_part(x_BCHW: Tensor) -> Tensor:
+    """Take what is left of pictures, or of their difference, at a quarter of the resolution; the rest is their fine
+    part."""
+    return F.interpolate(F.avg_pool2d(x_BCHW, COARSE), scale_factor=COARSE, mode="bilinear", align_corners=False)
 
 
 def dequantise(levels_BPRC: Tensor, bits: int) -> Tensor:

@@ -10,6 +10,11 @@ import math
 import torch
 from torch import Tensor
 
+from corrdiff.config import T_START
+
+ELSEWHERE_SHARE = 0.25
+"""Share of the training times that are drawn from all of (0, 1): the uncorrected process starts from noise."""
+
 _COSINE_OFFSET = 0.008
 """s of the cosine schedule (arXiv 2102.09672, equation 17)."""
 
@@ -19,6 +24,13 @@ def alpha_bar(t: Tensor) -> Tensor:
     angle = (t + _COSINE_OFFSET) / (1 + _COSINE_OFFSET) * (math.pi / 2)
     start = math.cos(_COSINE_OFFSET / (1 + _COSINE_OFFSET) * math.pi / 2) ** 2
     return (torch.cos(angle) ** 2 / start).clamp(0.0, 1.0)
+
+
+def training_time(u: Tensor) -> Tensor:
+    """Make a time to train at of a number that is uniform in [0, 1): where decoding asks the score network, (0,
+    T_START), but for a share of the times elsewhere."""
+    used = 1 - ELSEWHERE_SHARE
+    return torch.where(u < used, u / used * T_START, (u - used) / ELSEWHERE_SHARE)
 
 
 def add_noise(x_0_BCHW: Tensor, eps_BCHW: Tensor, t_B: Tensor) -> Tensor:

@@ -109,8 +109,25 @@ class TrainPhase2:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainPhase3:
+    """Train the score network alone for decoding in --steps steps, everything else frozen.
+
+    Starts from --init-from, or from phase 2 of the run of the same name.
+
+    Example: corrdiff train phase3 --shards shards --storage runs --name first --crops-total 5000 --steps 2
+    """
+
+    config: TrainConfig
+
+    def run(self) -> None:
+        from pipelines.train.command import run_phase
+
+        run_phase(self.config, "phase3")
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainAll:
-    """Both phases and their exports, as one job.
+    """The phases and their exports, as one job: phases 1 and 2, and phase 3 where its length is given.
 
     Example: corrdiff train all --shards s3://bucket/shards --storage s3://bucket/runs --name base-1 --preset base
     --workers 8 --precision bf16 --batch 64 --crop 256
@@ -119,11 +136,13 @@ class TrainAll:
     config: TrainConfig
     phase2_crops_total: int | None = None
     """Length of phase 2 in crops; a quarter of phase 1 where it is not given."""
+    phase3_crops_total: int | None = None
+    """Length of phase 3 in crops; without it there is none."""
 
     def run(self) -> None:
         from pipelines.train.command import run_all
 
-        run_all(self.config, self.phase2_crops_total)
+        run_all(self.config, self.phase2_crops_total, self.phase3_crops_total)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +155,7 @@ class Train:
     phase: (
         Annotated[TrainPhase1, tyro.conf.subcommand("phase1")]
         | Annotated[TrainPhase2, tyro.conf.subcommand("phase2")]
+        | Annotated[TrainPhase3, tyro.conf.subcommand("phase3")]
         | Annotated[TrainAll, tyro.conf.subcommand("all")]
     )
 

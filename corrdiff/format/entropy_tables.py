@@ -144,8 +144,8 @@ class EntropyTables:
     def _symbols(self, v: Tensor, index: Tensor) -> Tensor:
         """Choose the symbols of values v from their means: the nearest, or one nearer to 0 where it costs less.
 
-        With s steps at best, |v| - |s| is in [-1/2, 1/2]. Going one down adds 1 + 2 (|v| - |s|) to the squared error and
-        saves bits that depend on |s| and the table alone: so a threshold for |v| - |s| says which is better.
+        Of the nearest symbol s, |v| - |s| is in [-1/2, 1/2]. The one below adds 1 + 2 (|v| - |s|) to the squared error
+        and saves bits that depend on |s| and the table alone: so a threshold for |v| - |s| says which is better.
         """
         s = v.round()
         if self._threshold is None:

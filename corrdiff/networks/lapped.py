@@ -106,7 +106,7 @@ def basis(x_BCHW: Tensor, channels: int) -> tuple[Tensor, Tensor]:
     layer = LappedAnalysis(len(every)).to(x_BCHW.device)
     with torch.no_grad():
         layer.weight.copy_(weights(every))
-        y_MK = torch.cat([layer(x).transpose(0, 1).flatten(1) for x in x_BCHW.split(64)], 1)
+        y_MK = torch.cat([layer(x).transpose(0, 1).flatten(1) for x in torch.split(x_BCHW, 64)], 1)
     deviation, order = y_MK.std(1).sort(descending=True)
     return layer.weight.data[order[:channels]].clone(), deviation[:channels]
 

@@ -64,4 +64,5 @@ class LappedDecoder(nn.Module):
         step_B1hw = g_BM11.log().mean(1, keepdim=True).expand(-1, -1, *y_BMhw.shape[2:])
         h = self.layers(torch.cat([s_BMhw / (1 + s_BMhw.abs() / 4), step_B1hw], 1))
         h = self.mix(torch.cat([h, F.pixel_unshuffle(x_BCHW, self.patch)], 1))
-        return x_BCHW + F.pixel_shuffle(self.out(F.silu(self.blocks(h))), self.patch)
+        picture_BCHW: Tensor = x_BCHW + F.pixel_shuffle(self.out(F.silu(self.blocks(h))), self.patch)
+        return picture_BCHW

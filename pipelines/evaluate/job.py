@@ -124,7 +124,7 @@ def name_systems(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
     names = uris
     for length in range(max(map(len, parts), default=0), 0, -1):
         short = ["/".join(p[-length:]) for p in parts]
-        if len(set(short)) == len(short) and not {"phase1", "phase2", *config.anchors} & set(short):
+        if len(set(short)) == len(short) and not {"phase1", "phase2", "phase3", *config.anchors} & set(short):
             names = short
     ours = [System(name, uri) for name, uri in zip(names, uris, strict=True)]
     return ours + [System(name, None) for name in config.anchors]

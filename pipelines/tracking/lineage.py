@@ -20,6 +20,7 @@ MOST_RUNS = 100
 _TITLES = {
     "phase1": "training, phase 1",
     "phase2": "training, phase 2",
+    "phase3": "training, phase 3",
     "compress": "compression",
     "evaluate": "report",
 }
@@ -89,7 +90,7 @@ def _links(run: Any, experiment_id: str) -> list[str]:
     lines = [f"- [{_TITLES.get(kind, kind)}: {_plain(run.info.run_name)}]({page})"]
     if kind == "evaluate":
         lines.append(f"- [the report's page]({page}/artifacts/index.html)")
-    elif kind in ("phase1", "phase2"):
+    elif kind in ("phase1", "phase2", "phase3"):
         lines.append(f"- [the codec's configuration after it]({page}/artifacts/codec/config.json)")
     return lines
 

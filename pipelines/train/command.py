@@ -34,15 +34,19 @@ def run_phase(config: TrainConfig, name: PhaseName) -> str:
         return trained.codec
 
 
-def run_all(config: TrainConfig, phase2_crops_total: int | None) -> str:
-    """Train phases 1 and 2 as one job; returns the last codec's URI.
+def run_all(config: TrainConfig, phase2_crops_total: int | None, phase3_crops_total: int | None) -> str:
+    """Train the phases as one job; returns the last codec's URI.
 
-    Phase 2 is a quarter as long as phase 1 where `phase2_crops_total` does not say its length.
+    Phase 2 is a quarter as long as phase 1 where `phase2_crops_total` does not say its length. Without
+    `phase3_crops_total` there is no phase 3.
     """
     with _session(config):
         codec = run_phase(config, "phase1")
         length = phase2_crops_total or max(1, config.crops_total // 4)
-        return run_phase(dataclasses.replace(config, init_from=codec, crops_total=length), "phase2")
+        codec = run_phase(dataclasses.replace(config, init_from=codec, crops_total=length), "phase2")
+        if phase3_crops_total is None:
+            return codec
+        return run_phase(dataclasses.replace(config, init_from=codec, crops_total=phase3_crops_total), "phase3")
 
 
 def run_export(run: str, out: str, compact: bool, correction: Correction | None) -> None:

@@ -11,7 +11,7 @@ from corrdiff.errors import UsageError
 from pipelines.options import Device, check_positive, may_change
 
 PresetName = Literal["tiny", "small", "base"]
-PhaseName = Literal["phase1", "phase2"]
+PhaseName = Literal["phase1", "phase2", "phase3"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TrainConfig:
     preset: PresetName = "tiny"
     """Size of the networks."""
     init_from: str | None = None
-    """Codec directory to start from (needed by phase 2 unless this run has finished phase 1)."""
+    """Codec directory to start from (needed by phases 2 and 3 unless this run has finished the one before)."""
     crops_total: int = 1_000_000
     """Length of the phase in crops; all schedules scale with it."""
     batch: int = 16
@@ -44,11 +44,24 @@ class TrainConfig:
     """Weight w of LPIPS in the loss; needs its backbone (see --lpips-weights)."""
     lpips_weights: str | None = may_change(None)
     """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
+    steps: Literal[1, 2, 4] = 2
+    """Phase 3: evaluations of the score network to train it for; its codec runs that many unless told."""
+    fine_weight: float = 0.1
+    """Phase 3: weight of the squared error of the fine part, which keeps edges in their places; the coarse part's is
+    1."""
+    texture_weight: float = 0.002
+    """Phase 3: weight of the texture error; with the default its gradient is about as large as that of the squared
+    error of the coarse part."""
+    adversarial_weight: float = 0.004
+    """Phase 3: weight of the patch discriminator; the default is HiFiC's, over its weight of the squared error."""
     gradient_clip: float = 1.0
     """Largest gradient norm."""
-    warmup_share: float = 0.25
-    """Phase 1: share of the run before the score network's loss reaches the encoder. In the first half of that the
-    score network does not train at all, and steps are quicker."""
+    transforms_share: float = 0.6
+    """Phase 1: share of the run, at its beginning, in which E, the entropy model and D train alone: a step then costs a
+    quarter of what it costs with all networks."""
+    score_share: float = 0.25
+    """Phase 1: share of the run after that in which the score network alone trains, on latents that do not move. In the
+    rest all networks train together."""
     seed: int = 0
     """Everything random is a function of this, the epoch and the crop's key."""
     workers: str = may_change("1")
@@ -89,6 +102,14 @@ class TrainConfig:
         if self.micro_batch is not None and self.micro_batch < 1:
             raise UsageError(f"--micro-batch must be at least 1, not {self.micro_batch}")
         self._check_batch()
+        for option in ("fine_weight", "texture_weight", "adversarial_weight"):
+            if getattr(self, option) < 0:
+                raise UsageError(f"--{option.replace('_', '-')} must be at least 0, not {getattr(self, option)}")
+        if min(self.transforms_share, self.score_share) < 0 or self.transforms_share + self.score_share > 1:
+            raise UsageError(
+                "--transforms-share and --score-share must be at least 0 and together at most 1, "
+                f"not {self.transforms_share} and {self.score_share}"
+            )
         if not 0 <= self.lpips_weight < 1:
             raise UsageError(f"--lpips-weight must be from 0 to below 1, not {self.lpips_weight}")
         if "/" in self.name or not self.name or self.name.startswith("."):

@@ -68,13 +68,14 @@ class Costs(NamedTuple):
 class Meter:
     """Counts on one worker what a stretch of training costs."""
 
-    def __init__(self, device: torch.device, flops_per_crop: float) -> None:
-        self.device, self.flops_per_crop = device, flops_per_crop
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._reset()
 
-    def add(self, crops: int, waited_s: float, read_bytes: int) -> None:
-        """Count a step: its crops over all workers, this worker's wait and bytes."""
+    def add(self, crops: int, flops: float, waited_s: float, read_bytes: int) -> None:
+        """Count a step: its crops and operations over all workers, this worker's wait and bytes."""
         self._crops += crops
+        self._flops += flops
         self._waited_s += waited_s
         self._read_bytes += read_bytes
 
@@ -92,14 +93,15 @@ class Meter:
         costs = Costs(
             crops=self._crops, seconds=seconds, waited_s=float(table[:, 0].mean()),
             read_bytes=int(table[:, 1].sum()), peak_memory_bytes=int(table[:, 2].max()),
-            flops=self._crops * self.flops_per_crop, peak_flops=peak * worker_s if peak else None,
+            flops=self._flops, peak_flops=peak * worker_s if peak else None,
             worker_s=worker_s, workers=len(every),
         )  # fmt: skip
         self._reset()
         return costs
 
     def _reset(self) -> None:
-        self._since, self._crops, self._waited_s, self._read_bytes = time.monotonic(), 0, 0.0, 0
+        self._since, self._crops, self._flops = time.monotonic(), 0, 0.0
+        self._waited_s, self._read_bytes = 0.0, 0
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -21,7 +21,7 @@ def use_plain_gloo() -> None:
 
 def begin_moments(engine: Any, kinds: tuple[str, ...], step: Tensor) -> None:
     """Give Adam in a fresh engine of ZeRO stage 1 to 3 the state that it would make at its first step, after `step`
-    steps: moments of zero."""
+    steps: moments of zero. By itself DeepSpeed lets go of those of all groups of parameters but the first."""
     optimizer = engine.optimizer
     partitions = (
         optimizer.fp32_partitioned_groups_flat

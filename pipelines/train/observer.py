@@ -21,7 +21,7 @@ from pipelines.train.config import TrainConfig
 from pipelines.train.costs import Costs
 from pipelines.train.phases.base import Phase, codec_config, provenance
 from pipelines.train.run_directory import EXPORTED_CODEC, VALIDATION_FILE
-from pipelines.train.schedule import warmup_at
+from pipelines.train.schedule import place_at
 from pipelines.train.trainer import StepResult, Trainer
 
 
@@ -92,8 +92,8 @@ class Observer:
 
     def _names(self, crops_seen: int) -> tuple[str, ...]:
         """Name the terms that are computed from there on: what is not is absent, not zero."""
-        names = self.phase.terms_at(warmup_at(self.config, crops_seen))
-        return tuple(n for n in names if n != "lpips" or self.config.lpips_weight > 0)
+        stretch = place_at(self.config, self.phase.stretches(self.config), crops_seen).stretch
+        return tuple(n for n in stretch.terms if n != "lpips" or self.config.lpips_weight > 0)
 
     def validated(self, trainer: Trainer, values: dict[str, float], rows: list[list[Panel]]) -> None:
         """Record what was measured on held-out crops, with pictures, and keep it for the curves of a restart."""

@@ -12,8 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corrdiff import diffusion
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE, QUALITIES, TransformConfig
+from pipelines.shards import crop_png
+from pipelines.shards.format import read_crops, read_manifest
 from pipelines.train.batch import Batch
+
+FIRST_SHARDS = 8
+"""From which the first crops are taken, where there are so many."""
 
 
 class Sample(NamedTuple):
@@ -24,7 +30,7 @@ class Sample(NamedTuple):
     q_B: Tensor
     """Quality levels."""
     t_B: Tensor
-    """Diffusion times, uniform in (0, 1)."""
+    """Diffusion times (`diffusion.training_time`)."""
     eps_BCHW: Tensor
     u_y_BMhw: Tensor
     """Quantisation noise of the latent, uniform in [-0.5, 0.5)."""
@@ -65,7 +71,7 @@ def _draw_one(
     window = pixels_HWC[top : top + crop, left : left + crop]
     x_CHW = torch.from_numpy(np.ascontiguousarray(window[:, ::-1] if flip else window)).permute(2, 0, 1)
     q = torch.randint(QUALITIES, (), generator=generator)
-    t = torch.rand((), generator=generator)
+    t = diffusion.training_time(torch.rand((), generator=generator))
     eps = torch.randn((3, crop, crop), generator=generator)
     h, u = crop // LATENT_STRIDE, crop // HYPER_STRIDE
     u_y = torch.rand((config.latent_channels, h, h), generator=generator) - 0.5
@@ -78,3 +84,19 @@ def micro_batches(sample: Sample, size: int) -> list[Sample]:
     count = len(sample.x_BCHW) // size
     columns = [torch.split(tensor, size) for tensor in sample]
     return [Sample(*(column[i] for column in columns)) for i in range(count)]
+
+
+def first_crops(uri: str, count: int) -> Tensor:
+    """Read about that many crops of a dataset, from shards all over it: x_BCHW in [-1, 1], the same at each call.
+
+    Their sides are cut to multiples of the latents' stride.
+
+    Raises `JobError` where a shard is not the manifest's.
+    """
+    shards = read_manifest(uri).shards
+    chosen = shards[:: -(-len(shards) // FIRST_SHARDS)]
+    each = -(-count // len(chosen))
+    files = [data for shard in chosen for data in read_crops(uri, shard, 0, min(each, shard.count))]
+    pixels_BHWC = np.stack([crop_png.decode(data) for data in files])
+    side = pixels_BHWC.shape[1] // LATENT_STRIDE * LATENT_STRIDE
+    return torch.from_numpy(pixels_BHWC[:, :side, :side]).permute(0, 3, 1, 2) / 127.5 - 1

@@ -1,32 +1,68 @@
-"""What a run's schedules are at a given crop: the learning rate, the warm-up, and how many steps are left."""
+"""What a run's schedules are at a given crop: its stretch, the learning rate, and how many steps are left."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from pipelines.shards.format import Manifest
 from pipelines.train import epoch_order
 from pipelines.train.config import TrainConfig
 from pipelines.train.epoch_order import Cursor
 
-WARMUP_LR_SHARE = 0.1
+RISE_SHARE = 0.1
 DECAY_FROM_SHARE = 0.4
 FINAL_LR_SHARE = 0.03
+"""Within a stretch the learning rate rises to its peak, stays there, and falls to this share of it: what stands still
+in the next stretch has come to rest, and its weights are near their average."""
 
 
-def lr_at(config: TrainConfig, crops_seen: int) -> float:
-    """Give the learning rate: linear warm-up, plateau, cosine decay; all in crops."""
-    share = crops_seen / config.crops_total
-    if share < WARMUP_LR_SHARE:
-        return config.lr * share / WARMUP_LR_SHARE
+class Stretch(NamedTuple):
+    """A part of a run, in which some of the weights move and the others do not."""
+
+    name: str
+    share: float
+    """Of the run's crops."""
+    peaks: dict[str, float]
+    """The peak learning rate of each group of weights, over the run's; groups that are not named stand still: neither
+    the weights nor their averages change, to the bit."""
+    terms: tuple[str, ...]
+    """Names of the loss terms that are computed; curves leave out the others."""
+
+
+class Place(NamedTuple):
+    """Where a step is in a run: the stretch in which it begins."""
+
+    stretch: Stretch
+    begin: float
+    """Crops that were seen when the stretch began."""
+    crops: float
+    """Length of the stretch in crops."""
+
+    def share(self, crops_seen: int) -> float:
+        """Give the share of the stretch that is done then, at most 1."""
+        return min(1.0, (crops_seen - self.begin) / self.crops)
+
+
+def place_at(config: TrainConfig, stretches: Sequence[Stretch], crops_seen: int) -> Place:
+    """Find the stretch of a step that begins after `crops_seen`; those of no length are none."""
+    present = [stretch for stretch in stretches if stretch.share > 0]
+    begin = 0.0
+    for stretch in present:
+        crops = stretch.share * config.crops_total
+        if crops_seen < begin + crops or stretch is present[-1]:
+            return Place(stretch, begin, crops)
+        begin += crops
+    raise ValueError("a run has no stretch of any length")
+
+
+def lr_at(config: TrainConfig, share: float) -> float:
+    """Give the learning rate at that share of a stretch: linear rise, plateau, cosine decay."""
+    if share < RISE_SHARE:
+        return config.lr * share / RISE_SHARE
     decay = max(0.0, (share - DECAY_FROM_SHARE) / (1 - DECAY_FROM_SHARE))
-    return config.lr * (FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * min(decay, 1.0))))
-
-
-def warmup_at(config: TrainConfig, crops_seen: int) -> float:
-    """Give the share of the warm-up that is done, at most 1."""
-    length = config.warmup_share * config.crops_total
-    return min(1.0, crops_seen / length) if length > 0 else 1.0
+    return config.lr * (FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * decay)))
 
 
 def steps_left(config: TrainConfig, manifest: Manifest, crops_seen: int, cursor: Cursor) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from corrdiff import heap, perceptual
-from corrdiff.config import TransformConfig
+from corrdiff.config import HYPER_STRIDE, TransformConfig
 from corrdiff.ema import Ema
 from corrdiff.errors import JobError, UsageError
 from corrdiff.format.entropy_tables import EntropyTables
@@ -26,8 +26,8 @@ from pipelines.train.checkpoints import Restored, TrainProgress
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import choose_stage, deepspeed_config
 from pipelines.train.epoch_order import Cursor
-from pipelines.train.phases.base import Phase, codec_config
-from pipelines.train.schedule import lr_at, warmup_at
+from pipelines.train.phases.base import FirstCrops, Phase, codec_config
+from pipelines.train.schedule import Place, lr_at, place_at
 
 EMA_HALFLIFE_SHARE = 0.03
 """Half-life of the weight average, as a share of the run."""
@@ -40,6 +40,7 @@ class StepResult(NamedTuple):
     """Means over the real crops of the batch, in the phase's order of terms."""
     grad_norm: float
     lr: float
+    """The largest of the groups' learning rates."""
     leaving: bool
     """Whether some worker has said that its machine is about to go away."""
 
@@ -47,10 +48,13 @@ class StepResult(NamedTuple):
 class Trainer:
     """A phase on one worker of an initialised process group."""
 
-    def __init__(self, config: TrainConfig, phase: Phase, device: torch.device, restored: Restored | None) -> None:
+    def __init__(
+        self, config: TrainConfig, phase: Phase, device: torch.device, restored: Restored | None,
+        first_crops: FirstCrops | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.phase, self.device = config, phase, device
         self.progress = restored.progress if restored else TrainProgress(0, 0, Cursor(0, 0))
-        module = phase.module(config, device, _perceptual(config, device))
+        module = phase.module(config, device, _perceptual(config, device), None if restored else first_crops)
         module.to(device)  # pictures are channels_last; DeepSpeed wants the weights themselves contiguous
         self.transform = codec_config(config).transform
         trained = checkpoints.trained_parameters(module)
@@ -65,23 +69,39 @@ class Trainer:
             heap.keep_freed_memory()
         parameters = sum(p.numel() for _, p in trained)
         self.zero_stage = choose_stage(config, parameters, dist.get_world_size(), _memory_bytes(device))
-        # Only the first worker's count is used, and counting takes a while.
-        self.flops_per_crop = (
-            flops_per_crop(module, self.transform, config.crop, device) if dist.get_rank() == 0 else 0.0
-        )
-        self.engine = self._engine(module, [p for _, p in trained])
+        # Only the first worker's counts are used, and counting takes a while.
+        counted = phase.stretches(config) if dist.get_rank() == 0 else ()
+        self._flops = {s.name: flops_per_crop(module, self.transform, config.crop, s.name, device) for s in counted}
+        self.engine = self._engine(module, trained)
         if restored:
             checkpoints.restore_moments(self.engine, restored)
+        elif self.zero_stage > 0:
+            deepspeed_private.begin_moments(self.engine, checkpoints.MOMENTS, torch.tensor(0.0))
 
-    def _engine(self, module: nn.Module, trained: list[nn.Parameter]) -> Any:
-        """Wrap the module; its weights must be those to begin with."""
+    def _engine(self, module: nn.Module, trained: list[tuple[str, nn.Parameter]]) -> Any:
+        """Wrap the module; its weights must be those to begin with. Adam has a group of parameters for each of the
+        phase's."""
         import deepspeed
 
         if self.device.type == "cpu":
             deepspeed_private.use_plain_gloo()
         settings = deepspeed_config(self.config, dist.get_world_size(), self.zero_stage)
-        engine, *_ = deepspeed.initialize(model=module, model_parameters=trained, config=settings)
+        members: dict[str, list[nn.Parameter]] = {}
+        for name, p in trained:
+            members.setdefault(self.phase.group(name), []).append(p)
+        groups = [{"group": group, "params": parameters} for group, parameters in members.items()]
+        engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
         return engine
+
+    @property
+    def place(self) -> Place:
+        """Where the next step is in the run."""
+        return place_at(self.config, self.phase.stretches(self.config), self.progress.crops_seen)
+
+    @property
+    def flops_per_crop(self) -> float:
+        """Operations of the next step for each of its crops; known to the first worker alone."""
+        return self._flops.get(self.place.stretch.name, 0.0)
 
     def step(self, batch: Batch, leaving: bool = False) -> StepResult:
         """Forward, backward and update on this worker's part of a batch.
@@ -91,10 +111,11 @@ class Trainer:
         Raises `JobError` on every worker, before the update, where a loss term is not finite.
         """
         config, world_size = self.config, dist.get_world_size()
-        lr = lr_at(config, self.progress.crops_seen + batch.real_rows)
+        before, seen = self.progress.crops_seen, self.progress.crops_seen + batch.real_rows
+        place = self.place
+        peaks, lr = place.stretch.peaks, lr_at(config, place.share(seen))
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
-        warmup = warmup_at(config, self.progress.crops_seen)
+            group["lr"] = lr * peaks.get(group["group"], 0.0)
         sample = samples.draw(batch, config.seed, config.crop, self.transform, self.device)
         totals = torch.zeros(len(self.phase.terms) + 1, device=self.device)
         totals[-1] = leaving
@@ -102,7 +123,7 @@ class Trainer:
         for i, part in enumerate(parts):
             if i > 0:
                 self.engine.step()  # counts the micro-batch before
-            terms_BT = self.engine(part, warmup)
+            terms_BT = self.engine(part, place.stretch.name, place.share(before))
             # DeepSpeed divides by the accumulation steps and averages over workers; padding has no weight.
             loss = (terms_BT[:, 0] * part.w_B).sum() / batch.real_rows * world_size * config.accumulation(world_size)
             totals[:-1] += (terms_BT.detach() * part.w_B[:, None]).sum(0)
@@ -112,11 +133,14 @@ class Trainer:
         grad_norm = self._update()
         if not math.isfinite(grad_norm):
             raise JobError(f"{self.phase.name}: the gradient is not finite after {self.progress.crops_seen:,} crops")
-        seen = self.progress.crops_seen + batch.real_rows
-        self.ema.update(checkpoints.full_weights(self.engine), batch.real_rows, seen)
+        weights = checkpoints.full_weights(self.engine)
+        moving = ((name, weight) for name, weight in weights if self.phase.group(name) in peaks)
+        self.ema.update(moving, batch.real_rows, seen)
         self.progress = TrainProgress(seen, self.progress.optimizer_steps + 1, batch.next)
         values = totals.tolist()
-        return StepResult([v / batch.real_rows for v in values[:-1]], grad_norm, lr, values[-1] > 0)
+        return StepResult(
+            [v / batch.real_rows for v in values[:-1]], grad_norm, lr * max(peaks.values()), values[-1] > 0
+        )
 
     def _update(self) -> float:
         """Clip the gradient and update; returns the norm before clipping."""
@@ -141,13 +165,24 @@ class Trainer:
         return self.phase.codec(self.config, {name: value.cpu() for name, value in self.ema.average.items()})
 
 
-def flops_per_crop(module: nn.Module, transform: TransformConfig, crop: int, device: torch.device) -> float:
-    """Count the operations of a forward and a backward pass over one crop, recomputation of activations included."""
-    blank = np.zeros((1, crop, crop, 3), np.uint8)
-    batch = Batch(0, ["blank"], blank, np.ones(1, np.float32), 1, Cursor(0, 0), 0)
+def flops_per_crop(
+    module: nn.Module, transform: TransformConfig, crop: int, stretch: str, device: torch.device
+) -> float:
+    """Count the operations of a forward and a backward pass over one more crop, recomputation of activations included.
+
+    They are counted on the smallest crops: the networks are convolutions, whose operations grow with the area.
+    """
+    one, two = (_flops(module, transform, count, stretch, device) for count in (1, 2))
+    return (two - one) * (crop / HYPER_STRIDE) ** 2
+
+
+def _flops(module: nn.Module, transform: TransformConfig, count: int, stretch: str, device: torch.device) -> float:
+    """Count the operations of a step over some of the smallest crops."""
+    blank = np.zeros((count, HYPER_STRIDE, HYPER_STRIDE, 3), np.uint8)
+    batch = Batch(0, ["blank"] * count, blank, np.ones(count, np.float32), count, Cursor(0, 0), 0)
     # Apart from training: under the counter some operations run in another form, with other last bits.
     with FlopCounterMode(display=False) as counter:
-        module(samples.draw(batch, 0, crop, transform, device), 1.0)[:, 0].sum().backward()
+        module(samples.draw(batch, 0, HYPER_STRIDE, transform, device), stretch, 1.0)[:, 0].sum().backward()
     module.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())
 

@@ -5,6 +5,7 @@ Ray Train starts the workers, DeepSpeed steps, Ray Data feeds.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from corrdiff.errors import JobError, UsageError
 from pipelines.files import storage
 from pipelines.runtime.ray_private import is_leaving
 from pipelines.shards.format import Manifest, read_manifest
-from pipelines.train import checkpoints, ingest, validation
+from pipelines.train import checkpoints, ingest, samples, validation
 from pipelines.train.batch import Batch
 from pipelines.train.board import BoardState
 from pipelines.train.config import TrainConfig
@@ -84,10 +85,10 @@ def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, ob
     reader = ray.train.get_dataset_shard(ingest.DATASET)
     assert isinstance(reader, ingest.CropReader)
     held_out = validation.read_held_out(config.shards)
-    meter = Meter(device, trainer.flops_per_crop)
+    meter = Meter(device)
     epoch = _EpochCheck(manifest, config.batch, trainer.progress.cursor)
     saved_for_leaving = False
-    for i, batch in enumerate(_metered(reader.batches(trainer.progress.cursor, steps), meter)):
+    for i, batch in enumerate(_metered(reader.batches(trainer.progress.cursor, steps), trainer, meter)):
         before = trainer.progress.crops_seen
         result = trainer.step(batch, is_leaving())
         seen = trainer.progress.crops_seen
@@ -112,7 +113,7 @@ def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, ob
 def _restore(config: TrainConfig, phase: Phase, run: str, device: torch.device, observer: Observer | None) -> Trainer:
     """Build the trainer as the newest readable checkpoint has it, the same on all workers; collective."""
     restored, problems = checkpoints.load_newest(storage.join(run, CHECKPOINTS))
-    trainer = Trainer(config, phase, device, restored)
+    trainer = Trainer(config, phase, device, restored, functools.partial(samples.first_crops, config.shards))
     _check_agreement(trainer)
     if observer:
         for problem in problems:
@@ -130,14 +131,15 @@ def _check_agreement(trainer: Trainer) -> None:
         raise JobError(f"the workers restored different checkpoints: {sorted({p.crops_seen for p in every})} crops")
 
 
-def _metered(batches: Iterator[Batch], meter: Meter) -> Iterator[Batch]:
+def _metered(batches: Iterator[Batch], trainer: Trainer, meter: Meter) -> Iterator[Batch]:
     """Hand on batches, and count how long each was waited for."""
     while True:
         waited_from = time.monotonic()
         batch = next(batches, None)
         if batch is None:
             return
-        meter.add(batch.real_rows, time.monotonic() - waited_from, batch.read_bytes)
+        waited_s = time.monotonic() - waited_from
+        meter.add(batch.real_rows, batch.real_rows * trainer.flops_per_crop, waited_s, batch.read_bytes)
         yield batch
 
 

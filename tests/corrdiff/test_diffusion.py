@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from corrdiff.config import T_MAX, T_START
-from corrdiff.diffusion import add_noise, alpha_bar, ddim_step, sampling_times
+from corrdiff.diffusion import ELSEWHERE_SHARE, add_noise, alpha_bar, ddim_step, sampling_times, training_time
 from corrdiff.format.noise import format_noise
 
 
@@ -28,6 +28,15 @@ def test_sampling_times_fall_evenly_from_the_start_to_zero(steps: int) -> None:
     assert times[0] == T_START
     assert times[-1] == 0.0
     assert -np.diff(times) == pytest.approx([T_START / steps] * steps)
+
+
+def test_times_to_train_at_are_uniform_where_decoding_asks_and_a_share_of_them_everywhere() -> None:
+    t = training_time(torch.arange(100_000, dtype=torch.float64) / 100_000)
+    assert 0 <= float(t.min()) < float(t.max()) < 1
+    for low, high in ((0.0, 0.1), (0.1, T_START), (T_START, 0.7), (0.7, 1.0)):
+        used = (1 - ELSEWHERE_SHARE) * (min(high, T_START) - min(low, T_START)) / T_START
+        expected = used + ELSEWHERE_SHARE * (high - low)
+        assert float(((low <= t) & (t < high)).double().mean()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_noise_is_mixed_in_at_the_stated_variances() -> None:

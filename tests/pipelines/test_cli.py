@@ -11,7 +11,8 @@ import pytest
 from pipelines.cli import main
 
 COMMANDS = (
-    ["demo"], ["shard"], ["train"], ["train", "phase1"], ["train", "phase2"], ["train", "all"], ["export"], ["encode"],
+    ["demo"], ["shard"], ["train"], ["train", "phase1"], ["train", "phase2"], ["train", "phase3"],
+    ["train", "all"], ["export"], ["encode"],
     ["decode"], ["inspect"], ["compress"], ["decompress"], ["evaluate"],
 )  # fmt: skip
 
@@ -73,6 +74,7 @@ TRAIN = ["train", "phase1", "--shards", "{tmp}/none"]
         ([*TRAIN, "--zero-stage", "7"], "zero-stage"),
         ([*TRAIN, "--preset", "huge"], "preset"),
         (["train", "phase2", "--shards", "{tmp}/none", "--storage", "{tmp}"], "needs a finished phase 1"),
+        (["train", "phase3", "--shards", "{tmp}/none", "--storage", "{tmp}"], "needs a finished phase 2"),
         (["export", "{tmp}/none", "{tmp}/out"], "no finished checkpoint"),
         (["compress", "sample:", "{tmp}/out", "--codec", "{tmp}/none"], "no codec at"),
         (["compress", "sample:", "{tmp}/out", "--codec", "{tmp}/none", "--quality", "9"], "quality"),

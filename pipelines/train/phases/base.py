@@ -6,6 +6,7 @@ it stands in `PhaseName`, and what a person types in cli.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,10 @@ from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.config import PhaseName, TrainConfig
+from pipelines.train.schedule import Stretch
+
+FirstCrops = Callable[[int], Tensor]
+"""Gives that many training crops, x_BCHW in [-1, 1], the same ones on all workers: to start networks from."""
 
 
 class Phase(Protocol):
@@ -31,17 +36,28 @@ class Phase(Protocol):
     terms: tuple[str, ...]
     """Names of the columns that its module gives; the first is the loss."""
 
-    def module(self, config: TrainConfig, device: torch.device, perceptual: PerceptualLoss | None) -> nn.Module:
-        """Build what DeepSpeed is to wrap: a `Sample` and the share of the warm-up -> loss terms, [B, len(terms)].
+    def module(
+        self, config: TrainConfig, device: torch.device, perceptual: PerceptualLoss | None,
+        first_crops: FirstCrops | None = None,
+    ) -> nn.Module:  # fmt: skip
+        """Build what DeepSpeed is to wrap: a `Sample`, the name of a stretch and the share of it that is done -> loss
+        terms, [B, len(terms)].
 
         Its parameters that take a gradient are what is trained, averaged and kept in checkpoints, by their names in it.
-        Whatever else the loss needs must not be among them, as a frozen network on `device` is not.
+        Each of them must have a gradient in every step, of exact zeros where it stands still: a ZeRO stage may take the
+        gradient of the step before for one that is missing. Whatever else the loss needs must not be among them, as a
+        frozen network on `device` is not.
+
+        `first_crops` is there where the weights are not replaced by a checkpoint's.
 
         Raises `UsageError` where the codec to start from is missing or damaged.
         """
 
-    def terms_at(self, warmup: float) -> tuple[str, ...]:
-        """Name the terms that are computed at that share of the warm-up; curves leave out the others."""
+    def group(self, parameter: str) -> str:
+        """Name the group of a trained parameter: those of a group have one learning rate, and stand still together."""
+
+    def stretches(self, config: TrainConfig) -> tuple[Stretch, ...]:
+        """Give the parts of a run, the first one first; their shares make up 1, and may be 0."""
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the whole codec on the CPU, for validation and export.
@@ -49,6 +65,10 @@ class Phase(Protocol):
         `averaged` has the averages of the trained weights by their names in `module`. What a codec has no use for, say
         a network that only the loss needs, is left out.
         """
+
+
+WHOLE = "whole"
+"""The name of a stretch that is all of a run, and of a group that is all that trains."""
 
 
 def title(name: PhaseName) -> str:

@@ -17,11 +17,12 @@ from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel
-from corrdiff.networks.privileged_decoder import PrivilegedDecoder
+from corrdiff.networks.privileged_decoder import LappedDecoder, PrivilegedDecoder
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.config import PhaseName, TrainConfig
-from pipelines.train.phases.base import replace_weights, start_codec
+from pipelines.train.phases.base import WHOLE, FirstCrops, replace_weights, start_codec
 from pipelines.train.samples import Sample
+from pipelines.train.schedule import Stretch
 
 
 class Phase2:
@@ -31,16 +32,23 @@ class Phase2:
     follows: PhaseName | None = "phase1"
     terms: tuple[str, ...] = ("loss", "mse_decoder", "lpips")
 
-    def module(self, config: TrainConfig, device: torch.device, perceptual: PerceptualLoss | None) -> nn.Module:
+    def module(
+        self, config: TrainConfig, device: torch.device, perceptual: PerceptualLoss | None,
+        first_crops: FirstCrops | None = None,
+    ) -> nn.Module:  # fmt: skip
         """Wrap D as it is in the start codec, beside that codec."""
         start = start_codec(self, config)
         codec = load_codec(start, device, config.precision)
         decoder = load_networks(start)[0].decoder
         return Phase2Module(codec, decoder, config.lpips_weight, perceptual, config.checkpoints_activations)
 
-    def terms_at(self, warmup: float) -> tuple[str, ...]:
-        """Name all terms: this phase has no warm-up."""
-        return self.terms
+    def group(self, parameter: str) -> str:
+        """Give all weights one learning rate."""
+        return WHOLE
+
+    def stretches(self, config: TrainConfig) -> tuple[Stretch, ...]:
+        """Train all the time as at the beginning."""
+        return (Stretch(WHOLE, 1.0, {WHOLE: 1.0}, self.terms),)
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the start codec with D replaced; its tables stay."""
@@ -55,7 +63,7 @@ class Phase2Module(nn.Module):
     def __init__(
         self,
         codec: CorrDiffCodec,
-        decoder: PrivilegedDecoder,
+        decoder: LappedDecoder | PrivilegedDecoder,
         lpips_weight: float = 0.0,
         perceptual: PerceptualLoss | None = None,
         checkpoint_activations: bool = False,
@@ -67,8 +75,8 @@ class Phase2Module(nn.Module):
         self.lpips_weight = lpips_weight
         self._frozen = (codec, perceptual)  # in a tuple: not submodules
 
-    def forward(self, sample: Sample, warmup: float) -> Tensor:
-        """`warmup` is what every phase is given; here nothing depends on it."""
+    def forward(self, sample: Sample, stretch: str, share: float) -> Tensor:
+        """`stretch` and `share` are what every phase is given; here nothing depends on them."""
         codec, perceptual = self._frozen
         x = sample.x_BCHW
         with torch.no_grad():

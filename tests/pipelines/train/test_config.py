@@ -24,6 +24,9 @@ from pipelines.train.config import TrainConfig
         ({"name": "a/b"}, "plain name"),
         ({"crops_total": 0}, "--crops-total must be at least 1"),
         ({"lpips_weight": 1.5}, "--lpips-weight"),
+        ({"transforms_share": 0.7, "score_share": 0.4}, "together at most 1, not 0.7 and 0.4"),
+        ({"texture_weight": -1.0}, "--texture-weight must be at least 0, not -1.0"),
+        ({"score_share": -0.1}, "--transforms-share and --score-share must be at least 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_the_option_named(options: dict[str, object], sentence: str) -> None:

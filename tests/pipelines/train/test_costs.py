@@ -53,10 +53,11 @@ def test_the_longest_name_of_a_gpu_that_fits_counts(monkeypatch: pytest.MonkeyPa
 def test_the_operations_of_a_crop_are_counted_and_leave_no_gradient() -> None:
     config = tiny()
     module = Phase1Module(CorrDiffModel(config), 0.0066)
-    flops = flops_per_crop(module, config.transform, 64, torch.device("cpu"))
+    flops = flops_per_crop(module, config.transform, 64, "together", torch.device("cpu"))
     assert all(p.grad is None for p in module.parameters())
     recompute_blocks(module)
-    assert flops_per_crop(module, config.transform, 64, torch.device("cpu")) > 1.1 * flops
+    assert flops_per_crop(module, config.transform, 64, "together", torch.device("cpu")) > 1.1 * flops
+    assert flops_per_crop(module, config.transform, 128, "together", torch.device("cpu")) > 4 * flops
     # Each weight of a convolution works at many positions, in two passes more backwards than forwards.
     assert flops > 6 * sum(p.numel() for p in module.model.decoder.parameters())
 
@@ -71,7 +72,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 
     def gradients() -> list[torch.Tensor]:
         module.zero_grad()
-        module(sample, 1.0)[:, 0].sum().backward()
+        module(sample, "together", 1.0)[:, 0].sum().backward()
         return [p.grad.clone() for p in module.parameters() if p.grad is not None]
 
     kept = gradients()

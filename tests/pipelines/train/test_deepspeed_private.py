@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines.train import checkpoints, deepspeed_private
+from pipelines.train import checkpoints
 from pipelines.train.checkpoints import MOMENTS, Restored, TrainProgress
 from pipelines.train.config import TrainConfig
 from pipelines.train.deepspeed_config import deepspeed_config
@@ -19,17 +17,7 @@ from pipelines.train.epoch_order import Cursor
 CONFIG = TrainConfig(shards="s", batch=4, lr=0.01)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of this process alone, as a training worker without a GPU has it."""
-    store = dist.FileStore(str(tmp_path_factory.mktemp("store") / "store"), 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        patch.setenv("LOCAL_RANK", "0")
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-        deepspeed_private.use_plain_gloo()
-        yield
-        dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def engine_of(module: nn.Module, stage: int) -> Any:

@@ -124,7 +124,7 @@ def changed_fields(record: dict[str, Any]) -> None:
     [
         (changed_config, r"of another version \(it has a field 'colour' that is not known\)"),
         (changed_type, r"of another version \(config\.batch: .*integer\)"),
-        (changed_phase, r"of another version \(phase: .*'phase1' or 'phase2'\)"),
+        (changed_phase, r"of another version \(phase: .*'phase1', 'phase2' or 'phase3'\)"),
         (changed_fields, r"of another version \(config: .*\)"),
     ],
     ids=["a field too many", "another type", "a phase that is not known", "a field too few"],

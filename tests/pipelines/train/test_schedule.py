@@ -12,9 +12,9 @@ from pipelines.shards.format import Manifest, Shard
 from pipelines.train import epoch_order
 from pipelines.train.config import TrainConfig
 from pipelines.train.epoch_order import Cursor
-from pipelines.train.schedule import lr_at, steps_left, warmup_at
+from pipelines.train.schedule import Stretch, lr_at, place_at, steps_left
 
-CONFIG = TrainConfig(shards="s", crops_total=1000, lr=1e-3, warmup_share=0.25)
+CONFIG = TrainConfig(shards="s", crops_total=1000, lr=1e-3)
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 200), st.integers(0, 60))
@@ -33,7 +33,7 @@ def test_steps_left_end_with_the_step_that_sees_the_last_crop(
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    rates = [lr_at(CONFIG, crops) for crops in range(0, 1001, 50)]
+    rates = [lr_at(CONFIG, share / 20) for share in range(21)]
     assert rates[0] == 0
     assert rates[1] == pytest.approx(0.5e-3)
     assert rates[2:9] == [1e-3] * 7
@@ -41,6 +41,10 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert rates[-1] == pytest.approx(0.03e-3)
 
 
-def test_the_warm_up_is_done_after_its_share_of_the_crops() -> None:
-    assert [warmup_at(CONFIG, crops) for crops in (0, 125, 250, 1000)] == [0, 0.5, 1, 1]
-    assert warmup_at(TrainConfig(shards="s", warmup_share=0), 0) == 1
+def test_a_step_belongs_to_the_stretch_in_which_it_begins() -> None:
+    stretches = [Stretch(name, share, {}, ()) for name, share in (("a", 0.5), ("none", 0), ("b", 0.3), ("c", 0.2))]
+    places = {seen: place_at(CONFIG, stretches, seen) for seen in (0, 499, 500, 650, 799, 800, 1000)}
+    assert [place.stretch.name for place in places.values()] == ["a", "a", "b", "b", "b", "c", "c"]
+    shares = [place.share(seen) for seen, place in places.items()]
+    assert shares == pytest.approx([0, 0.998, 0, 0.5, 299 / 300, 0, 1])
+    assert places[499].share(520) == 1  # such a step ends with the rate that its stretch ends with

@@ -1,0 +1,130 @@
+"""The trainer on its own, without Ray: what moves when, in every ZeRO stage as a plain loop has it, and what a resume
+goes on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from corrdiff.codec_directory import codec_weights, load_networks, save_codec
+from corrdiff.config import CodecConfig, DenoiserConfig, TransformConfig
+from corrdiff.networks.model import CorrDiffModel
+from pipelines.train import checkpoints
+from pipelines.train.config import PhaseName, TrainConfig
+from pipelines.train.phases.table import PHASES
+from pipelines.train.trainer import Trainer
+from tests.support.training import drawn_batches, plain_loop
+
+BATCH, CROP, STEPS = 2, 64, 6
+"""Two steps for each stretch of phase 1."""
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+STAGES = [pytest.param(stage, marks=[] if stage in (0, 2) else pytest.mark.slow) for stage in (0, 1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def start_codec(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained codec of narrow networks, whose hyperlatents are not all zero."""
+    torch.manual_seed(1)
+    config = CodecConfig(
+        "tiny", TransformConfig(channels=(8, 8, 8), blocks=1, latent_channels=8, hyper_channels=8),
+        DenoiserConfig(channels=(8, 8, 8), context_channels=(8, 8, 8), time_channels=8),
+    )  # fmt: skip
+    model = CorrDiffModel(config)
+    with torch.no_grad():
+        model.entropy.hyper_analysis.layers[-1].weight.mul_(50.0)
+    out = str(tmp_path_factory.mktemp("start") / "codec")
+    save_codec(model, model.entropy.freeze(), out)
+    return out
+
+
+def config_of(start_codec: str, stage: int = 0) -> TrainConfig:
+    return TrainConfig(
+        shards="shards", init_from=start_codec, crops_total=STEPS * BATCH, batch=BATCH, micro_batch=1, crop=CROP,
+        transforms_share=1 / 3, score_share=1 / 3, zero_stage=stage,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def trainer_of(config: TrainConfig, phase: PhaseName, restored: checkpoints.Restored | None = None) -> Trainer:
+    return Trainer(config, PHASES[phase], torch.device("cpu"), restored)
+
+
+def states_of(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
+    """All that a checkpoint holds of each parameter."""
+    return {
+        name: {kind: tensor.detach().clone() for kind, tensor in state.items()}
+        | {"ema": trainer.ema.average[name].clone()}
+        for name, state in checkpoints._full_states(trainer.engine)
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("phase", PHASES)
+def test_losses_and_gradients_are_those_of_a_plain_loop(phase: PhaseName, stage: int, start_codec: str) -> None:
+    config = config_of(start_codec, stage)
+    batches = drawn_batches(STEPS, BATCH, CROP)
+    plain = plain_loop(config, PHASES[phase], batches)
+    trainer = trainer_of(config, phase)
+    results = [trainer.step(batch) for batch in batches]
+    np.testing.assert_allclose([result.terms[0] for result in results], plain.losses, rtol=1e-4)
+    np.testing.assert_allclose([result.grad_norm for result in results], plain.grad_norms, rtol=1e-2)
+    assert min(plain.grad_norms) > 0
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_stands_still_in_a_stretch_does_not_change_to_the_bit_and_all_else_does(
+    stage: int, start_codec: str
+) -> None:
+    config = config_of(start_codec, stage)
+    trainer = trainer_of(config, "phase1")
+    batches = iter(drawn_batches(STEPS, BATCH, CROP))
+    for stretch in PHASES["phase1"].stretches(config):
+        trainer.step(next(batches))
+        first = states_of(trainer)
+        trainer.step(next(batches))
+        for name, state in states_of(trainer).items():
+            moves = PHASES["phase1"].group(name) in stretch.peaks
+            for kind in ("weight", "ema"):
+                assert torch.equal(state[kind], first[name][kind]) != moves, (stretch.name, kind, name)
+            if not moves:
+                assert bool((state["exp_avg"].abs() <= first[name]["exp_avg"].abs()).all()), (stretch.name, name)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_goes_on_inside_a_stretch_ends_as_one_that_was_not_interrupted(
+    stage: int, start_codec: str, tmp_path: Path
+) -> None:
+    config = config_of(start_codec, stage)
+    batches = drawn_batches(STEPS, BATCH, CROP)
+    whole = trainer_of(config, "phase1")
+    for batch in batches:
+        whole.step(batch)
+        checkpoints.save(str(tmp_path), whole.engine, whole.ema, whole.progress, keep=STEPS)
+    for done, uri in enumerate(reversed(checkpoints.finished(str(tmp_path))), start=1):
+        if done % 2 == 0:
+            continue
+        resumed = trainer_of(config, "phase1", checkpoints.load(uri))
+        for batch in batches[done:]:
+            resumed.step(batch)
+        found, expected = states_of(resumed), states_of(whole)
+        for name, state in expected.items():
+            for kind, tensor in state.items():
+                assert torch.equal(found[name][kind], tensor), (done, kind, name)
+
+
+@pytest.mark.parametrize("phase", ["phase2", "phase3"])
+def test_a_phase_that_goes_on_from_a_codec_leaves_all_else_of_it_as_it_is(phase: PhaseName, start_codec: str) -> None:
+    trainer = trainer_of(config_of(start_codec), phase)
+    for batch in drawn_batches(2, BATCH, CROP):
+        trainer.step(batch)
+    model, tables = trainer.averaged_codec()
+    start, start_tables, _ = load_networks(start_codec)
+    weights = codec_weights(start)
+    changed = {name.split(".")[0] for name, w in codec_weights(model).items() if not torch.equal(w, weights[name])}
+    assert changed == {"phase2": {"decoder"}, "phase3": {"context", "denoiser"}}[phase]
+    assert all(torch.equal(tables.tensors[name], table) for name, table in start_tables.tensors.items())
