@@ -46,8 +46,8 @@ OUT_INIT = 0.3
 """The last layers start this much smaller: near the scales that the bias says."""
 
 RATE_WEIGHT = 0.1
-"""Squared error, in steps squared, that the encoder gives to save a bit. Where gains start it is 3 beta / step**2 =
-0.115 (`model.STEP_OF_BETA`)."""
+"""What a bit is worth to the encoder unless it is told: where gains start it is 3 beta / step**2 = 0.115
+(`model.STEP_OF_BETA`)."""
 
 MOST_THRESHOLD = 15
 """Symbols larger than that are always the nearest."""
@@ -129,13 +129,16 @@ class ContextEntropyModel(nn.Module):
         return LatentRate(torch.cat(slices, 1), bits_B)
 
     @torch.no_grad()
-    def freeze(self) -> EntropyTables:
-        """Range tables and the integer networks, from the weights as they are now."""
+    def freeze(self, rate_weight: float = RATE_WEIGHT) -> EntropyTables:
+        """Range tables and the integer networks, from the weights as they are now.
+
+        `rate_weight` is the squared error, in steps squared, that the encoder gives to save a bit.
+        """
         h_s = self.hyper_synthesis
         tensors = {
             **table_tensors("z", *prior_tables(self.prior)),
             **table_tensors("y", *_logistic_tables()),
-            "y.threshold": _thresholds(),
+            "y.threshold": _thresholds(rate_weight),
             **integer_conv("h_s.0", h_s.conv1, fraction_in=0), **integer_conv("h_s.1", h_s.conv2),
             **integer_conv("h_s.2", h_s.conv3),
             "y.slices": torch.tensor(self.slices, dtype=torch.int32),
@@ -159,12 +162,12 @@ def logistic_likelihood(v: Tensor, index: Tensor) -> Tensor:
     return torch.sigmoid((0.5 - distance) * sharpness) - torch.sigmoid((-0.5 - distance) * sharpness)
 
 
-def _thresholds() -> Tensor:
+def _thresholds(rate_weight: float) -> Tensor:
     """|v| - |s| below which a symbol one nearer to 0 is better, for each scale and |s| up to one above the largest."""
     size = torch.arange(MOST_THRESHOLD + 2, dtype=torch.float64)
     index = torch.arange(float(SCALE_LEVELS), dtype=torch.float64)[:, None]
     bits = -logistic_likelihood(size, index).clamp(min=1e-30).log2()
-    threshold = (RATE_WEIGHT * bits.diff(dim=1) - 1) / 2
+    threshold = (rate_weight * bits.diff(dim=1) - 1) / 2
     never = torch.full((SCALE_LEVELS, 1), -1.0, dtype=torch.float64)
     return (torch.cat([never, threshold[:, :MOST_THRESHOLD], never], 1) * THRESHOLD_ONE).round().int()
 

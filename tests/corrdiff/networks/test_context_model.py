@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corrdiff.config import CodecConfig, TransformConfig, tiny
+from corrdiff.config import CodecConfig, DenoiserConfig, TransformConfig, tiny
 from corrdiff.errors import UsageError
 from corrdiff.networks.context_model import ContextEntropyModel, logistic_likelihood
 from corrdiff.networks.model import CorrDiffModel
@@ -38,7 +38,7 @@ def _latents(batch: int = 2) -> Tensor:
 
 @pytest.mark.parametrize("quality", [0, 3, 7])
 def test_the_streams_take_what_the_model_estimates(model: ContextEntropyModel, quality: int) -> None:
-    y, tables = _latents(), model.freeze()
+    y, tables = _latents(), model.freeze(rate_weight=0)
     with torch.no_grad():
         estimate = model(y, torch.full((2,), quality), None, None)
         coded = encode(tables, y, model.hyper_analysis(y), 16 * quality)
@@ -46,6 +46,21 @@ def test_the_streams_take_what_the_model_estimates(model: ContextEntropyModel, q
         assert abs(8 * (len(streams.z) + len(streams.y)) - bits) <= 0.02 * bits + 8 * 16
     # Means differ by a part of a 64th, which now and then falls on the other side of a rounding.
     assert float((estimate.y_hat_BMhw - coded.y_hat_BMhw).abs().mean()) < 0.03
+
+
+def test_the_encoder_gives_up_what_costs_more_than_it_is_worth(model: ContextEntropyModel) -> None:
+    y, weight = _latents(), 0.1
+    nearest, chosen = model.freeze(rate_weight=0), model.freeze(rate_weight=weight)
+    with torch.no_grad():
+        z = model.hyper_analysis(y)
+        bits, errors = [], []
+        for tables in (nearest, chosen):
+            coded = encode(tables, y, z, 48)
+            bits.append(sum(8 * len(streams.y) for streams in coded.streams))
+            errors.append(float((y - coded.y_hat_BMhw).square().sum()))
+            assert float((y - coded.y_hat_BMhw).abs().max()) < (0.51 if tables is nearest else 1.0)
+    assert bits[1] < bits[0]
+    assert errors[1] + weight * bits[1] < errors[0] + weight * bits[0]
 
 
 def test_context_saves_bits_where_slices_resemble_each_other() -> None:
@@ -84,12 +99,13 @@ def test_likelihoods_of_all_symbols_sum_to_one() -> None:
 
 
 def test_a_configuration_without_slices_is_that_of_before_and_one_with_them_comes_back() -> None:
-    assert "slices" not in tiny().to_dict()["transform"]
-    config = dataclasses.replace(
-        tiny(), transform=dataclasses.replace(tiny().transform, slices=(32, 64), context_channels=8)
-    )
-    assert CodecConfig.from_dict(config.to_dict()) == config
-    assert CodecConfig.from_dict(tiny().to_dict()) == tiny()
+    before = CodecConfig("before", TransformConfig(), DenoiserConfig())
+    named = before.to_dict()
+    assert not {"slices", "context_channels", "lapped"} & set(named["transform"])
+    assert "sees_decoder" not in named["denoiser"]
+    config = dataclasses.replace(before, transform=CONFIG)
+    for one in (before, config, tiny()):
+        assert CodecConfig.from_dict(one.to_dict()) == one
     assert isinstance(CorrDiffModel(config).entropy, ContextEntropyModel)
 
 

@@ -15,8 +15,8 @@ from corrdiff import trajectory
 from corrdiff.codec_directory import codec_weights, load_codec, load_networks
 from corrdiff.config import tiny
 from corrdiff.correction import Parts, coarse_part
+from corrdiff.diffusion import sampling_times
 from corrdiff.errors import UsageError
-from corrdiff.format.factor_coding import PLANES
 from corrdiff.format.noise import format_noise
 from corrdiff.tiling import Layout
 from pipelines.train import samples
@@ -42,8 +42,10 @@ every_phase = pytest.mark.parametrize("name", PHASES)
 class NoFactors:
     """Factors that take nothing of D."""
 
+    planes = 2
+
     def at(self, step: int, parts: Parts) -> torch.Tensor:
-        return torch.zeros(len(parts.xhat0_BCHW), PLANES, 1, 1)
+        return torch.zeros(len(parts.xhat0_BCHW), len(parts.planes), 1, 1)
 
 
 def config_of(codec_dir: Path) -> TrainConfig:
@@ -113,10 +115,11 @@ def test_phase_3_starts_with_the_pictures_that_the_codec_decodes_uncorrected(
     module = PHASES["phase3"].module(dataclasses.replace(config_of(codec_dir), steps=steps), CPU, None)
     assert isinstance(module, Phase3Module)
     codec = load_codec(str(codec_dir), precision="fp32")
-    y_hat_BMhw = codec.latents_of(sample.x_BCHW, sample.q_B)
-    d_BCHW = codec.networks.privileged(y_hat_BMhw)
+    y_hat_BMhw, g_BM11 = codec.latents_of(sample.x_BCHW, sample.q_B)
+    d_BCHW = codec.networks.privileged(y_hat_BMhw, g_BM11)
     (tile,) = Layout(64, 64, 0, 0)
-    decoded = trajectory.run(codec.networks, y_hat_BMhw, d_BCHW, tile, steps, NoFactors())
+    times = sampling_times(steps, codec.config.diffusion.start)
+    decoded = trajectory.run(codec.networks, y_hat_BMhw, d_BCHW, tile, times, NoFactors())
     eps_BCHW = format_noise(64, 64).expand_as(d_BCHW)
     torch.testing.assert_close(module._decode(y_hat_BMhw, d_BCHW, eps_BCHW).clamp(-1, 1), decoded, atol=1e-5, rtol=0)
 
