@@ -1,8 +1,10 @@
-"""Do symbols, m and noise come out the same whatever the machine is told to do? And what would floats do?
+"""Do symbols, y_hat and noise come out the same whatever the machine is told to do? And what would floats do?
 
-Draws random latents (y, z), finds scale indexes and m on every setting of threads, memory format, batch, precision,
-oneDNN and device, and compares with the first setting to the bit: by the codec's integer H_s, and by the float network
-that it was made from, as codecs commonly do. Then a file is written on each setting and read on every other.
+Draws random latents (y, z) of several sizes and qualities, finds symbols, scale indexes and y_hat on every setting of
+threads, memory format, batch, precision, oneDNN and device, and compares with the first setting to the bit; what the
+first setting coded is decoded on every setting, too. Of a codec without context the float network beside it is that
+from which its integers were made, as codecs commonly use it. Then a file is written on each setting and read on every
+other.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ import hashlib
 import itertools
 import statistics
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,19 +25,25 @@ from benchmarks.measure import Row, parser, report
 from corrdiff import coding, metrics
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.codec_directory import load_codec, load_networks
+from corrdiff.config import QUALITIES, QUALITY_PARTS, TransformConfig
 from corrdiff.format import bitstream
-from corrdiff.format.latent_models import MEAN_FRACTION_BITS
+from corrdiff.format.entropy_tables import LatentStreams
+from corrdiff.format.latent_models import SCALE_LEVELS, Hyperprior
 from corrdiff.format.noise import format_noise
 from corrdiff.images import open_image
+from corrdiff.networks.model import CorrDiffModel
 from corrdiff.picture import Picture
 from pipelines.files import storage
 from pipelines.inputs import sources
 
-SHAPE = 2
-"""Draws have a hyperlatent of 2x2, a picture of 128x128."""
+SHAPES = ((2, 2), (1, 1), (1, 3))
+"""Of the draws' hyperlatents, in turn: pictures of 128x128, 64x64 and 192x64."""
 
+Y_HAT = 2
+COMPARED = {"ours": ("symbols", "indexes", "y_hat"), "decoded": ("y_hat",), "float": ("symbols", "indexes", "y_hat")}
+"""What of each draw, by the codec's integers, of what the first setting coded, and by the float network."""
 
-PARTS = ("m", "indexes", "symbols")
+Digests = tuple[bytes, ...]
 
 
 class Setting(NamedTuple):
@@ -94,55 +103,94 @@ def main() -> None:
     print(f"largest difference between two settings' mean PSNR: {spread:.4f} dB")
 
 
+class Draws(NamedTuple):
+    """Latents of one size."""
+
+    y_NMhw: Tensor
+    z_hat_NNuv: Tensor
+    quality_N: Tensor
+    """In sixteenths."""
+
+    def batches(self, size: int) -> Iterator[slice]:
+        """Yield so many at a time, in order."""
+        return (slice(start, start + size) for start in range(0, len(self.y_NMhw), size))
+
+
 def draw_rows(codec_uri: str, draws: int) -> list[Row]:
     """For each setting: how many draws differ in anything that entropy decoding depends on."""
-    generator = torch.Generator().manual_seed(0)
-    model, _, _ = load_networks(codec_uri)
+    model, tables, _ = load_networks(codec_uri)
     model.eval()
-    n, m = model.config.transform.hyper_channels, model.config.transform.latent_channels
-    # Spread as a trained codec's are: most hyperlatents near zero, a few far out.
-    spread = torch.rand(draws, 1, 1, 1, generator=generator) * 4
-    z = spread * torch.randn(draws, n, SHAPE, SHAPE, generator=generator)
-    y = 4 * spread * torch.randn(draws, m, 4 * SHAPE, 4 * SHAPE, generator=generator)
-    reference: dict[str, list[list[bytes]]] = {}
+    every = _draws(model.config.transform, draws)
+    coded = [tables.code(tables.quantise(*drawn)[0]) for drawn in every]
+    reference: dict[str, list[Digests]] = {}
     rows = []
     for setting in settings():
-        device = torch.device(setting.device)
-        tables = load_networks(codec_uri)[1]
-        tables.run_on(device)
-        layout = torch.channels_last if setting.channels_last else torch.contiguous_format
-        floats = model.to(device).to(memory_format=layout).entropy.hyper_synthesis
-        found: dict[str, list[list[bytes]]] = {"ours": [], "float": []}
-        with applied(setting):
-            for start in range(0, draws, setting.batch):
-                z_hat = z[start : start + setting.batch].round().to(device).contiguous(memory_format=layout)
-                y_batch = y[start : start + setting.batch].to(device).contiguous(memory_format=layout)
-                for name, (mean, index) in (
-                    ("ours", tables.model.mean_and_index(z_hat)),
-                    ("float", _float(*floats(z_hat))),
-                ):
-                    symbols = (y_batch - mean.to(device)).round()
-                    found[name] += [_digest(*row) for row in zip(mean, index, symbols, strict=True)]
-            noise = format_noise(256, 256).numpy().tobytes()
+        found = _found(codec_uri, model, every, coded, setting)
+        if not reference:
+            reference = found | {"decoded": [(digests[Y_HAT],) for digests in found["ours"]]}
         row: Row = {"setting": str(setting)}
         for name, digests in found.items():
-            expected = reference.setdefault(name, digests)
-            for i, part in enumerate(PARTS):
-                row[f"{name}: {part}"] = sum(a[i] != b[i] for a, b in zip(digests, expected, strict=True))
-        row["noise"] = hashlib.sha256(noise).hexdigest()[:8]
+            for i, part in enumerate(COMPARED[name]):
+                row[f"{name}: {part}"] = sum(a[i] != b[i] for a, b in zip(digests, reference[name], strict=True))
+        row["noise"] = hashlib.sha256(format_noise(256, 256).numpy().tobytes()).hexdigest()[:8]
         rows.append(row)
     return rows
 
 
-def _float(mean: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _draws(transform: TransformConfig, draws: int) -> list[Draws]:
+    """Spread as a trained codec's are: most hyperlatents near zero, a few far out."""
+    generator = torch.Generator().manual_seed(0)
+    every = []
+    for i, (rows, columns) in enumerate(SHAPES):
+        count = len(range(i, draws, len(SHAPES)))
+        spread = torch.rand(count, 1, 1, 1, generator=generator) * 4
+        z = spread * torch.randn(count, transform.hyper_channels, rows, columns, generator=generator)
+        y = 4 * spread * torch.randn(count, transform.latent_channels, 4 * rows, 4 * columns, generator=generator)
+        every.append(
+            Draws(y, z.round(), torch.randint((QUALITIES - 1) * QUALITY_PARTS + 1, (count,), generator=generator))
+        )
+    return every
+
+
+def _found(
+    codec_uri: str, model: CorrDiffModel, every: list[Draws], coded: list[list[LatentStreams]], setting: Setting
+) -> dict[str, list[Digests]]:
+    """What of each draw is compared, on one setting."""
+    device = torch.device(setting.device)
+    tables = load_networks(codec_uri)[1]
+    tables.run_on(device)
+    layout = torch.channels_last if setting.channels_last else torch.contiguous_format
+    floats = model.to(device).to(memory_format=layout).entropy.hyper_synthesis
+    found: dict[str, list[Digests]] = {"ours": [], "decoded": []}
+    if isinstance(tables.model, Hyperprior):
+        found["float"] = []
+    with applied(setting):
+        for drawn, streams in zip(every, coded, strict=True):
+            for batch in drawn.batches(setting.batch):
+                y, z_hat = (t[batch].to(device).contiguous(memory_format=layout) for t in drawn[:2])
+                quality_B = drawn.quality_N[batch]
+                symbols, _ = tables.quantise(y, z_hat, quality_B)
+                found["ours"] += [_digests(s.y_n, s.index_n, s.y_hat_Mhw) for s in symbols]
+                rows, columns = z_hat.shape[2:]
+                found["decoded"] += map(
+                    _digests, tables.decode(streams[batch], (rows, columns), quality_B).cpu().numpy()
+                )
+                if "float" in found:
+                    found["float"] += map(_digests, *_float(y, *floats(z_hat)))
+    return found
+
+
+def _float(y: Tensor, mean: Tensor, index: Tensor) -> list[npt.NDArray[np.float32]]:
     """What a codec with a float H_s would use: m as it comes, the scale's index rounded to the table."""
-    return mean.float(), index.float().round().clamp(0, 63)
+    mean = mean.float()
+    symbols = (y - mean).round()
+    parts = symbols, index.float().round().clamp(0, SCALE_LEVELS - 1), symbols + mean
+    return [part.cpu().numpy() for part in parts]
 
 
-def _digest(mean: Tensor, index: Tensor, symbols: Tensor) -> list[bytes]:
-    """Of each of `PARTS`, to the bit."""
-    parts = (mean.float() * 2**MEAN_FRACTION_BITS, index.to(torch.int32), symbols.to(torch.int32))
-    return [hashlib.sha256(p.cpu().contiguous().numpy().tobytes()).digest()[:8] for p in parts]
+def _digests(*parts: npt.NDArray[Any]) -> Digests:
+    """Of each part, to the bit."""
+    return tuple(hashlib.sha256(np.ascontiguousarray(part).tobytes()).digest()[:8] for part in parts)
 
 
 def file_rows(codec_uri: str, originals: list[Picture]) -> tuple[list[Row], float]:
@@ -159,10 +207,12 @@ def file_rows(codec_uri: str, originals: list[Picture]) -> tuple[list[Row], floa
         codec.model.to(memory_format=layout)
         return codec
 
+    version = codecs[used[0]].config.file_version
+    asked = Settings(quality=4 if version == 1 else 4.3125, fidelity=0.5)
     files = {}
     for s in used:
         with applied(s._replace(bf16=False)):
-            files[s] = [on(s).compress_batch([o], Settings(quality=4, fidelity=0.5))[0].data for o in originals]
+            files[s] = [on(s).compress_batch([o], asked)[0].data for o in originals]
     first = codecs[used[0]._replace(threads=1)]
     expected = {s: [_latent(first, data) for data in written] for s, written in files.items()}
     rows, means = [], []

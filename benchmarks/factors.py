@@ -10,8 +10,10 @@ interpolation between quality levels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ import torch
 
 from benchmarks.measure import Row, parser, report
 from corrdiff import metrics, ssimulacra2
-from corrdiff.codec import CorrDiffCodec, Encoded, Settings
+from corrdiff.codec import CorrDiffCodec, Decoding, Encoded, Settings
 from corrdiff.codec_directory import default_precision, load_codec, load_networks
 from corrdiff.config import DiffusionConfig
 from corrdiff.format import bitstream, factor_coding
@@ -55,22 +57,68 @@ def main() -> None:
     made.add_argument("--images", default="sample:held-out", help="pictures that the codec was not trained on")
     made.add_argument("--limit", type=int, default=24, help="spread over the pictures")
     made.add_argument("--quality", type=int, default=4)
+    made.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     arguments = made.parse_args()
     places = sources.list_pictures(arguments.images)
     places = places[:: max(1, len(places) // arguments.limit)][: arguments.limit]
     originals = [open_image(sources.read(s)).pixels for s in places]
-    codec = load_codec(arguments.codec)
-    ours = codec.config.diffusion
-    whole = _with(arguments.codec, dataclasses.replace(ours, grid=0))
-    quality = arguments.quality
+    measured = Measured(arguments.codec, originals, arguments.quality)
+    for name in arguments.tables:
+        report(*TABLES[name](measured), arguments.json)
 
-    files = {f: [_encode(codec, o, quality, f) for o in originals] for f in sorted(FIDELITIES + BETWEEN)}
-    reference = [e.data for e in files[1.0]]
-    d = _point([len(x) for x in reference], originals, [codec.decompress(x, "privileged") for x in reference])
-    u = _point([len(x) for x in reference], originals, [codec.decompress(x, "uncorrected") for x in reference])
-    slope = _per_log_byte(codec, originals, quality)
 
-    def row(what: str, point: Point) -> Row:
+class Measured:
+    """Pictures at one quality, and what was made of them so far."""
+
+    def __init__(self, uri: str, originals: list[Picture], quality: int) -> None:
+        self.uri, self.originals, self.quality = uri, originals, quality
+        self.codec = load_codec(uri)
+        self.ours = self.codec.config.diffusion
+        self.title = f"{len(originals)} pictures, quality {quality}, {self.ours.steps} steps"
+        self._files: dict[float, list[Encoded]] = {}
+
+    def files(self, fidelity: float) -> list[Encoded]:
+        if fidelity not in self._files:
+            self._files[fidelity] = self.encoded(self.codec, Settings(self.quality, fidelity))
+        return self._files[fidelity]
+
+    def encoded(self, codec: CorrDiffCodec, settings: Settings) -> list[Encoded]:
+        return [codec.compress_batch([original], settings)[0] for original in self.originals]
+
+    def fitted(self, fidelity: float) -> Point:
+        return self.point(self.files(fidelity))
+
+    def point(
+        self, encoded: list[Encoded], codec: CorrDiffCodec | None = None, decoding: Decoding = "corrected"
+    ) -> Point:
+        """As the encoder foresaw the pictures, or as a codec decodes them."""
+        shown = [codec.decompress(e.data, decoding) if codec else e.reconstruction for e in encoded]
+        return _point([len(e.data) for e in encoded], self.originals, shown)
+
+    @functools.cached_property
+    def d(self) -> Point:
+        return self.point(self.files(1.0), self.codec, "privileged")
+
+    @functools.cached_property
+    def uncorrected(self) -> Point:
+        return self.point(self.files(1.0), self.codec, "uncorrected")
+
+    @functools.cached_property
+    def slope(self) -> Point:
+        """How everything moves with the logarithm of the bytes, from the neighbouring quality levels."""
+        levels = max(0, self.quality - 1), min(7, self.quality + 1)
+        ends = [self.point(self.encoded(self.codec, Settings(level, 0.5))) for level in levels]
+        span = math.log(ends[1].bytes / ends[0].bytes)
+        return Point(*((after - before) / span for before, after in zip(*ends, strict=True)))
+
+    def at(self, total: float, point: Point) -> Point:
+        """A point moved along the rate-distortion slope to a total of bytes."""
+        more = math.log(total / point.bytes)
+        moved = Point(*(value + gain * more for value, gain in zip(point, self.slope, strict=True)))
+        return moved._replace(bytes=total)
+
+    def row(self, what: str, point: Point) -> Row:
+        d, u = self.d, self.uncorrected
         return {
             "what": what,
             "bytes": round(point.bytes),
@@ -82,51 +130,62 @@ def main() -> None:
             "PSNR given %": 100 * (d.psnr_db - point.psnr_db) / (d.psnr_db - u.psnr_db),
         }
 
-    rows, fitted = [row("D alone", d), row("uncorrected", u)], {}
-    for f, encoded in files.items():
-        fitted[f] = _point([len(e.data) for e in encoded], originals, [e.reconstruction for e in encoded])
-        rows.append(row(f"fitted, fidelity {f:g}", fitted[f]))
-    title = f"{len(originals)} pictures, quality {quality}, {ours.steps} steps"
-    report(f"{title}; shares are of the way from D to uncorrected", rows, arguments.json)
-    sweep = sorted((r["PSNR given %"], r["texture gained %"]) for r in rows[2:])
-    gained = np.interp(PRICE, [given for given, _ in sweep], [gained for _, gained in sweep])
+
+def sweep(m: Measured) -> tuple[str, list[Row]]:
+    """What the dial does."""
+    rows = [m.row("D alone", m.d), m.row("uncorrected", m.uncorrected)]
+    rows += [m.row(f"fitted, fidelity {f:g}", m.fitted(f)) for f in sorted(FIDELITIES + BETWEEN)]
+    shares = sorted((r["PSNR given %"], r["texture gained %"]) for r in rows[2:])
+    gained = np.interp(PRICE, [given for given, _ in shares], [gained for _, gained in shares])
     print(f"for {PRICE:.0f}% of the PSNR: {gained:.0f}% of the texture (interpolated)")
+    return f"{m.title}; shares are of the way from D to uncorrected", rows
 
-    factor_bytes = statistics.mean(sum(len(t.factors) for t in bitstream.unpack(data).tiles) for data in reference)
-    total = fitted[1.0].bytes
-    rows = [row("D alone", _at(total, d._replace(bytes=d.bytes - factor_bytes), slope))]
-    rows += [row(f"grid, fidelity {f:g}", _at(total, fitted[f], slope)) for f in (1.0, 0.5, 0.0)]
-    paper = _with(arguments.codec, ours.corrected_by("paper"))
-    for steps in (ours.steps, MORE_STEPS * ours.steps):
-        encoded = [paper.compress_batch([o], Settings(quality, steps=steps))[0] for o in originals]
-        point = _point([len(e.data) for e in encoded], originals, [e.reconstruction for e in encoded])
-        rows.append(row(f"paper, {steps} steps", _at(total, point, slope)))
-        alone = _point([len(e.data) for e in encoded], originals, [_uncorrected(paper, e.data) for e in encoded])
-        rows.append(row(f"uncorrected, {steps} steps", _at(total, alone, slope)))
-        factors = np.mean([e.factors[0].ravel() for e in encoded], axis=0) / ((1 << ours.factor_bits) - 1)
-        print(f"mean factor of each of {steps} steps:", " ".join(f"{g:.2f}" for g in factors))
-    report("the paper's construction and ours on the same weights, at equal total bytes", rows, arguments.json)
 
+def constructions(m: Measured) -> tuple[str, list[Row]]:
+    """The paper's construction and ours, on the same weights."""
+    factor_bytes = statistics.mean(sum(len(t.factors) for t in bitstream.unpack(e.data).tiles) for e in m.files(1.0))
+    total = m.fitted(1.0).bytes
+    rows = [m.row("D alone", m.at(total, m.d._replace(bytes=m.d.bytes - factor_bytes)))]
+    rows += [m.row(f"grid, fidelity {f:g}", m.at(total, m.fitted(f))) for f in (1.0, 0.5, 0.0)]
+    paper = _with(m.uri, m.ours.corrected_by("paper"))
+    for steps in (m.ours.steps, MORE_STEPS * m.ours.steps):
+        encoded = m.encoded(paper, Settings(m.quality, steps=steps))
+        rows.append(m.row(f"paper, {steps} steps", m.at(total, m.point(encoded))))
+        rows.append(m.row(f"uncorrected, {steps} steps", m.at(total, m.point(encoded, paper, "uncorrected"))))
+        factors = np.mean([e.factors[0].ravel() for e in encoded], axis=0) / ((1 << m.ours.factor_bits) - 1)
+        print(f"mean factor of each of the paper's {steps} steps:", " ".join(f"{g:.2f}" for g in factors))
+    return f"{m.title}: the paper's construction and ours, same weights, equal total bytes", rows
+
+
+def peers(m: Measured) -> tuple[str, list[Row]]:
+    """Fitted factors against fewer of them, and against a constant."""
     rows = []
-    constants = _constants(codec, originals, reference)
+    constants = _constants(m.codec, m.originals, [e.data for e in m.files(1.0)])
+    whole = _with(m.uri, dataclasses.replace(m.ours, grid=0))
     for f in FIDELITIES:
-        rows.append({"fidelity": f, **row("fitted, a factor a cell", fitted[f])})
-        encoded = [_encode(whole, o, quality, f) for o in originals]
-        point = _point([len(e.data) for e in encoded], originals, [e.reconstruction for e in encoded])
-        rows.append({"fidelity": f, **row("fitted, a factor a picture", _at(fitted[f].bytes, point, slope))})
-        best = min(constants, key=lambda name, f=f: _criterion(constants[name], d, f))  # type: ignore[misc]
-        rows.append({"fidelity": f, **row(f"constant {best}", _at(fitted[f].bytes, constants[best], slope))})
-    report("at equal total bytes", rows, arguments.json)
+        total = m.fitted(f).bytes
+        rows.append({"fidelity": f, **m.row("fitted, a factor a cell", m.fitted(f))})
+        point = m.point(m.encoded(whole, Settings(m.quality, f)))
+        rows.append({"fidelity": f, **m.row("fitted, a factor a picture", m.at(total, point))})
+        best = min(constants, key=lambda name, f=f: _criterion(constants[name], m.d, f))  # type: ignore[misc]
+        rows.append({"fidelity": f, **m.row(f"constant {best}", m.at(total, constants[best]))})
+    return f"{m.title}, equal total bytes", rows
 
-    bits = ours.factor_bits
+
+def histograms(m: Measured) -> tuple[str, list[Row]]:
+    """How the factors spread with the dial."""
     rows = []
     for f in FIDELITIES:
-        encoded = files[f]
         for plane, name in ((factor_coding.LOW, "low"), (factor_coding.HIGH, "high")):
-            levels = np.concatenate([t[:, plane].ravel() for e in encoded for t in e.factors])
-            share = np.bincount(levels, minlength=1 << bits) / len(levels)
+            levels = np.concatenate([t[:, plane].ravel() for e in m.files(f) for t in e.factors])
+            share = np.bincount(levels, minlength=1 << m.ours.factor_bits) / len(levels)
             rows.append({"fidelity": f, "plane": name} | {str(i): round(float(s), 2) for i, s in enumerate(share)})
-    report("histograms of the factors' levels (share of all)", rows, arguments.json)
+    return "histograms of the factors' levels (share of all)", rows
+
+
+TABLES: dict[str, Callable[[Measured], tuple[str, list[Row]]]] = {
+    "sweep": sweep, "constructions": constructions, "peers": peers, "histograms": histograms,
+}  # fmt: skip
 
 
 def _with(uri: str, diffusion: DiffusionConfig) -> CorrDiffCodec:
@@ -134,14 +193,6 @@ def _with(uri: str, diffusion: DiffusionConfig) -> CorrDiffCodec:
     model, tables, digest = load_networks(uri, for_training=False)
     model.config = dataclasses.replace(model.config, diffusion=diffusion)
     return CorrDiffCodec(model, tables, bytes.fromhex(digest)[:8], precision=default_precision("cpu"))
-
-
-def _uncorrected(codec: CorrDiffCodec, data: bytes) -> Picture:
-    return codec.decompress(data, "uncorrected")
-
-
-def _encode(codec: CorrDiffCodec, original: Picture, quality: int, fidelity: float) -> Encoded:
-    return codec.compress_batch([original], Settings(quality, fidelity))[0]
 
 
 def _point(sizes: list[int], originals: list[Picture], shown: list[Picture]) -> Point:
@@ -177,22 +228,6 @@ def _with_constant(data: bytes, level: int, codec: CorrDiffCodec) -> bytes:
     levels: npt.NDArray[np.uint8] = np.full((header.steps, header.planes, 1, 1), level, np.uint8)
     streams = Streams(factor_coding.encode_factors(levels, header.factor_bits), tiles[0].z, tiles[0].y)
     return bitstream.pack(dataclasses.replace(header, grid=0), [streams])
-
-
-def _per_log_byte(codec: CorrDiffCodec, originals: list[Picture], quality: int) -> Point:
-    """How everything moves with the logarithm of the bytes, from the neighbouring quality levels."""
-    ends = []
-    for q in (max(0, quality - 1), min(7, quality + 1)):
-        encoded = [_encode(codec, o, q, 0.5) for o in originals]
-        ends.append(_point([len(e.data) for e in encoded], originals, [e.reconstruction for e in encoded]))
-    span = math.log(ends[1].bytes / ends[0].bytes)
-    return Point(*((after - before) / span for before, after in zip(*ends, strict=True)))
-
-
-def _at(total: float, point: Point, slope: Point) -> Point:
-    """A point moved along the rate-distortion slope to a total of bytes."""
-    more = math.log(total / point.bytes)
-    return Point(*(value + gain * more for value, gain in zip(point, slope, strict=True)))._replace(bytes=total)
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ class DiffusionConfig:
     def corrected_by(self, correction: Correction) -> DiffusionConfig:
         """Give the same steps and bits with another construction of the correction.
 
-        "grid" is this project's own. "paper" is as arXiv 2404.04916 has it: from noise, with one factor a step for the
+        "grid" is this project's own. "paper" is how we read arXiv 2404.04916: from noise, one factor a step for the
         whole picture, (1 - gamma) xhat0 + gamma D, found by least squares.
         """
         if correction == "grid":

@@ -9,7 +9,7 @@ import pytest
 
 from corrdiff import metrics
 from corrdiff.codec import CorrDiffCodec
-from corrdiff.errors import JobError
+from corrdiff.errors import JobError, UsageError
 from corrdiff.format.bitstream import MAX_PIXELS
 from pipelines.compress import job
 from pipelines.compress.config import CompressConfig
@@ -35,6 +35,36 @@ def test_what_is_compressed_is_decoded_from_its_part(
     decoded = list(decode(codec, files, "corrected", MAX_PIXELS))
     assert [d.key for d in decoded] == ["k/0", "k/1", "k/2"]
     assert all(metrics.psnr(d.pixels, shown[d.key]) > 50 for d in decoded)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (CompressConfig(quality=4.5), "quality must be a whole number for this codec"),
+        (CompressConfig(steps=0, target_bpp=0.2), "steps must be at least 1 for this codec"),
+    ],
+)
+def test_what_the_codec_s_files_cannot_say_is_refused_before_anything_is_written(
+    codec_dir: Path, tmp_path: Path, config: CompressConfig, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        next(job.compress_dataset("sample:", str(tmp_path / "out"), str(codec_dir), config))
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_without_steps_and_between_levels_go_through_the_stages(
+    sliced_dir: Path, sliced: CorrDiffCodec, draw: Draw, tmp_path: Path
+) -> None:
+    config = CompressConfig(quality=3.4375, steps=0, precision="fp32", verify="pixels")
+    chunks = encode_pictures([draw(16, 24, 0), draw(24, 16, 1)], str(sliced_dir), config)
+    done = code_chunks(chunks, str(sliced_dir))
+    assert [(d.row["status"], d.row["quality"], d.row["quality_source"]) for d in done] == [
+        ("ok", 3.4375, "decoded file")
+    ] * 2
+    record = write_unit(str(tmp_path), 0, done, {}, columns())
+    decoded = list(decode(sliced, compressed.read_part(str(tmp_path), record), "corrected", MAX_PIXELS))
+    shown = [e.shown for c in chunks for e in c.pictures]
+    assert all(np.array_equal(d.pixels, s) for d, s in zip(decoded, shown, strict=True))
 
 
 def test_a_job_ends_when_more_pictures_have_failed_than_it_may() -> None:

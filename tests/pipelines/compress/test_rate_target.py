@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +46,41 @@ def test_pictures_take_the_quality_that_all_their_previews_together_would_say(co
         expected = [rate_control.chosen_quality(curve.points, choice) for curve in curves]
         assert qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=slope)) == expected
     assert qualities(codec, images, latents, settings, dataclasses.replace(RATE, slope=1e9)) == [0, 0, 0]
+
+
+def test_a_codec_with_qualities_between_levels_gives_them_after_no_more_previews(
+    sliced: CorrDiffCodec, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, settings = [draw(70, 90, seed=s) for s in range(4)], Settings(steps=0)
+    latents, tried = sliced.latents(images, settings), list[float]()
+    preview = CorrDiffCodec.preview
+
+    def counted(codec: CorrDiffCodec, of: Any, y: Any, asked: Settings, levels: Sequence[float]) -> list[Preview]:
+        tried.extend(levels)
+        return preview(codec, of, y, asked, levels)
+
+    monkeypatch.setattr(CorrDiffCodec, "preview", counted)
+    found = qualities(sliced, images, latents, settings, dataclasses.replace(RATE, slope=2.0, parts=16))
+    assert all(level == int(level) for level in tried)
+    whole = len(tried)
+    tried.clear()
+    levels = qualities(sliced, images, latents, settings, dataclasses.replace(RATE, slope=2.0, parts=1))
+    assert len(tried) == whole
+    assert all(abs(fine - level) < 1 for fine, level in zip(found, levels, strict=True))
+    assert all(quality * 16 == int(quality * 16) for quality in found)
+
+
+def test_between_levels_files_are_about_as_large_as_interpolation_says(sliced: CorrDiffCodec, draw: Draw) -> None:
+    image, settings = draw(192, 256), Settings(steps=0)
+    latents = sliced.latents([image], settings)
+
+    def at(quality: float) -> Point:
+        (preview,) = sliced.preview([image], latents, settings, [quality])
+        return Point.of(preview.bytes, 192 * 256, preview.mse)
+
+    for level in (3, 5):
+        expected = rate_control.point_at({level: at(level), level + 1: at(level + 1)}, level + 0.5)
+        assert at(level + 0.5).bpp == pytest.approx(expected.bpp, rel=0.02)
 
 
 def test_the_standard_error_is_that_of_drawing_units_again_and_again() -> None:

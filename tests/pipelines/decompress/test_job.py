@@ -46,6 +46,18 @@ def test_a_dataset_is_opened_with_the_codec_that_wrote_it(dataset: str, codec_di
         open_dataset(dataset, "builtin:tiny", PNG)
 
 
+def test_there_are_no_uncorrected_pictures_of_files_without_steps(codec_dir: Path, tmp_path: Path) -> None:
+    uri, fingerprint = str(tmp_path / "compressed"), read_config(str(codec_dir))[1]
+    compressed.claim_plan(uri, Plan({"codec": fingerprint, "steps": 0}, "_plan/1", units=1, pictures=1))
+    file = File("part", 1, "")
+    compressed.create_record(uri, Record(0, file, file, 1, 0, 300, 4096, {}))
+    summary = Summary(1, 0, 300, 4096, 0.5, {}, {}, {"4": 1}, fingerprint)
+    storage.write_json(storage.join(uri, SUMMARY), dataclasses.asdict(summary))
+    assert open_dataset(uri, str(codec_dir), PNG).pictures == 1
+    with pytest.raises(UsageError, match="compressed with --steps 0, so there are no uncorrected pictures"):
+        open_dataset(uri, str(codec_dir), dataclasses.replace(PNG, decoding="uncorrected"))
+
+
 def test_where_every_unit_is_done_there_is_nothing_to_do(
     dataset: str, codec_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

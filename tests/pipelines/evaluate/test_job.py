@@ -34,6 +34,21 @@ def test_systems_have_short_names_that_differ(codecs: tuple[str, ...], names: tu
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (EvaluateConfig(qualities=(1, 4.5), anchors=()), "quality must be a whole number for this codec"),
+        (EvaluateConfig(steps=(0, 2), anchors=()), "steps must be at least 1 for this codec"),
+    ],
+)
+def test_what_a_codec_s_files_cannot_say_is_refused_before_anything_is_measured(
+    codec_dir: Path, tmp_path: Path, config: EvaluateConfig, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        next(evaluate("s3://bucket/pictures", str(tmp_path / "report"), (str(codec_dir),), config))
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_directory_of_another_evaluation_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "report"
     out.mkdir()

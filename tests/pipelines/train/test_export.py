@@ -93,6 +93,20 @@ def test_phase_2_exports_its_start_with_another_decoder_and_says_where_both_are_
     }  # fmt: skip
 
 
+def test_the_correction_is_a_property_of_the_codec_and_changes_no_weight(phase1: Path, tmp_path: Path) -> None:
+    as_trained, paper, grid = (str(tmp_path / name) for name in ("as-trained", "paper", "grid"))
+    first = export(str(phase1), as_trained)
+    assert main(["export", str(phase1), paper, "--correction", "paper"]) == 0
+    assert main(["export", str(phase1), grid, "--correction", "grid"]) == 0
+    configs = {uri: read_config(uri) for uri in (as_trained, paper, grid)}
+    assert configs[grid] == configs[as_trained]
+    assert configs[as_trained][1] == first != configs[paper][1]
+    diffusion = configs[paper][0].diffusion
+    assert (diffusion.start, diffusion.planes, diffusion.grid, diffusion.criterion) == (0.98, 1, 0, "squared error")
+    one, other = (codec_weights(load_networks(uri)[0]) for uri in (as_trained, paper))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
 def test_the_last_phase_that_has_a_checkpoint_is_exported(phase1: Path, codec_dir: Path, tmp_path: Path) -> None:
     run = started(tmp_path, "phase2", codec_dir)
     out = tmp_path / "codec"
