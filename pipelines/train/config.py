@@ -38,7 +38,7 @@ class TrainConfig:
     """Side of the training crop, cut at random from the shard's crops; a multiple of 64."""
     lr: float = 1e-3
     """Peak learning rate of Adam."""
-    beta: float = 0.0066
+    beta: float = 0.03
     """Rate weight at the middle quality; larger means smaller files."""
     lpips_weight: float = 0.0
     """Weight w of LPIPS in the loss; needs its backbone (see --lpips-weights)."""
@@ -57,8 +57,8 @@ class TrainConfig:
     gradient_clip: float = 1.0
     """Largest gradient norm."""
     transforms_share: float = 0.6
-    """Phase 1: share of the run, at its beginning, in which E, the entropy model and D train alone: a step then costs a
-    quarter of what it costs with all networks."""
+    """Phase 1: share of the run, at its beginning, in which E, the entropy model and D train alone; a step then costs
+    half of what it costs with all networks."""
     score_share: float = 0.25
     """Phase 1: share of the run after that in which the score network alone trains, on latents that do not move. In the
     rest all networks train together."""

@@ -58,11 +58,15 @@ class Observer:
 
     def after_step(self, trainer: Trainer, result: StepResult, rows: int) -> None:
         """Show how far the run is."""
-        names = self._names(trainer.progress.crops_seen - rows)
+        stretches = self.phase.stretches(self.config)
+        stretch = place_at(self.config, stretches, trainer.progress.crops_seen - rows).stretch
+        # What is not computed is absent, not zero.
+        names = tuple(n for n in stretch.terms if n != "lpips" or self.config.lpips_weight > 0)
         self.window.append((result, rows, names))
         terms = dict(zip(self.phase.terms, result.terms, strict=True))
+        where = f"{stretch.name}: " if len(stretches) > 1 else ""
         note = " ".join(f"{name} {terms[name]:.3f}" for name in names[:3])
-        self.board.show.remote(trainer.progress.crops_seen, f"{note}{self.cost_note}")
+        self.board.show.remote(trainer.progress.crops_seen, f"{where}{note}{self.cost_note}")
         self.remember_mlflow_run(timeout_s=0.0)
 
     def after_window(self, trainer: Trainer, costs: Costs) -> None:
@@ -89,11 +93,6 @@ class Observer:
         self.cost_note = f", waiting {spent['waiting_share']:.1%}{mfu}, {spent['peak_memory_gib']:.1f} GiB"
         self.tracker.metrics(values, step=trainer.progress.crops_seen)
         self.window = []
-
-    def _names(self, crops_seen: int) -> tuple[str, ...]:
-        """Name the terms that are computed from there on: what is not is absent, not zero."""
-        stretch = place_at(self.config, self.phase.stretches(self.config), crops_seen).stretch
-        return tuple(n for n in stretch.terms if n != "lpips" or self.config.lpips_weight > 0)
 
     def validated(self, trainer: Trainer, values: dict[str, float], rows: list[list[Panel]]) -> None:
         """Record what was measured on held-out crops, with pictures, and keep it for the curves of a restart."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ from pipelines.train import epoch_order, ingest
 from pipelines.train.batch import Batch
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.epoch_order import Cursor
-from pipelines.train.phases.phase1 import RATE_RAMP_SHARE
 from pipelines.train.phases.table import PHASES
 from tests.support.commands import train_args
 from tests.support.results import recorded
@@ -94,14 +91,16 @@ def crops_total(manifest: Manifest) -> int:
     return epochs * manifest.count + rest * BATCH
 
 
+# Steps of the plain loops between which a loss of one kind falls: in phase 1 from where the rate weight is whole to the
+# end of the transforms' stretch, and in that of the score network.
+LEARNT = [("phase1", 3, 11), ("phase1", 12, 16), ("phase2", 0, 19)]
+
+
 def test_the_plain_loop_learns(plain: dict[str, Plain]) -> None:
-    """A comparison of two loops that do nothing would pass: these do something, in each stretch."""
-    for name, found in plain.items():
-        ends = list(accumulate(round(stretch.share * STEPS) for stretch in PHASES[name].stretches(TrainConfig("s"))))
-        for begin, end in pairwise([0, *ends]):
-            settled = begin + math.ceil(RATE_RAMP_SHARE * (end - begin))
-            assert found.losses[end - 1] < found.losses[settled], (name, begin)
-        assert min(found.grad_norms) > 0
+    """A comparison of two loops that do nothing would pass: these do something."""
+    for phase, first, last in LEARNT:
+        assert plain[phase].losses[last] < 0.9 * plain[phase].losses[first], (phase, first)
+    assert all(min(found.grad_norms) > 0 for found in plain.values())
 
 
 @pytest.mark.slow
