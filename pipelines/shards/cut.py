@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from corrdiff.images import ImageError, open_image, save_png
 from corrdiff.picture import Picture
@@ -98,17 +99,16 @@ def cut_group(group: Group, read: Callable[[Source], bytes], config: ShardConfig
             except (ImageError, OSError) as error:
                 skipped.append((source.uri, str(error)))
                 continue
-            positions = list(_positions(pixels, config))
-            if not positions:
+            places = list(_places(pixels, config))
+            if not places:
                 height, width = pixels.shape[:2]
                 skipped.append((source.uri, f"{width}x{height} is smaller than the crop"))
-            for y, x in positions:
-                crop = np.ascontiguousarray(pixels[y : y + config.crop, x : x + config.crop])
+            for where, crop in places:
                 if detail(crop) < config.min_detail:
                     flat += 1
                     continue
                 key, png = named.key(len(sizes)), save_png(crop)
-                add_member(tar, f"{key}.json", json.dumps({"source": source.uri, "y": y, "x": x}).encode())
+                add_member(tar, f"{key}.json", json.dumps({"source": source.uri, **where}).encode())
                 offsets.append(add_member(tar, f"{key}.png", png))
                 sizes.append(len(png))
                 digests.append(np.frombuffer(hashlib.sha256(png).digest(), np.uint8))
@@ -119,12 +119,24 @@ def cut_group(group: Group, read: Callable[[Source], bytes], config: ShardConfig
     return Cut(shard, data, index, tuple(skipped), flat)
 
 
-def _positions(pixels: Picture, config: ShardConfig) -> Iterator[tuple[int, int]]:
-    height, width = pixels.shape[:2]
+def _places(pixels: Picture, config: ShardConfig) -> Iterator[tuple[dict[str, float], Picture]]:
+    """Yield each crop of a picture at all scales, and where it is."""
     stride = config.stride or config.crop
-    for y in crop_positions(height, config.crop, stride):
-        for x in crop_positions(width, config.crop, stride):
-            yield y, x
+    for scale in config.each_scale:
+        scaled = _scaled(pixels, scale)
+        height, width = scaled.shape[:2]
+        for y in crop_positions(height, config.crop, stride):
+            for x in crop_positions(width, config.crop, stride):
+                where: dict[str, float] = {"y": y, "x": x} if scale == 1 else {"y": y, "x": x, "scale": scale}
+                yield where, np.ascontiguousarray(scaled[y : y + config.crop, x : x + config.crop])
+
+
+def _scaled(pixels: Picture, scale: float) -> Picture:
+    """Reduce a picture by Lanczos' filter."""
+    if scale == 1:
+        return pixels
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _sha256(data: bytes) -> str:

@@ -14,8 +14,9 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from corrdiff.errors import JobError
+from corrdiff.errors import JobError, UsageError
 from corrdiff.images import open_image, save_png
 from pipelines.inputs.sources import Source
 from pipelines.shards.config import ShardConfig
@@ -99,6 +100,28 @@ def test_a_shard_holds_every_crop_where_its_index_says(draw: Draw) -> None:
         assert cut.tar_data[at : at + size] == png
         assert index["sha256"][number].tobytes() == hashlib.sha256(png).digest()
     assert cut_group(group, _read({"/a.png": save_png(pixels)}), config) == cut
+
+
+def test_a_picture_is_cut_at_each_scale(draw: Draw) -> None:
+    pixels = draw(200, 300)
+    config = ShardConfig(crop=64, scales="1,0.5")
+    cut = cut_group(Group("train", 0, (Source("a.png", "/a.png"),)), _read({"/a.png": save_png(pixels)}), config)
+    halved = np.asarray(Image.fromarray(pixels).resize((150, 100), Image.Resampling.LANCZOS))
+    with tarfile.open(fileobj=io.BytesIO(cut.tar_data)) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    places = [json.loads(data) for name, data in members.items() if name.endswith(".json")]
+    crops = [open_image(data).pixels for name, data in members.items() if name.endswith(".png")]
+    assert [place.get("scale") for place in places].count(None) == 4 * 5
+    assert [place.get("scale") for place in places].count(0.5) == 2 * 3
+    for place, crop in zip(places, crops, strict=True):
+        scaled, y, x = (halved if "scale" in place else pixels), place["y"], place["x"]
+        assert np.array_equal(crop, scaled[y : y + 64, x : x + 64])
+
+
+@pytest.mark.parametrize("scales", ["", "2", "0", "1,", "half", "nan"])
+def test_scales_that_are_none_are_refused(scales: str) -> None:
+    with pytest.raises(UsageError, match="--scales"):
+        ShardConfig(scales=scales)
 
 
 def test_what_gives_no_crops_is_skipped_with_its_reason_and_flat_crops_are_counted(draw: Draw) -> None:
