@@ -1,4 +1,4 @@
-"""An untrained `tiny` codec and pictures to compress, shared by the fast tests."""
+"""Untrained codecs and pictures to compress, shared by the fast tests."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import torch
 
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import load_codec, load_networks, save_codec
-from corrdiff.config import CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig, tiny
+from corrdiff.config import CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig
 from corrdiff.networks.entropy_model import EntropyModel
 from corrdiff.networks.model import CorrDiffModel
 from tests.support import drawn
+from tests.support.codecs import first_codec
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("repeatable")
@@ -34,9 +35,9 @@ def draw() -> Callable[..., npt.NDArray[np.uint8]]:
 
 @pytest.fixture(scope="session")
 def codec_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported codec whose symbols are not all zero: untrained, with livelier latents than it starts with."""
+    """A codec of the first shape whose symbols are not all zero: untrained, with livelier latents than it starts with."""
     torch.manual_seed(0)
-    model = CorrDiffModel(tiny())
+    model = CorrDiffModel(first_codec())
     with torch.no_grad():
         model.gain.log_gain_QM.add_(0.5)
         model.entropy.hyper_analysis.layers[-1].weight.mul_(10.0)
@@ -53,12 +54,15 @@ def codec(codec_dir: Path) -> CorrDiffCodec:
 
 @pytest.fixture(scope="session")
 def sliced_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A codec of few channels whose latents are coded in slices: its files are of version 2."""
+    """A codec of few channels with all that came later: its files are of version 2."""
     torch.manual_seed(0)
     transform = TransformConfig(
-        channels=(8, 12, 16), blocks=1, latent_channels=12, hyper_channels=8, slices=(4, 8), context_channels=8
-    )
-    denoiser = DenoiserConfig(channels=(8, 12, 16), context_channels=(4, 6, 8), time_channels=16)
+        channels=(8, 12, 16), blocks=1, latent_channels=12, hyper_channels=8, slices=(4, 8), context_channels=8,
+        lapped=True,
+    )  # fmt: skip
+    denoiser = DenoiserConfig(
+        channels=(8, 12, 16), context_channels=(4, 6, 8), time_channels=16, sees_decoder=True
+    )  # fmt: skip
     model = CorrDiffModel(CodecConfig("sliced", transform, denoiser, DiffusionConfig(steps=3, grid=48)))
     with torch.no_grad():
         model.gain.log_gain_QM.add_(1.0)

@@ -12,6 +12,7 @@ import pytest
 from corrdiff.codec import Settings
 from corrdiff.config import PRESETS, CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig, preset, tiny
 from corrdiff.errors import UsageError
+from tests.support.codecs import first_codec
 from tests.support.edits import set_at
 
 
@@ -96,9 +97,9 @@ def test_a_field_that_is_unknown_missing_or_ill_typed_is_refused(
 
 
 LATER = [
-    dataclasses.replace(tiny(), transform=TransformConfig(slices=(32, 64), context_channels=16)),
+    dataclasses.replace(first_codec(), transform=TransformConfig(slices=(32, 64), context_channels=16)),
     *(
-        dataclasses.replace(tiny(), diffusion=DiffusionConfig(**changed))
+        dataclasses.replace(first_codec(), diffusion=DiffusionConfig(**changed))
         for changed in ({"start": 0.25}, {"planes": 1}, {"criterion": "squared error"})
     ),
 ]
@@ -107,7 +108,7 @@ LATER = [
 @pytest.mark.parametrize("config", LATER)
 def test_what_came_later_survives_json_and_makes_files_of_version_2(config: CodecConfig) -> None:
     assert CodecConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert (tiny().file_version, config.file_version) == (1, 2)
+    assert (first_codec().file_version, config.file_version) == (1, 2)
     config.check(Settings(quality=4.5, steps=0))
 
 
@@ -120,7 +121,7 @@ def test_what_came_later_survives_json_and_makes_files_of_version_2(config: Code
 )
 def test_what_a_file_of_version_1_cannot_say_is_refused(settings: Settings, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        tiny().check(settings)
+        first_codec().check(settings)
 
 
 def test_the_two_constructions_of_the_correction_are_properties_of_a_codec() -> None:

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from corrdiff.codec_directory import save_codec
-from corrdiff.config import tiny
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.cli import main
 from pipelines.files import storage
+from tests.support.codecs import first_codec
 from tests.support.drawn import SIZES, make_picture
 from tests.support.results import read_files
 
@@ -21,7 +21,7 @@ from tests.support.results import read_files
 def trained_codec(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A codec whose E and D have learned so much that pictures get better with each quality."""
     torch.manual_seed(0)
-    model = CorrDiffModel(tiny())
+    model = CorrDiffModel(first_codec())
     with torch.no_grad():
         model.gain.log_gain_QM.sub_(2.5)
     x_NCHW = torch.stack([torch.from_numpy(make_picture(64, 64, seed=s)) for s in range(32)]).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Codec directories that are damaged on purpose, and what is said of them."""
+"""The shape of the first codecs; codec directories that are damaged on purpose, and what is said of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from corrdiff.codec_directory import load_codec
+from corrdiff.config import CodecConfig, DenoiserConfig, TransformConfig
 from corrdiff.errors import UsageError
+
+
+def first_codec() -> CodecConfig:
+    """Give the shape of the first codecs, which write files of version 1: convolutions alone, no context."""
+    return CodecConfig("tiny", TransformConfig(), DenoiserConfig())
 
 
 def replace_file(directory: Path, name: str, data: bytes) -> None:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from corrdiff import trajectory
 from corrdiff.codec_directory import codec_weights, load_codec, load_networks
-from corrdiff.config import tiny
 from corrdiff.correction import Parts, coarse_part
 from corrdiff.diffusion import sampling_times
 from corrdiff.errors import UsageError
@@ -27,6 +26,7 @@ from pipelines.train.epoch_order import Cursor
 from pipelines.train.phases.phase3 import Phase3Module
 from pipelines.train.phases.table import PHASES
 from pipelines.train.samples import Sample
+from tests.support.codecs import first_codec
 
 CPU = torch.device("cpu")
 
@@ -56,7 +56,7 @@ def config_of(codec_dir: Path) -> TrainConfig:
 def sample() -> Sample:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     batch = Batch(0, ["a", "b"], pixels, np.ones(2, np.float32), 2, Cursor(0, 0), 0)
-    return samples.draw(batch, 0, 64, tiny().transform, CPU)
+    return samples.draw(batch, 0, 64, first_codec().transform, CPU)
 
 
 @every_phase
@@ -134,7 +134,7 @@ def test_one_backward_pass_gives_the_score_network_and_the_discriminator_their_o
     torch.nn.init.normal_(judge.verdict.weight, generator=torch.Generator().manual_seed(0))
     x_BCHW = sample.x_BCHW
     made_BCHW = (x_BCHW * 0.8).requires_grad_()
-    y_BMhw = torch.randn(2, tiny().transform.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    y_BMhw = torch.randn(2, first_codec().transform.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
     weights = list(judge.parameters())
 
     def fine(picture_BCHW: torch.Tensor) -> torch.Tensor:
@@ -160,7 +160,7 @@ def test_the_codec_of_unchanged_averages_is_the_start_codec(name: PhaseName, cod
     module = PHASES[name].module(config, CPU, None)
     averaged = {n: p.detach().clone() for n, p in trained_parameters(module)}
     model, tables = PHASES[name].codec(config, averaged)
-    assert model.config.diffusion.steps == (config.steps if name == "phase3" else tiny().diffusion.steps)
+    assert model.config.diffusion.steps == (config.steps if name == "phase3" else first_codec().diffusion.steps)
     start, start_tables, _ = load_networks(str(codec_dir))
     for n, weight in codec_weights(start).items():
         assert torch.equal(model.get_parameter(n), weight), n
