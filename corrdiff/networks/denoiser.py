@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff.config import DenoiserConfig
-from corrdiff.networks.layers import TimeEmbedding, TimeResidualBlock, Upsample, conv3x3
+from corrdiff.networks.layers import TimeEmbedding, TimeResidualBlock, Upsample, conv3x3, pixel_shuffle, pixel_unshuffle
 
 
 class Denoiser(nn.Module):
@@ -45,7 +45,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t_BCHW: Tensor, context: list[Tensor], t_B: Tensor) -> Tensor:
         emb_BT = self.time(t_B)
-        h = self.inp(F.pixel_unshuffle(x_t_BCHW, self.patch))
+        h = self.inp(pixel_unshuffle(x_t_BCHW, self.patch))
         skips: list[Tensor] = []
         for i, blocks in enumerate(self.down_blocks):
             h = torch.cat([h, context[i]], dim=1)
@@ -59,7 +59,7 @@ class Denoiser(nn.Module):
                 h = torch.cat([self.ups[i - 1](h), skips.pop()], dim=1)
             for block in _blocks(blocks):
                 h = block(h, emb_BT)
-        return F.pixel_shuffle(self.out(F.silu(h)), self.patch)
+        return pixel_shuffle(self.out(F.silu(h)), self.patch)
 
 
 def _blocks(blocks: nn.Module) -> nn.ModuleList:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff.config import TransformConfig
-from corrdiff.networks.layers import ResidualBlock, Upsample, conv3x3
+from corrdiff.networks.layers import ResidualBlock, Upsample, conv3x3, pixel_shuffle
 
 
 class PrivilegedDecoder(nn.Module):
@@ -25,4 +24,4 @@ class PrivilegedDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, y_BMhw: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.layers(y_BMhw), self.patch)
+        return pixel_shuffle(self.layers(y_BMhw), self.patch)
