@@ -53,7 +53,7 @@ def pixel_shuffle(x_BCHW: Tensor, factor: int) -> Tensor:
     if not _loses_layout(x_BCHW):
         return F.pixel_shuffle(x_BCHW, factor)
     batch, channels, height, width = x_BCHW.shape
-    x_BHWCrs = x_BCHW.permute(0, 2, 3, 1).unflatten(3, (channels // factor**2, factor, factor))
+    x_BHWCrs = x_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width, channels // factor**2, factor, factor)
     out_BHWC = x_BHWCrs.permute(0, 1, 4, 2, 5, 3).reshape(batch, height * factor, width * factor, -1)
     return out_BHWC.permute(0, 3, 1, 2)
 
@@ -62,9 +62,9 @@ def pixel_unshuffle(x_BCHW: Tensor, factor: int) -> Tensor:
     """Move space into channels, the inverse of `pixel_shuffle`, in the layout of the input."""
     if not _loses_layout(x_BCHW):
         return F.pixel_unshuffle(x_BCHW, factor)
-    x_BHWC = x_BCHW.permute(0, 2, 3, 1)
-    x_BHrWsC = x_BHWC.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))
-    return x_BHrWsC.permute(0, 1, 3, 5, 2, 4).flatten(3).permute(0, 3, 1, 2)
+    batch, channels, height, width = (s // f for s, f in zip(x_BCHW.shape, (1, 1, factor, factor), strict=True))
+    x_BHrWsC = x_BCHW.permute(0, 2, 3, 1).reshape(batch, height, factor, width, factor, channels)
+    return x_BHrWsC.permute(0, 1, 3, 5, 2, 4).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _loses_layout(x_BCHW: Tensor) -> bool:
