@@ -85,6 +85,11 @@ class EntropyTables:
         """Count the channels of y, M."""
         return self.model.latent_channels
 
+    @property
+    def device(self) -> torch.device:
+        """Say where the integer networks run."""
+        return self._device
+
     def run_on(self, device: torch.device) -> None:
         """Run the integer networks on that device from now on, if they find there what they find on the CPU."""
         generator = torch.Generator().manual_seed(0)
