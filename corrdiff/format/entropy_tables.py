@@ -114,7 +114,7 @@ class EntropyTables:
         Raises `UsageError` where the latents are not finite.
         """
         y, z = y_BMhw.detach().float(), z_BNuv.detach().float()
-        if not (torch.isfinite(y).all() and torch.isfinite(z).all()):
+        if not torch.isfinite(y).all() & torch.isfinite(z).all():
             raise UsageError("the codec's analysis gave values that are not finite; its weights are damaged")
         z_hat = z.round().clamp(SYMBOL_MIN, SYMBOL_MAX)
         y = y.to(self._device)

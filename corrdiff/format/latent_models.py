@@ -13,6 +13,7 @@ channels; qualities are counted in sixteenths.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -235,9 +236,12 @@ def dark_squares(height: int, width: int, device: torch.device | str = "cpu") ->
     return (row + column) % 2 == 0
 
 
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def checkerboard(height: int, width: int, parity: int, device: torch.device | str = "cpu") -> Tensor:
-    """The positions of one colour, [L], row by row; the upper left one has parity 0."""
-    return (dark_squares(height, width, device) == (parity == 0)).flatten().nonzero()[:, 0]
+    """The positions of one colour, [L], row by row; the upper left one has parity 0. Found on the CPU and copied: how
+    many there are, a GPU would have to be waited for."""
+    return (dark_squares(height, width) == (parity == 0)).flatten().nonzero()[:, 0].to(device)
 
 
 def _mean(m: Tensor) -> Tensor:
