@@ -100,6 +100,11 @@ class Hyperprior(NamedTuple):
     synthesis: HyperSynthesis
 
     @property
+    def layers(self) -> list[IntegerConv]:
+        """List all convolutions."""
+        return list(self.synthesis.layers)
+
+    @property
     def latent_channels(self) -> int:
         """Count the channels of y, M."""
         return self.synthesis.layers[2].outputs // 2
@@ -182,6 +187,12 @@ class SlicedContext(NamedTuple):
             contexts.append((both[0], both[1]))
             channels += 2 * size
         return SlicedContext(synthesis, slices, tuple(contexts), bias.double())
+
+    @property
+    def layers(self) -> list[IntegerConv]:
+        """List all convolutions."""
+        contexts = [layer for halves in self.contexts for context in halves for layer in context]
+        return [*self.synthesis.layers, *contexts]
 
     @property
     def latent_channels(self) -> int:
