@@ -169,6 +169,6 @@ def _reason(error: TrainingFailedError) -> str:
     cause = getattr(first, "cause", None) or first
     said = str(cause).strip()
     reason = f"{type(cause).__name__}: {said.splitlines()[-1] if said else 'no message'}"
-    if re.search("timed out|timeout|hang", said, re.IGNORECASE):
+    if re.search(r"timed out|timeout|\bh[au]ng", said, re.IGNORECASE):
         return f"a worker was waited for {HANGING_S // 60} minutes: it hangs, or its machine or network does ({reason})"
     return reason

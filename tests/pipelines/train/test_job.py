@@ -14,6 +14,7 @@ from pipelines.train import job
     ("error", "said"),
     [
         (RuntimeError("frames\nno space left"), "RuntimeError: no space left"),
+        (RuntimeError("the exchange broke"), "RuntimeError: the exchange broke"),
         (RuntimeError(), "RuntimeError: no message"),
         (
             RuntimeError("[unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete"),
@@ -21,7 +22,7 @@ from pipelines.train import job
             "[unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete)",
         ),
     ],
-    ids=["its last line", "no message", "a worker that hangs"],
+    ids=["its last line", "a word in another", "no message", "a worker that hangs"],
 )
 def test_a_failure_is_the_workers_own_words_and_a_hanging_one_is_called_so(error: Exception, said: str) -> None:
     assert job._reason(WorkerGroupError("many frames", {1: error})) == said
