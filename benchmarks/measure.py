@@ -17,9 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from corrdiff.images import open_image
-from pipelines.inputs import sources
-
 Row = dict[str, Any]
 
 
@@ -78,6 +75,8 @@ def report(title: str, rows: list[Row], json_file: Path | None) -> None:
 def _text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -85,6 +84,9 @@ def _text(value: Any) -> str:
 
 def sample(width: int, height: int) -> npt.NDArray[np.uint8]:
     """Give a photograph (one that comes inside an installed package), repeated by reflection to that size."""
+    from corrdiff.images import open_image  # what reads pictures may be missing where no picture is read
+    from pipelines.inputs import sources
+
     image = open_image(sources.read(sources.list_pictures("sample:coffee")[0])).pixels
     pad = [(0, max(0, height - image.shape[0])), (0, max(0, width - image.shape[1])), (0, 0)]
     return np.ascontiguousarray(np.pad(image, pad, "reflect")[:height, :width])

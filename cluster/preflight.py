@@ -90,6 +90,9 @@ def _gpus(options: Preflight, nodes: Sequence[Facts]) -> Check:
     ]
     if unseen:
         return Check("GPUs", "; ".join(unseen), False)
+    broken = [f"{n.node}: {error}" for n in nodes for error in n.broken_gpus]
+    if broken:
+        return Check("GPUs", _listed(broken), False)
     count = sum(n.gpus_of_ray for n in nodes)
     kinds = sorted({f"{name}, {memory / GIB:.0f} GiB" for n in nodes for name, memory in n.gpus if n.gpus_of_ray})
     found = f"{count}: {'; '.join(kinds)}" if count else "none"

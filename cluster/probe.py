@@ -16,6 +16,8 @@ from cluster.ray_private import spill_directory
 PACKAGES = "ray", "torch", "deepspeed", "mlflow", "s3fs"
 STORAGE_BYTES = 32 << 20
 REDUCED_BYTES = 64 << 20
+MULTIPLIED = 2048
+"""Side of the matrices by which a GPU is tried; as a sum of ones it is exact in bfloat16 too."""
 REDUCTIONS = 4
 TIMEOUT_S = 120.0
 
@@ -29,7 +31,7 @@ class Facts(NamedTuple):
     cpus: float
     gpus_of_ray: int
     gpus: list[tuple[str, int]]
-    """Name and bytes of memory of each that torch sees."""
+    """Name and bytes of memory of each that the driver knows."""
     memory: int
     object_store: int
     shared_memory: int
@@ -38,6 +40,8 @@ class Facts(NamedTuple):
     skew_s: float = 0.0
     """Against the driver's clock."""
     storage: Transfer | None = None
+    broken_gpus: tuple[str, ...] = ()
+    """What each said that could not compute."""
     mlflow: str | None = None
     """What is wrong; empty where nothing is, None where nobody looked."""
 
@@ -145,6 +149,14 @@ class Probe:
             return f"{_without_password(uri)} does not answer ({type(error).__name__})"
         return ""
 
+    def compute(self) -> tuple[str, str]:
+        """Let this actor's GPU multiply in each arithmetic that is used; returns its node and what went wrong, if
+        anything: a driver too old for this CUDA, memory that others hold, a wrong product."""
+        import ray
+
+        node = node_name(ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+        return node, multiplied("cuda")
+
     def open_port(self) -> tuple[str, int]:
         """Give this node's address and a free port."""
         import ray
@@ -180,6 +192,25 @@ class Probe:
         except Exception as error:
             return Reduced(backend, ranks, error=f"rank {rank}: {first_line(error)}")
         return Reduced(backend, ranks, best)
+
+
+def multiplied(device: str) -> str:
+    """Multiply matrices on a device and look at the products; returns what went wrong, if anything."""
+    import torch
+
+    try:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            ones = torch.ones(MULTIPLIED, MULTIPLIED, dtype=dtype, device=device)
+            if not bool((ones @ ones == MULTIPLIED).all()):
+                return f"a wrong product in {str(dtype).removeprefix('torch.')}"
+    except Exception as error:  # whatever a driver says
+        return first_line(error)
+    return ""
+
+
+def node_name(address: str, node_id: str) -> str:
+    """Name a node: its address, and what tells nodes of one address apart."""
+    return f"{address} ({node_id[-6:]})"
 
 
 def _visible_gpus() -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from cluster.probe import TIMEOUT_S, Facts, Probe, Reduced, Transfer, first_line
+from cluster.probe import TIMEOUT_S, Facts, Probe, Reduced, Transfer, first_line, node_name
 from corrdiff.errors import JobError, UsageError
 
 
@@ -51,7 +51,7 @@ def _look(ray: Any, storage: str | None, mlflow: str | None) -> tuple[list[Facts
     for node in alive:
         here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         probes.append(ray.remote(Probe).options(num_cpus=0, scheduling_strategy=here).remote())
-        names.append(f"{node['NodeManagerAddress']} ({node['NodeID'][-6:]})")
+        names.append(node_name(node["NodeManagerAddress"], node["NodeID"]))
     ask = _asker(ray)
     nodes: list[Facts] = ask([p.facts.remote(n, a["Resources"]) for p, n, a in zip(probes, names, alive, strict=True)])
     nodes = [n._replace(skew_s=_skew(ask, p)) for n, p in zip(nodes, probes, strict=True)]
@@ -59,7 +59,12 @@ def _look(ray: Any, storage: str | None, mlflow: str | None) -> tuple[list[Facts
     nodes = [n._replace(mlflow=problem) for n, problem in zip(nodes, problems, strict=True)]
     if storage is not None:
         nodes = [n._replace(storage=t) for n, t in zip(nodes, _transfer(ask, storage, probes, names), strict=True)]
-    return nodes, _reduce(ray, probes, sum(n.gpus_of_ray for n in nodes))
+    gpus = sum(n.gpus_of_ray for n in nodes)
+    if not gpus:
+        return nodes, _reduce(ray, probes, "gloo")
+    probes = [ray.remote(Probe).options(num_cpus=0, num_gpus=1).remote() for _ in range(gpus)]
+    nodes, computing = _computed(ray, nodes, probes)
+    return nodes, _reduce(ray, computing, "nccl")
 
 
 @contextlib.contextmanager
@@ -127,11 +132,25 @@ def _transfer(
     ]
 
 
-def _reduce(ray: Any, probes: list[Any], gpus: int) -> Reduced:
+def _computed(ray: Any, nodes: list[Facts], probes: list[Any]) -> tuple[list[Facts], list[Any]]:
+    """Let every GPU compute; returns the nodes with what went wrong on each, and the probes of the GPUs that can."""
+    refs = [probe.compute.remote() for probe in probes]
+    answered, silent = ray.wait(refs, num_returns=len(refs), timeout=TIMEOUT_S)
+    broken: list[tuple[str, str]] = []
+    for ref in answered:
+        try:
+            broken.append(ray.get(ref))
+        except ray.exceptions.RayError as error:
+            broken.append((nodes[0].node, f"somewhere, {first_line(error)}"))
+    if silent:
+        broken.append((nodes[0].node, f"{len(silent)} somewhere did not answer in {TIMEOUT_S:.0f} s: busy?"))
+    errors = {n.node: tuple(error for node, error in broken if node == n.node and error) for n in nodes}
+    well = [probe for probe, ref in zip(probes, refs, strict=True) if ref in answered]
+    return [n._replace(broken_gpus=errors[n.node]) for n in nodes], well
+
+
+def _reduce(ray: Any, probes: list[Any], backend: str) -> Reduced:
     """Sum a tensor over one rank for each GPU, or for each node where there are none."""
-    backend = "nccl" if gpus else "gloo"
-    if gpus:
-        probes = [ray.remote(Probe).options(num_cpus=0, num_gpus=1).remote() for _ in range(gpus)]
     if len(probes) < 2:
         return Reduced(backend, len(probes))
     try:

@@ -87,7 +87,7 @@ def load_codec(
     Args:
         uri: what `corrdiff export` wrote: a local path or a URI.
         device: where the networks run.
-        precision: "fp32" or "bf16" for the networks; by default bf16 on GPUs and on CPUs that compute in it.
+        precision: "fp32" or "bf16" for the networks; by default bf16 on GPUs and CPUs that compute in it.
         perceptual: what to fit factors with in place of the texture error (`perceptual.lpips_map`).
 
     Raises:
@@ -100,10 +100,12 @@ def load_codec(
 
 
 def default_precision(device: str | torch.device) -> Precision:
-    """Choose bf16 where the hardware computes in it, else fp32."""
-    if torch.device(device).type == "cpu":
+    """Choose bf16 where the hardware computes in it, else fp32. GPUs before Ampere only emulate it."""
+    kind = torch.device(device).type
+    if kind == "cpu":
         return "bf16" if torch.cpu.get_capabilities().get("avx512_bf16", False) else "fp32"
-    return "bf16" if torch.device(device).type == "cuda" else "fp32"
+    computes = kind == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if computes else "fp32"
 
 
 def load_networks(uri: str, for_training: bool = True) -> tuple[CorrDiffModel, EntropyTables, str]:

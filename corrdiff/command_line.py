@@ -14,7 +14,7 @@ import tyro
 
 from corrdiff import __version__
 from corrdiff.decoders import silence_decoders
-from corrdiff.errors import JobError, UsageError
+from corrdiff.errors import JobError, UsageError, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def _parse(options: Any, prog: str, argv: Sequence[str], description: str | None
 def guarded(action: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Run an action and give its exit code, 0 where it names none.
 
-    A `UsageError` gives 2, a `JobError` 1, Ctrl-C 130, each with one sentence.
+    A `UsageError` gives 2, a `JobError` or too little memory 1, Ctrl-C 130, each with one sentence.
     """
     try:
         return action() or EXIT_OK
@@ -74,6 +74,12 @@ def guarded(action: Callable[[], int | None], interrupted: str = "interrupted") 
             raise
         print(f"error: {_missing(package)}", file=sys.stderr)
         return EXIT_USAGE
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        print(f"failed: the memory is too small for this{reason and ': '}{reason}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -79,8 +79,15 @@ def coarse_part(x_BCHW: Tensor) -> Tensor:
 
 def dequantise(levels_BPRC: Tensor, bits: int) -> Tensor:
     """Make factors of levels, [B, P, R, C]."""
-    least_P11 = torch.tensor(LEAST_FACTOR[: levels_BPRC.shape[-3]], device=levels_BPRC.device)[:, None, None]
+    least_P11 = _least_factor(levels_BPRC.shape[-3], levels_BPRC.device)
     return least_P11 + (1 - least_P11) * levels_BPRC.float() / ((1 << bits) - 1)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _least_factor(planes: int, device: torch.device) -> Tensor:
+    """Give LEAST_FACTOR on a device, [P, 1, 1]: copied there once, for each copy is waited for."""
+    return torch.tensor(LEAST_FACTOR[:planes], device=device)[:, None, None]
 
 
 def apply(parts: Parts, g_BPRC: Tensor, grid: Grid, top: int = 0, left: int = 0) -> Tensor:
@@ -105,6 +112,7 @@ def expand(g: Tensor, grid: Grid, height: int, width: int, top: int = 0, left: i
 
 
 @functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _interpolation(size: int, cells: int, cell: int, start: int, device: torch.device) -> Tensor:
     """Compute the weights of the cells at each pixel along one axis, [size, cells]."""
     if cells == 1:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from corrdiff.config import HYPER_STRIDE
 from corrdiff.networks.model import CorrDiffModel
@@ -27,6 +27,8 @@ class Networks:
         self.device = device
         self.precision: Precision = precision
         self.model = model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        if precision == "bf16":
+            _to_bf16(model.analysis, model.context, model.denoiser, model.decoder)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Have networks run in their arithmetic for the length of a block."""
@@ -70,3 +72,11 @@ class Networks:
         with self.autocast():
             xhat0_BCHW: Tensor = self.model.denoiser(x_t_BCHW, context, t_B)
         return xhat0_BCHW.float().contiguous().clamp_(-1, 1)
+
+
+def _to_bf16(*networks: nn.Module) -> None:
+    """Make of weights once what autocast would make of them at every use."""
+    for network in networks:
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.to(torch.bfloat16)

@@ -54,10 +54,11 @@ def _downloads() -> Path:
 
 
 @functools.cache
-def load_lpips(path: Path, spatial: bool = False) -> nn.Module:
+def load_lpips(path: Path, spatial: bool = False, device: str | torch.device = "cpu") -> nn.Module:
     """Load LPIPS, version 0.1 with AlexNet, from a local backbone file; nothing is downloaded.
 
-    `spatial` gives a map, [B, 1, H, W], instead of a number for each picture.
+    `spatial` gives a map, [B, 1, H, W], instead of a number for each picture. Each device has a network of its own, for
+    moving one moves it for all who have it.
 
     Raises `UsageError` where the file does not hold AlexNet's weights.
     """
@@ -77,13 +78,13 @@ def load_lpips(path: Path, spatial: bool = False) -> nn.Module:
     for name, parameter in net.net.named_parameters():  # slices keep AlexNet's own layer numbers
         index, kind = name.split(".")[-2:]
         parameter.data.copy_(state[f"features.{index}.{kind}"])
-    module: nn.Module = net.eval().requires_grad_(False)
+    module: nn.Module = net.eval().requires_grad_(False).to(device)
     return module
 
 
 def lpips_loss(path: Path, device: str | torch.device) -> PerceptualLoss:
     """Make LPIPS of each pair of pictures, to train with."""
-    network = load_lpips(path).to(device)
+    network = load_lpips(path, device=device)
 
     def distance(x_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
         out: Tensor = network(x_BCHW.float(), target_BCHW).flatten()
@@ -94,7 +95,7 @@ def lpips_loss(path: Path, device: str | torch.device) -> PerceptualLoss:
 
 def lpips_map(path: Path, device: str | torch.device) -> PerceptualMap:
     """Make LPIPS as a map over the picture, to fit factors with."""
-    network = load_lpips(path, spatial=True).to(device)
+    network = load_lpips(path, spatial=True, device=device)
 
     def distance(x_BCHW: Tensor, reference_BCHW: Tensor) -> Tensor:
         height, width = x_BCHW.shape[2:]

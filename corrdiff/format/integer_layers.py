@@ -21,6 +21,8 @@ ACTIVATION_FRACTION_BITS = 8
 ACTIVATION_LIMIT = 1 << 20
 """Largest activation, as a whole number."""
 WEIGHT_LIMIT = 1 << 15
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+"""2**64 over the golden ratio, as a signed number: its multiples, modulo 2**64, lie everywhere (Fibonacci hashing)."""
 MOST_CHANNELS = 1 << 14
 """9 * 2**14 products of a weight and an activation stay under 2**53."""
 
@@ -83,5 +85,27 @@ class IntegerConv(NamedTuple):
     def at(self, columns_BKL: Tensor, out_fraction_bits: int) -> Tensor:
         """Convolve at some positions only, given by their columns: [B, outputs, L]."""
         # Not conv2d: it may choose an algorithm (Winograd, FFT) that is not a sum of products.
-        accumulated = self.weight @ columns_BKL + self.bias
+        accumulated = self.sums(columns_BKL) + self.bias
         return torch.floor(accumulated / 2.0 ** (self.fraction_bits - out_fraction_bits) + 0.5)
+
+    def sums(self, columns_BKL: Tensor) -> Tensor:
+        """Sum the products of weights and activations: [B, outputs, L]."""
+        return self.weight @ columns_BKL
+
+    def is_exact(self, positions: int) -> bool:
+        """Whether the device that the layer is on sums so many positions exactly, up to the largest activations.
+
+        A library may emulate float64 for large products, with fewer digits (cuBLAS, CUBLAS_EMULATE_DOUBLE_PRECISION).
+        This is Freivalds' check (1977): the sums, weighted by a number for each position, are found in another order as
+        well, in whole numbers modulo 2**64, where nothing is rounded.
+        """
+        inputs, device = self.weight.shape[1], self.weight.device
+        columns_KL = _scattered(inputs * positions, device).reshape(inputs, positions) & (ACTIVATION_LIMIT - 1)
+        number_L = _scattered(positions, device) | 1
+        found_C = (self.sums(columns_KL[None].double())[0].long() * number_L).sum(1)
+        return torch.equal(found_C, (self.weight.long() * (columns_KL * number_L).sum(1)).sum(1))
+
+
+def _scattered(count: int, device: torch.device) -> Tensor:
+    """Whole numbers that look random, the same on every device, int64 [count]."""
+    return (torch.arange(1, count + 1, device=device) * _GOLDEN) >> 20

@@ -13,6 +13,7 @@ channels; qualities are counted in sixteenths.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -95,6 +96,11 @@ class Hyperprior(NamedTuple):
     """Mean and scale of each symbol from z alone."""
 
     synthesis: HyperSynthesis
+
+    @property
+    def layers(self) -> list[IntegerConv]:
+        """List all convolutions."""
+        return list(self.synthesis.layers)
 
     @property
     def latent_channels(self) -> int:
@@ -181,6 +187,12 @@ class SlicedContext(NamedTuple):
         return SlicedContext(synthesis, slices, tuple(contexts), bias.double())
 
     @property
+    def layers(self) -> list[IntegerConv]:
+        """List all convolutions."""
+        contexts = [layer for halves in self.contexts for context in halves for layer in context]
+        return [*self.synthesis.layers, *contexts]
+
+    @property
     def latent_channels(self) -> int:
         """Count the channels of y, M."""
         return sum(self.slices)
@@ -233,9 +245,12 @@ def dark_squares(height: int, width: int, device: torch.device | str = "cpu") ->
     return (row + column) % 2 == 0
 
 
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def checkerboard(height: int, width: int, parity: int, device: torch.device | str = "cpu") -> Tensor:
-    """The positions of one colour, [L], row by row; the upper left one has parity 0."""
-    return (dark_squares(height, width, device) == (parity == 0)).flatten().nonzero()[:, 0]
+    """The positions of one colour, [L], row by row; the upper left one has parity 0. Found on the CPU and copied: how
+    many there are, a GPU would have to be waited for."""
+    return (dark_squares(height, width) == (parity == 0)).flatten().nonzero()[:, 0].to(device)
 
 
 def _mean(m: Tensor) -> Tensor:

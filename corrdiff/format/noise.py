@@ -11,27 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from corrdiff.compiled import compiled
+
 _NOISE_KEY = (0x43525244, 0x49464631)
 """Philox key of format version 1."""
 
 _NOISE_TABLE_SHA256 = "1ea009ce409dac97d6bd609266910f809c5fb912f78e16bd89145b08174d6fc5"
-
-
-def philox4x32(counters: npt.NDArray[np.uint32], key: tuple[int, int]) -> npt.NDArray[np.uint32]:
-    """Run Philox 4x32-10 (Salmon et al., SC 2011), integers only: counters [..., 4] -> random words [..., 4]."""
-    c0, c1, c2, c3 = (counters[..., i].astype(np.uint64) for i in range(4))
-    k0, k1 = key
-    low = np.uint64(0xFFFFFFFF)
-    for _ in range(10):
-        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (
-            (p1 >> np.uint64(32)) ^ c1 ^ np.uint64(k0),
-            p1 & low,
-            (p0 >> np.uint64(32)) ^ c3 ^ np.uint64(k1),
-            p0 & low,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
 @functools.cache
@@ -55,14 +40,44 @@ def format_noise(height: int, width: int, top: int = 0, left: int = 0) -> Tensor
     Bit-equal everywhere: Philox on integer counters (x // 8, y, channel, 0); the four words give eight 16-bit
     numbers, low half first, for the pixels 8 * (x // 8) + 0..7; each is looked up in a table of normal quantiles.
     """
-    first, last = left // 8, (left + width - 1) // 8
-    x = np.arange(first, last + 1, dtype=np.uint32)
-    y = np.arange(top, top + height, dtype=np.uint32)
-    counters = np.zeros((3, height, len(x), 4), dtype=np.uint32)
-    counters[..., 0] = x
-    counters[..., 1] = y[:, None]
-    counters[..., 2] = np.arange(3, dtype=np.uint32)[:, None, None]
-    words = philox4x32(counters, _NOISE_KEY).astype("<u4")
-    lanes = words.view("<u2").reshape(3, height, -1)
-    offset = left - 8 * first
-    return torch.from_numpy(_normal_table()[lanes[:, :, offset : offset + width]])
+    noise = np.empty((3, height, width), np.float32)
+    _fill(noise, top, left, _normal_table())
+    return torch.from_numpy(noise)
+
+
+# The rest is compiled. Whole numbers are uint64 throughout, since numba makes floats of a mixture.
+_LOW, _16, _32 = np.uint64(0xFFFFFFFF), np.uint64(16), np.uint64(32)
+_MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_STEP_0, _STEP_1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_KEY_0, _KEY_1 = np.uint64(_NOISE_KEY[0]), np.uint64(_NOISE_KEY[1])
+
+
+def _philox(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+    """Run Philox 4x32-10 (Salmon et al., SC 2011), integers only: a counter and a key -> four random words."""
+    for _ in range(10):
+        p0, p1 = c0 * _MULTIPLIER_0, c2 * _MULTIPLIER_1
+        c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _32) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _STEP_0) & _LOW, (k1 + _STEP_1) & _LOW
+    return c0, c1, c2, c3
+
+
+philox4x32 = compiled(_philox)
+
+
+def _fill_loop(noise, top, left, table):  # type: ignore[no-untyped-def]
+    """Fill [3, height, width], eight pixels of a row at a time."""
+    width = noise.shape[2]
+    for channel in range(3):
+        for row in range(noise.shape[1]):
+            for eight in range(left // 8, (left + width - 1) // 8 + 1):
+                words = philox4x32(
+                    np.uint64(eight), np.uint64(top + row), np.uint64(channel), np.uint64(0), _KEY_0, _KEY_1
+                )
+                for lane in range(8):
+                    x = 8 * eight + lane - left
+                    if 0 <= x < width:
+                        word = words[lane // 2]
+                        noise[channel, row, x] = table[(word >> _16 if lane % 2 else word) & np.uint64(0xFFFF)]
+
+
+_fill = compiled(_fill_loop)

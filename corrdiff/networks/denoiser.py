@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff.config import DenoiserConfig
-from corrdiff.networks.layers import BRANCH_INIT, TimeEmbedding, TimeResidualBlock, Upsample, conv3x3
+from corrdiff.networks.layers import (
+    BRANCH_INIT,
+    TimeEmbedding,
+    TimeResidualBlock,
+    Upsample,
+    conv3x3,
+    pixel_shuffle,
+    pixel_unshuffle,
+)  # fmt: skip
 
 
 class Denoiser(nn.Module):
@@ -49,7 +57,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t_BCHW: Tensor, context: list[Tensor], t_B: Tensor) -> Tensor:
         emb_BT = self.time(t_B)
-        h = self.inp(F.pixel_unshuffle(x_t_BCHW, self.patch))
+        h = self.inp(pixel_unshuffle(x_t_BCHW, self.patch))
         skips: list[Tensor] = []
         for i, blocks in enumerate(self.down_blocks):
             h = torch.cat([h, context[i]], dim=1)
@@ -66,7 +74,7 @@ class Denoiser(nn.Module):
         out = self.out(F.silu(h))
         if self.sees_decoder:  # D's picture, the last channels of the finest map, is what is gone on from
             out = out + context[0][:, -out.shape[1] :]
-        return F.pixel_shuffle(out, self.patch)
+        return pixel_shuffle(out, self.patch)
 
 
 def _blocks(blocks: nn.Module) -> nn.ModuleList:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff.config import LATENT_STRIDE
+from corrdiff.networks.layers import pixel_shuffle, pixel_unshuffle
 
 OVERLAP = LATENT_STRIDE // 2
 """Pixels by which a function reaches over each side of its block."""
@@ -42,7 +43,7 @@ class LappedAnalysis(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         with torch.autocast(x_BCHW.device.type, enabled=False):  # large coefficients have more digits than bf16
-            return F.conv2d(F.pixel_unshuffle(_mirrored(x_BCHW.float()), LATENT_STRIDE), self.weight.float())
+            return F.conv2d(pixel_unshuffle(_mirrored(x_BCHW.float()), LATENT_STRIDE), self.weight.float())
 
 
 class LappedSynthesis(nn.Module):
@@ -58,7 +59,7 @@ class LappedSynthesis(nn.Module):
         y_BMhw = torch.cat([y_BMhw[:, :, :1] * rows, y_BMhw, y_BMhw[:, :, -1:] * rows], 2)
         y_BMhw = torch.cat([y_BMhw[..., :1] * columns, y_BMhw, y_BMhw[..., -1:] * columns], 3)
         with torch.autocast(y_BMhw.device.type, enabled=False):
-            x_BCHW = F.pixel_shuffle(F.conv_transpose2d(y_BMhw, weight), LATENT_STRIDE)
+            x_BCHW = pixel_shuffle(F.conv_transpose2d(y_BMhw, weight), LATENT_STRIDE)
         border = LATENT_STRIDE + OVERLAP
         return x_BCHW[:, :, border:-border, border:-border]
 

@@ -48,6 +48,32 @@ class ResidualBlock(nn.Module):
         return out
 
 
+def pixel_shuffle(x_BCHW: Tensor, factor: int) -> Tensor:
+    """Move channels into space, [B, factor**2 * C, H, W] -> [B, C, factor * H, factor * W], in the layout of the input.
+
+    On a GPU torch's own gives up channels_last, and every layer behind it would run in the other layout.
+    """
+    if not _loses_layout(x_BCHW):
+        return F.pixel_shuffle(x_BCHW, factor)
+    batch, channels, height, width = x_BCHW.shape
+    x_BHWCrs = x_BCHW.permute(0, 2, 3, 1).reshape(batch, height, width, channels // factor**2, factor, factor)
+    out_BHWC = x_BHWCrs.permute(0, 1, 4, 2, 5, 3).reshape(batch, height * factor, width * factor, -1)
+    return out_BHWC.permute(0, 3, 1, 2)
+
+
+def pixel_unshuffle(x_BCHW: Tensor, factor: int) -> Tensor:
+    """Move space into channels, the inverse of `pixel_shuffle`, in the layout of the input."""
+    if not _loses_layout(x_BCHW):
+        return F.pixel_unshuffle(x_BCHW, factor)
+    batch, channels, height, width = (s // f for s, f in zip(x_BCHW.shape, (1, 1, factor, factor), strict=True))
+    x_BHrWsC = x_BCHW.permute(0, 2, 3, 1).reshape(batch, height, factor, width, factor, channels)
+    return x_BHrWsC.permute(0, 1, 3, 5, 2, 4).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _loses_layout(x_BCHW: Tensor) -> bool:
+    return x_BCHW.device.type != "cpu" and x_BCHW.is_contiguous(memory_format=torch.channels_last)
+
+
 class Upsample(nn.Module):
     """Twice the resolution by sub-pixel convolution (arXiv 1609.05158)."""
 
@@ -56,7 +82,7 @@ class Upsample(nn.Module):
         self.conv = conv3x3(c_in, 4 * c_out)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.conv(x_BCHW), 2)
+        return pixel_shuffle(self.conv(x_BCHW), 2)
 
 
 class ChannelNorm(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from corrdiff.config import TransformConfig
 from corrdiff.networks.lapped import LappedSynthesis
-from corrdiff.networks.layers import BRANCH_INIT, ResidualBlock, Upsample, conv3x3
+from corrdiff.networks.layers import BRANCH_INIT, ResidualBlock, Upsample, conv3x3, pixel_shuffle, pixel_unshuffle
 
 
 class PrivilegedDecoder(nn.Module):
@@ -31,7 +31,7 @@ class PrivilegedDecoder(nn.Module):
 
     def forward(self, y_BMhw: Tensor, g_BM11: Tensor) -> Tensor:
         """`g_BM11` is not looked at: see `LappedDecoder`."""
-        return F.pixel_shuffle(self.layers(y_BMhw), self.patch)
+        return pixel_shuffle(self.layers(y_BMhw), self.patch)
 
 
 class LappedDecoder(nn.Module):
@@ -63,6 +63,6 @@ class LappedDecoder(nn.Module):
         s_BMhw = y_BMhw * g_BM11
         step_B1hw = g_BM11.log().mean(1, keepdim=True).expand(-1, -1, *y_BMhw.shape[2:])
         h = self.layers(torch.cat([s_BMhw / (1 + s_BMhw.abs() / 4), step_B1hw], 1))
-        h = self.mix(torch.cat([h, F.pixel_unshuffle(x_BCHW, self.patch)], 1))
-        picture_BCHW: Tensor = x_BCHW + F.pixel_shuffle(self.out(F.silu(self.blocks(h))), self.patch)
+        h = self.mix(torch.cat([h, pixel_unshuffle(x_BCHW, self.patch)], 1))
+        picture_BCHW: Tensor = x_BCHW + pixel_shuffle(self.out(F.silu(self.blocks(h))), self.patch)
         return picture_BCHW

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff.config import DenoiserConfig, TransformConfig
-from corrdiff.networks.layers import ResidualBlock, Upsample, conv3x3
+from corrdiff.networks.layers import ResidualBlock, Upsample, conv3x3, pixel_shuffle, pixel_unshuffle
 
 LATENT_GAIN = 4.0
 """E's output is multiplied by this, so that at initialisation the symbols are not all zero."""
@@ -35,7 +35,7 @@ class AnalysisTransform(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.layers(F.pixel_unshuffle(x_BCHW, self.patch)) * LATENT_GAIN
+        out: Tensor = self.layers(pixel_unshuffle(x_BCHW, self.patch)) * LATENT_GAIN
         return out
 
 
@@ -73,8 +73,8 @@ class HyperFeatures(nn.Module):
         self.conv3 = conv3x3(n, config.context_channels)
 
     def forward(self, z_hat_BNuv: Tensor) -> Tensor:
-        h = F.relu(F.pixel_shuffle(self.conv1(z_hat_BNuv), 2))
-        h = F.relu(F.pixel_shuffle(self.conv2(h), 2))
+        h = F.relu(pixel_shuffle(self.conv1(z_hat_BNuv), 2))
+        h = F.relu(pixel_shuffle(self.conv2(h), 2))
         return F.relu(self.conv3(h))
 
 
@@ -93,8 +93,8 @@ class HyperSynthesis(nn.Module):
         self.conv3 = conv3x3(n, 2 * config.latent_channels)
 
     def forward(self, z_hat_BNuv: Tensor) -> tuple[Tensor, Tensor]:
-        h = F.relu(F.pixel_shuffle(self.conv1(z_hat_BNuv), 2))
-        h = F.relu(F.pixel_shuffle(self.conv2(h), 2))
+        h = F.relu(pixel_shuffle(self.conv1(z_hat_BNuv), 2))
+        h = F.relu(pixel_shuffle(self.conv2(h), 2))
         m_BMhw, index_BMhw = self.conv3(h).chunk(2, dim=1)
         return m_BMhw, index_BMhw * SCALE_INDEX_GAIN + SCALE_INDEX_BIAS
 
@@ -123,5 +123,5 @@ class ContextSynthesis(nn.Module):
             h = block(up(h))
             maps.append(h)
         if self.picture_patch:
-            maps[-1] = torch.cat([maps[-1], F.pixel_unshuffle(d_BCHW, self.picture_patch).to(h.dtype)], 1)
+            maps[-1] = torch.cat([maps[-1], pixel_unshuffle(d_BCHW, self.picture_patch).to(h.dtype)], 1)
         return maps[::-1]

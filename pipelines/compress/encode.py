@@ -7,15 +7,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from corrdiff import coding
 from corrdiff.coding import Pending
 from corrdiff.picture import Picture
 from pipelines.compress.chunk import Chunk, Opened, WithSymbols
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.rate import Rate, qualities
-from pipelines.runtime.stages import codec_in_actor
+from pipelines.runtime.stages import as_many_as_fit, codec_in_actor
 
 
 class Encoder:
@@ -38,23 +36,23 @@ class Encoder:
                 yield batch
 
     def _encode(self, batch: list[Opened]) -> list[WithSymbols]:
-        images = [p.pixels for p in batch if p.pixels is not None]
-        if not images:
+        if batch[0].pixels is None:
             return [WithSymbols(p, None, None, "", p.error) for p in batch]
+        return as_many_as_fit(
+            self._encode_together, batch,
+            lambda p, reason: WithSymbols(p, None, None, "", f"too large for the memory: {reason}"),
+        )  # fmt: skip
+
+    def _encode_together(self, batch: list[Opened]) -> list[WithSymbols]:
+        images = [p.pixels for p in batch if p.pixels is not None]
         settings = self.config.settings()
-        try:
-            levels = latents = None
-            if self.rate:
-                latents = self.codec.latents(images, settings)
-                levels = qualities(self.codec, images, latents, settings, self.rate)
-            pending = self.codec.encode_batch(images, settings, levels, latents)
-            checked = [self.config.verifies_pixels(p.key) for p in batch]
-            decoded = iter(self._decode([e for e, c in zip(pending, checked, strict=True) if c]))
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            if len(batch) > 1:
-                return [e for p in batch for e in self._encode([p])]
-            reason = f"too large for the memory: {str(error).splitlines()[0]}"
-            return [WithSymbols(p, None, None, "", reason) for p in batch]
+        levels = latents = None
+        if self.rate:
+            latents = self.codec.latents(images, settings)
+            levels = qualities(self.codec, images, latents, settings, self.rate)
+        pending = self.codec.encode_batch(images, settings, levels, latents)
+        checked = [self.config.verifies_pixels(p.key) for p in batch]
+        decoded = iter(self._decode([e for e, c in zip(pending, checked, strict=True) if c]))
         return [
             WithSymbols(p, e, next(decoded) if c else e.reconstruction, "decoded file" if c else "encoder replay")
             for p, e, c in zip(batch, pending, checked, strict=True)

@@ -10,7 +10,6 @@ so that a job that goes on, on whatever machines, gives the pictures the qualiti
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import operator
@@ -21,13 +20,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from corrdiff import metrics, rate_control
 from corrdiff.codec import Preview
 from corrdiff.codec_directory import read_config
 from corrdiff.config import QUALITIES, QUALITY_PARTS
-from corrdiff.errors import JobError, UsageError
+from corrdiff.errors import JobError, UsageError, is_out_of_memory
 from corrdiff.picture import Picture
 from corrdiff.rate_control import Curve, Means, Point
 from pipelines.compress.chunk import Chunk, Opened
@@ -194,8 +192,11 @@ class Sampler:
         found: list[Sampled] = []
         for picture in chunk.pictures:
             if picture.pixels is not None:
-                with contextlib.suppress(MemoryError, torch.OutOfMemoryError):  # it will be a failure
+                try:
                     found.append(self._look_at(picture.pixels, chunk.unit, picture.place))
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):  # else it will be a failure
+                        raise
         return {"sampled": found}
 
     def _look_at(self, image: Picture, unit: int, place: int) -> Sampled:

@@ -13,7 +13,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
 
 from PIL import Image
 
@@ -28,7 +28,7 @@ from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
 from pipelines.files.tar import add_member
 from pipelines.runtime.resources import Pools
-from pipelines.runtime.stages import codec_in_actor, each_row_at_once, one_block_each
+from pipelines.runtime.stages import as_many_as_fit, codec_in_actor, each_row_at_once, one_block_each
 
 if TYPE_CHECKING:  # it brings torch along, which reading and saving do without
     from corrdiff.codec import CorrDiffCodec, Decoding
@@ -120,11 +120,18 @@ def decode(codec: CorrDiffCodec, files: list[PictureFile], decoding: Decoding, m
     """In the order of the files, those of one size together where they follow each other."""
     from corrdiff.coding import batch_key
 
+    def together(batch: list[PictureFile]) -> list[Decoded]:
+        pictures = codec.decompress_batch([file.data for file in batch], decoding, max_pixels)
+        return [Decoded(file.key, pixels) for file, pixels in zip(batch, pictures, strict=True)]
+
     headers = [bitstream.unpack(file.data, codec.fingerprint, max_pixels).header for file in files]
     for _, run in itertools.groupby(zip(files, headers, strict=True), lambda pair: batch_key(pair[1])):
         while batch := [file for file, _ in itertools.islice(run, BATCH)]:
-            pictures = codec.decompress_batch([file.data for file in batch], decoding, max_pixels)
-            yield from (Decoded(file.key, pixels) for file, pixels in zip(batch, pictures, strict=True))
+            yield from as_many_as_fit(together, batch, _too_large)
+
+
+def _too_large(file: PictureFile, reason: str) -> NoReturn:
+    raise JobError(f"picture '{file.key}' is too large for the memory: {reason}")
 
 
 class Decoder:

@@ -24,6 +24,7 @@ from PIL import Image
 from corrdiff import metrics, perceptual
 from corrdiff.codec import CorrDiffCodec, Settings
 from corrdiff.decoders import silence_decoders
+from corrdiff.errors import is_out_of_memory
 from corrdiff.images import ImageError, open_image
 from corrdiff.picture import Picture
 from pipelines.evaluate import anchors
@@ -101,7 +102,9 @@ class Measurer:
         try:
             original = _read(place, self.config.max_pixels)
             trips = list(self._round_trips(original, system))
-        except (ImageError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        except (ImageError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
             reason = str(error).strip().splitlines()
             rows = [{**common, "error": reason[0] if reason else type(error).__name__}]
             directory = FAILED  # where it does not count as done

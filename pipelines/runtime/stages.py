@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+import gc
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from corrdiff.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     from corrdiff.codec import CorrDiffCodec, Precision
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 def one_block_each(rows: list[dict[str, Any]]) -> Any:
@@ -41,3 +47,35 @@ def codec_in_actor(uri: str, device: str, precision: Precision | None) -> CorrDi
 
     keep_to_one_core(device)
     return load_codec(uri, device, precision)
+
+
+def as_many_as_fit(
+    work: Callable[[list[In]], list[Out]], items: list[In], too_large: Callable[[In, str], Out]
+) -> list[Out]:
+    """Do work on items together or, where the memory is too small for that, on each half of them.
+
+    Args:
+        work: what is done; one result for each item.
+        items: what it is done on.
+        too_large: what becomes of an item that does not fit alone: from it and what was said.
+    """
+    try:
+        return work(items)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+    # Only here: while an error is handled, its traceback holds all that the attempt had in memory.
+    _give_back_memory()
+    if len(items) == 1:
+        return [too_large(items[0], reason)]
+    middle = len(items) // 2
+    return [done for half in (items[:middle], items[middle:]) for done in as_many_as_fit(work, half, too_large)]
+
+
+def _give_back_memory() -> None:
+    """Let go of what nothing refers to any more, on the GPU too."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()

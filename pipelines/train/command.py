@@ -86,7 +86,7 @@ def _summary(costs: Costs | None) -> str:
     if costs is None:
         return "nothing was left to train"
     m = costs.metrics()
-    use = f", MFU {m['mfu']:.1%}" if "mfu" in m else ""
+    use = f", HFU {m['hfu']:.1%}" if "hfu" in m else ""
     return (
         f"{costs.crops:,} crops in {costs.seconds:.0f} s: {m['crops_per_s']:.1f} crops/s, "
         f"{m['crops_per_s_per_worker']:.1f} a worker; {m['waiting_share']:.1%} of the time waiting for data; "

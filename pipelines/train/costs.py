@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,11 +12,12 @@ if TYPE_CHECKING:
     import torch
 
 PEAK_FLOPS = {
-    "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12,
-    "V100": 125e12, "T4": 65e12,
+    "GB200": 2500e12, "B200": 2250e12, "GH200": 989e12, "H200": 989e12, "H200 NVL": 836e12, "H100": 989e12,
+    "H100 NVL": 836e12, "H100 PCIE": 756e12, "A100": 312e12, "A40": 150e12, "A30": 165e12, "A10": 125e12,
+    "A10G": 70e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "V100": 125e12, "V100 PCIE": 112e12, "T4": 65e12,
 }  # fmt: skip
-"""Dense 16-bit operations a second, by the makers' data sheets, of devices whose name has that part; the longest part
-that fits counts."""
+"""Dense 16-bit operations a second, by the makers' data sheets, of devices in whose name all those words are; where
+several fit, the one of more words counts."""
 
 
 class Costs(NamedTuple):
@@ -29,7 +31,7 @@ class Costs(NamedTuple):
     peak_memory_bytes: int
     """Peak of the worker with the most: of its GPU's memory, else of its process's."""
     flops: float
-    """Floating-point operations of the networks, over all workers."""
+    """Floating-point operations that the networks ran, those that recompute activations included, over all workers."""
     peak_flops: float | None
     """What the GPUs could have done in that time; None where that is not known."""
     worker_s: float
@@ -61,7 +63,7 @@ class Costs(NamedTuple):
             "workers": float(self.workers),
         }
         if self.peak_flops:
-            values["mfu"] = self.flops / self.peak_flops
+            values["hfu"] = self.flops / self.peak_flops
         return values
 
 
@@ -110,9 +112,9 @@ def peak_flops(device: torch.device) -> float | None:
 
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    known = [part for part in PEAK_FLOPS if part in name]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
+    words = set(re.split(r"[ \-]", torch.cuda.get_device_name(device).upper()))
+    known = [name for name in PEAK_FLOPS if words.issuperset(name.split())]
+    return PEAK_FLOPS[max(known, key=lambda name: len(name.split()))] if known else None
 
 
 def _peak_memory(device: torch.device) -> int:

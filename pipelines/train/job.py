@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tempfile
 import threading
 import time
@@ -28,6 +29,15 @@ from pipelines.train.costs import Costs
 from pipelines.train.phases.table import PHASES
 from pipelines.train.run_directory import EXPORTED_CODEC, claim_run, has_codec
 from pipelines.train.worker import work
+
+HANGING_S = 600
+"""A worker that the others have waited for so long in one step hangs. The longest waits that are none are for a
+checkpoint on its way to storage and for a validation."""
+DETECTOR = {
+    "RAY_TRAIN_ENABLE_NCCL_HANG_DETECTOR": "1", "RAY_TRAIN_NCCL_RAS_ACTION": "fail",
+    "RAY_TRAIN_NCCL_RAS_CONFIRM_DURATION_S": str(HANGING_S * 4 // 5),
+}  # fmt: skip
+"""Ray Train asks NCCL who waits for whom. It is told to act before everyone's time is up, for it names the workers."""
 
 
 class Trained(NamedTuple):
@@ -106,7 +116,7 @@ def _trainer(config: TrainConfig, manifest: Manifest, scaling: ScalingConfig, lo
     return TorchTrainer(
         work,
         train_loop_config=loop,
-        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        torch_config=_backend(bool(scaling.use_gpu)),
         scaling_config=scaling,
         # The plan needs no dataset of Ray's: each worker's reader makes its own, a segment at a time.
         datasets={ingest.DATASET: list},
@@ -118,6 +128,14 @@ def _trainer(config: TrainConfig, manifest: Manifest, scaling: ScalingConfig, lo
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
+
+
+def _backend(use_gpu: bool) -> TorchConfig:
+    """Say how workers talk, and how long they wait for one that does not."""
+    if use_gpu:
+        for name, value in DETECTOR.items():
+            os.environ.setdefault(name, value)
+    return TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=HANGING_S)
 
 
 def _fit(trainer: TorchTrainer, board: Any, name: PhaseName, crops_total: int) -> BoardState:
@@ -149,4 +167,8 @@ def _reason(error: TrainingFailedError) -> str:
     failures = getattr(error, "worker_failures", None) or {0: error}
     first = next(iter(failures.values()))
     cause = getattr(first, "cause", None) or first
-    return f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1] if str(cause).strip() else 'no message'}"
+    said = str(cause).strip()
+    reason = f"{type(cause).__name__}: {said.splitlines()[-1] if said else 'no message'}"
+    if re.search(r"timed out|timeout|\bh[au]ng", said, re.IGNORECASE):
+        return f"a worker was waited for {HANGING_S // 60} minutes: it hangs, or its machine or network does ({reason})"
+    return reason

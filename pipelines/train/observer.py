@@ -89,8 +89,8 @@ class Observer:
         if trainer.device.type == "cuda":
             with contextlib.suppress(Exception):  # where the driver's library does not say, the metric is absent
                 values["gpu_percent"] = float(torch.cuda.utilization())
-        mfu = f", MFU {spent['mfu']:.0%}" if "mfu" in spent else ""
-        self.cost_note = f", waiting {spent['waiting_share']:.1%}{mfu}, {spent['peak_memory_gib']:.1f} GiB"
+        hfu = f", HFU {spent['hfu']:.0%}" if "hfu" in spent else ""
+        self.cost_note = f", waiting {spent['waiting_share']:.1%}{hfu}, {spent['peak_memory_gib']:.1f} GiB"
         self.tracker.metrics(values, step=trainer.progress.crops_seen)
         self.window = []
 

@@ -70,6 +70,7 @@ def _device() -> torch.device:
     """Give this worker's GPU, else its share of the processors."""
     if torch.cuda.is_available() and ray.get_gpu_ids():
         device: torch.device = ray.train.torch.get_device()
+        torch.backends.cudnn.benchmark = True  # crops are all of one size
         return device
     os.environ["DS_ACCELERATOR"] = "cpu"
     workers_here = ray.train.get_context().get_local_world_size()

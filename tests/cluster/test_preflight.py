@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.preflight import GIB, Check, Preflight, judge
-from cluster.probe import REDUCED_BYTES, Facts, Reduced, Transfer
+from cluster.probe import REDUCED_BYTES, Facts, Reduced, Transfer, multiplied
 
 VERSIONS = {
     "python": "3.11.9", "ray": "2.60.0", "torch": "2.14.1", "deepspeed": "0.19.8", "mlflow": "3.17.0",
@@ -51,6 +52,8 @@ def test_a_good_cluster_is_good() -> None:
         ("mlflow", {"versions": {k: v for k, v in VERSIONS.items() if k != "mlflow"}}, "3.17.0 on a, b; missing on c"),
         ("cuda", {"versions": VERSIONS | {"cuda": "none"}}, "12.8 on a, b; none on c"),
         ("GPUs", {"gpus": []}, "c: Ray counts 1, torch sees 0"),
+        ("GPUs", {"broken_gpus": ("RuntimeError: The NVIDIA driver on your system is too old",)},
+         "c: RuntimeError: The NVIDIA driver on your system is too old"),
         ("GPUs", {"gpus": [], "gpus_of_ray": 0}, "2: L40S, 48 GiB; 3 are wanted"),
         ("storage", {"storage": Transfer(error="PermissionError: Access Denied")}, "c: PermissionError: Access Denied"),
         ("storage", {"storage": Transfer(unseen="a")}, "c does not see what a wrote: this is not one place"),
@@ -67,6 +70,13 @@ def test_a_good_cluster_is_good() -> None:
 def test_what_is_wrong_with_one_node_is_said_of_that_node(name: str, changes: dict[str, Any], said: str) -> None:
     checks = judge(ALL, [node("a"), node("b"), node("c", **changes)], GOOD)
     assert failed(checks) == {name: said}
+
+
+def test_a_device_that_multiplies_rightly_is_well_and_one_that_cannot_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert multiplied("cpu") == ""
+    assert multiplied("nonsense").startswith("RuntimeError: ")
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: a)
+    assert multiplied("cpu") == "a wrong product in float32"
 
 
 def test_a_reduction_that_fails_is_said() -> None:

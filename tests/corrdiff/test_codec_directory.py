@@ -8,6 +8,7 @@ import torch
 
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import (
+    default_precision,
     fingerprint,
     load_codec,
     load_networks,
@@ -62,3 +63,12 @@ def test_a_codec_on_disk_decodes_what_the_one_in_memory_encoded(codec_dir: Path,
     picture = np.full((9, 5, 3), 77, np.uint8)
     data = codec.compress(picture, steps=1)
     assert np.array_equal(load_codec(str(codec_dir)).decompress(data), codec.decompress(data))
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_bf16_is_chosen_on_gpus_that_compute_in_it_and_not_where_it_is_emulated(
+    capability: tuple[int, int], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert default_precision("cuda") == precision

@@ -90,6 +90,12 @@ def _raise(error: BaseException) -> int:
     [
         (UsageError("no such thing"), EXIT_USAGE, "error: no such thing\n"),
         (JobError("it broke"), EXIT_FAILED, "failed: it broke\n"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB.\nMuch advice"),
+            EXIT_FAILED,
+            "failed: the memory is too small for this: CUDA out of memory. Tried to allocate 2 GiB.\n",
+        ),
+        (MemoryError(), EXIT_FAILED, "failed: the memory is too small for this\n"),
         (KeyboardInterrupt(), EXIT_INTERRUPTED, "interrupted\n"),
         (
             ModuleNotFoundError(name="pyarrow.parquet"),
@@ -105,7 +111,9 @@ def test_an_error_is_one_sentence_and_an_exit_code(
     assert capsys.readouterr() == ("", said)
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), ModuleNotFoundError(name="corrdiff.missing")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a bug"), RuntimeError("a bug"), ModuleNotFoundError(name="corrdiff.missing")]
+)
 def test_a_bug_is_not_hidden(error: Exception) -> None:
     with pytest.raises(type(error)):
         guarded(lambda: _raise(error))

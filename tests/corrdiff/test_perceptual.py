@@ -13,7 +13,14 @@ from torch import nn
 
 from corrdiff.errors import UsageError
 from corrdiff.metrics import lpips_distance
-from corrdiff.perceptual import LPIPS_BACKBONE, load_lpips, lpips_weights, missing_lpips_sentence
+from corrdiff.perceptual import (
+    LPIPS_BACKBONE,
+    load_lpips,
+    lpips_loss,
+    lpips_map,
+    lpips_weights,
+    missing_lpips_sentence,
+)
 from corrdiff.picture import Picture
 from tests.support.trap import Trap
 
@@ -117,6 +124,16 @@ def test_the_linear_layers_of_lpips_are_those_that_its_package_ships(network: nn
     loaded = network.state_dict()
     assert set(shipped) == {f"lin{i}.model.1.weight" for i in range(5)}
     assert all(torch.equal(loaded[name], tensor) for name, tensor in shipped.items())
+
+
+def test_lpips_that_trains_on_another_device_leaves_that_of_metrics_where_it_was(torch_home: Path, draw: Draw) -> None:
+    path = lpips_weights()
+    assert path is not None
+    lpips_loss(path, "meta")  # a device that every machine has
+    lpips_map(path, "meta")
+    for spatial in (False, True):
+        assert {p.device.type for p in load_lpips(path, spatial).parameters()} == {"cpu"}
+    assert lpips_distance(draw(64, 64), draw(64, 64), load_lpips(path)) == 0
 
 
 def test_lpips_is_not_trained(network: nn.Module) -> None:

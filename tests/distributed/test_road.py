@@ -131,7 +131,7 @@ def test_mlflow_has_a_run_for_each_step_linked_by_tags(road: Road) -> None:
     assert measured["read_mb_per_s"] > 0
     assert measured["tflops_per_s"] > 0
     assert 0.1 < measured["peak_memory_gib"] < 20
-    assert "mfu" not in measured  # there is no GPU whose peak is known
+    assert "hfu" not in measured  # there is no GPU whose peak is known
     summary = storage.read_json(f"{road.root}/compressed/summary.json")
     assert runs["compress"].data.metrics["bpp"] == pytest.approx(summary["bpp"])
     assert runs["compress"].data.metrics["psnr_db/p50"] == pytest.approx(summary["percentiles"]["psnr_db"]["p50"])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.errors import UsageError
+from corrdiff.format import entropy_tables
 from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.format.integer_layers import IntegerConv
 from corrdiff.format.latent_models import SCALE_LEVELS
@@ -71,6 +72,51 @@ def test_a_device_that_finds_other_numbers_is_not_used(small: EntropyModel, monk
     monkeypatch.setattr(IntegerConv, "to", lambda self, device: self._replace(bias=self.bias + 2.0**self.fraction_bits))
     tables.run_on(torch.device("cpu"))
     assert _same(expected, tables.model.mean_and_index(z_hat))
+
+
+@pytest.mark.parametrize("side", [1, 3])
+def test_sums_that_are_exact_are_told_from_sums_that_are_nearly_so(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-(1 << 15), (1 << 15) + 1, (6, 40 * side**2), generator=generator).double()
+    layer = IntegerConv(weight, torch.zeros(6, 1, dtype=torch.float64), 20, side)
+    assert layer.is_exact(1 << 12)
+    original = IntegerConv.sums
+
+    def one_unit_off(self: IntegerConv, columns_BKL: Tensor) -> Tensor:
+        sums = original(self, columns_BKL)
+        sums[0, 3, 1234] += 1
+        return sums
+
+    monkeypatch.setattr(IntegerConv, "sums", one_unit_off)
+    assert not layer.is_exact(1 << 12)
+
+
+def test_a_device_that_emulates_float64_for_large_products_is_not_used(
+    small: EntropyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = small.freeze()
+    original, moved = IntegerConv.sums, IntegerConv.to
+    there: set[int] = set()
+
+    def to(self: IntegerConv, device: torch.device) -> IntegerConv:
+        layer = moved(self, device)._replace(bias=self.bias.clone())
+        there.add(id(layer.bias))
+        return layer
+
+    def emulated(self: IntegerConv, columns_BKL: Tensor) -> Tensor:
+        sums = original(self, columns_BKL)
+        large = columns_BKL.shape[2] >= 1 << 12 and id(self.bias) in there
+        return (sums / 2**8).round() * 2**8 if large else sums
+
+    monkeypatch.setattr(IntegerConv, "to", to)
+    monkeypatch.setattr(IntegerConv, "sums", emulated)
+    here = tables.model
+    tables.run_on(torch.device("cpu"))
+    assert tables.model is not here, "small products are exact"
+    tables.model = here
+    monkeypatch.setattr(entropy_tables, "_positions", lambda device: 1 << 12)  # as of a GPU
+    tables.run_on(torch.device("cpu"))
+    assert tables.model is here
 
 
 def test_a_device_without_float64_is_not_used(small: EntropyModel) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from torch import Tensor
 
 from corrdiff import rate_control
 from corrdiff.codec import CorrDiffCodec, Preview, Settings
 from corrdiff.errors import UsageError
 from corrdiff.rate_control import Choice, Curve, Point
 from pipelines.compress import rate_target as target
+from pipelines.compress.chunk import Chunk, Opened
 from pipelines.compress.claim import CompressJob
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.rate import Rate, qualities
@@ -81,6 +83,22 @@ def test_between_levels_files_are_about_as_large_as_interpolation_says(sliced: C
     for level in (3, 5):
         expected = rate_control.point_at({level: at(level), level + 1: at(level + 1)}, level + 0.5)
         assert at(level + 0.5).bpp == pytest.approx(expected.bpp, rel=0.02)
+
+
+def test_a_picture_too_large_for_the_memory_is_not_sampled_and_stops_none_of_the_others(
+    codec_dir: Path, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = CorrDiffCodec.latents
+
+    def little_memory(self: CorrDiffCodec, images: list[Picture], settings: Settings) -> list[Tensor]:
+        if images[0].shape[1] > 8:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return original(self, images, settings)
+
+    monkeypatch.setattr(CorrDiffCodec, "latents", little_memory)
+    sampler = target.Sampler(str(codec_dir), CompressConfig(steps=1), "cpu", {})
+    opened = [Opened(i, str(i), "", draw(8, width)) for i, width in enumerate((9, 8))]
+    assert [s.place for s in sampler({"chunk": Chunk(0, opened, 2, {})})["sampled"]] == [1]
 
 
 def test_the_standard_error_is_that_of_drawing_units_again_and_again() -> None:

@@ -58,6 +58,23 @@ def test_files_that_follow_each_other_and_are_alike_are_decoded_together(
     assert [(d.key, d.pixels.shape[:2]) for d in decoded] == [(str(i), size) for i, size in enumerate(sizes)]
 
 
+def test_files_too_many_for_the_memory_are_decoded_in_smaller_batches_and_one_too_large_is_named(
+    codec: CorrDiffCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = CorrDiffCodec.decompress_batch
+
+    def little_memory(self: CorrDiffCodec, files: list[bytes], *args: Any) -> list[Picture]:
+        if len(files) > 1 or bitstream.unpack(files[0]).header.width > 8:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED\nwith much advice")
+        return original(self, files, *args)
+
+    monkeypatch.setattr(CorrDiffCodec, "decompress_batch", little_memory)
+    files = _files(codec, [(8, 8), (8, 8), (8, 8), (8, 9)])
+    assert [d.key for d in stages.decode(codec, files[:3], "corrected", MAX_PIXELS)] == ["0", "1", "2"]
+    with pytest.raises(JobError, match=r"picture '3' is too large for the memory: .*ALLOC_FAILED$"):
+        list(stages.decode(codec, files, "corrected", MAX_PIXELS))
+
+
 def test_a_file_of_another_codec_is_not_decoded(codec: CorrDiffCodec) -> None:
     (file,) = _files(codec, [(8, 8)])
     header, tiles = bitstream.unpack(file.data)

@@ -86,6 +86,18 @@ def test_what_is_no_picture_is_kept_apart_so_that_it_is_tried_again(places: list
     assert not (out / "_rows").exists()
 
 
+def test_a_picture_too_large_for_the_memory_of_whoever_allocates_is_a_failure_with_its_reason(
+    places: list[Place], codec_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def little_memory(*_: Any) -> None:
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED\nwith much advice")
+
+    monkeypatch.setattr(CorrDiffCodec, "compress_batch", little_memory)
+    out = tmp_path / "out"
+    assert Measurer(str(out), CONFIG, "cpu")({"place": places[1], "system": System("tiny", str(codec_dir))})["errors"]
+    assert _rows(out, "_failed", "b", "tiny")[0]["error"] == "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
+
+
 def test_the_viewer_shows_the_middle_of_what_was_decoded_with_every_pixel(
     places: list[Place], draw: Draw, tmp_path: Path
 ) -> None:

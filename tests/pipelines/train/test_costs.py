@@ -28,8 +28,8 @@ def test_costs_are_rates_over_all_workers_and_shares_of_the_time() -> None:
     assert values["read_mb_per_s"] == pytest.approx(0.2)
     assert values["peak_memory_gib"] == 1
     assert values["tflops_per_s"] == pytest.approx(0.03)
-    assert "mfu" not in values
-    assert ONE._replace(peak_flops=2e13).metrics()["mfu"] == pytest.approx(0.015)
+    assert "hfu" not in values
+    assert ONE._replace(peak_flops=2e13).metrics()["hfu"] == pytest.approx(0.015)
 
 
 def test_stretches_of_time_add_up_and_memory_is_the_highest() -> None:
@@ -42,11 +42,21 @@ def test_stretches_of_time_add_up_and_memory_is_the_highest() -> None:
     assert later.joined(later).peak_flops == 2e13
 
 
-def test_the_longest_name_of_a_gpu_that_fits_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L40S")
-    assert peak_flops(torch.device("cuda")) == PEAK_FLOPS["L40S"]
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Something Else")
-    assert peak_flops(torch.device("cuda")) is None
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("NVIDIA L40S", "L40S"), ("NVIDIA L40", "L40"), ("NVIDIA L4", "L4"), ("Tesla T4", "T4"),
+        ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H100 PCIe", "H100 PCIE"), ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA A10G", "A10G"), ("Tesla V100-PCIE-16GB", "V100 PCIE"),
+        ("NVIDIA B200", "B200"), ("NVIDIA RTX A1000 Laptop GPU", None), ("Something Else", None),
+    ],
+)  # fmt: skip
+def test_the_peak_of_a_gpu_is_that_of_its_kind(name: str, known: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda")) == (PEAK_FLOPS[known] if known else None)
+
+
+def test_a_cpu_has_no_peak() -> None:
     assert peak_flops(torch.device("cpu")) is None
 
 
