@@ -1,14 +1,23 @@
 """Wait for the cloud's notice that the machine will be taken away, and drain it in Ray before that.
 
-AWS puts the notice into the instance metadata two minutes ahead (IMDSv2: a token first, then 404 until there is one).
 On machines that are not spot there never is one. Ray is told the reason and the deadline; it starts nothing new here,
 and running jobs hear of it: training makes a checkpoint and goes on with the machines that are left, compression does
 its units elsewhere.
 
+AWS puts the notice into the instance metadata two minutes ahead (IMDSv2: a token first, then 404 until there is one),
+Google Cloud half a minute ahead (FALSE until then):
+
     http://169.254.169.254/latest/meta-data/spot/instance-action
     {"action": "terminate", "time": "2026-01-31T08:22:00Z"}
 
-(https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html)
+    http://169.254.169.254/computeMetadata/v1/instance/preempted
+    TRUE
+
+(https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html,
+https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption)
+
+Kubernetes and Slurm send a SIGTERM, and need no watcher: 'ray start --block' itself drains its machine then, for
+RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S.
 """
 
 from __future__ import annotations
@@ -23,7 +32,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from corrdiff.command_line import EXIT_OK, run_command
 from corrdiff.errors import JobError
@@ -32,9 +41,10 @@ METADATA = "http://169.254.169.254"
 TOKEN_PATH, NOTICE_PATH = "/latest/api/token", "/latest/meta-data/spot/instance-action"
 TOKEN_TTL_S = 21600
 """Six hours, the most that AWS gives; the token is renewed before."""
+GOOGLE_PATH = "/computeMetadata/v1/instance/preempted"
 TIMEOUT_S = 2.0
-GRACE_S = 120.0
-"""From notice to end, where the notice does not say."""
+GRACE_S, GOOGLE_GRACE_S = 120.0, 30.0
+"""From notice to end, where the notice does not say; Google Cloud's never does."""
 
 
 class Notice(NamedTuple):
@@ -46,7 +56,7 @@ class Notice(NamedTuple):
 
 
 class Metadata:
-    """The instance metadata service, as a session of IMDSv2."""
+    """AWS's instance metadata service, as a session of IMDSv2."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -70,15 +80,37 @@ class Metadata:
     def _get(self, path: str) -> bytes:
         if time.monotonic() >= self._renew_at:
             headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
-            self._token = self._ask("PUT", TOKEN_PATH, headers).decode("ascii", "replace")
+            self._token = ask("PUT", self.url + TOKEN_PATH, headers).decode("ascii", "replace")
             self._renew_at = time.monotonic() + TOKEN_TTL_S / 2
-        return self._ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
+        return ask("GET", self.url + path, {"X-aws-ec2-metadata-token": self._token})
 
-    def _ask(self, method: str, path: str, headers: dict[str, str]) -> bytes:
-        request = urllib.request.Request(self.url + path, method=method, headers=headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            data: bytes = answer.read(1 << 16)
-        return data
+
+class GoogleMetadata:
+    """Google Cloud's instance metadata service."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def notice(self) -> Notice | None:
+        """Ask whether the machine is being taken away; None while it is not.
+
+        Raises `OSError` where the service cannot be reached, refuses, or says neither TRUE nor FALSE.
+        """
+        said = ask("GET", self.url + GOOGLE_PATH, {"Metadata-Flavor": "Google"}).strip()
+        if said not in (b"TRUE", b"FALSE"):
+            raise OSError(f"it said {said[:40]!r}")
+        return Notice("preempted", time.time() + GOOGLE_GRACE_S) if said == b"TRUE" else None
+
+
+CLOUDS: dict[str, type[Metadata] | type[GoogleMetadata]] = {"aws": Metadata, "gcp": GoogleMetadata}
+
+
+def ask(method: str, url: str, headers: dict[str, str]) -> bytes:
+    """Ask a metadata service. Raises `OSError` where it cannot be reached or refuses."""
+    request = urllib.request.Request(url, method=method, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        data: bytes = answer.read(1 << 16)
+    return data
 
 
 def read_notice(answer: bytes, now: float) -> Notice:
@@ -120,7 +152,7 @@ def own_node(address: str) -> str:
 class Watch:
     """Wait for a spot notice on this machine, and then drain it in Ray; ends when Ray has accepted.
 
-    The cluster file starts this on every worker.
+    The cluster files start this on every worker.
 
     Example: python -m cluster.preemption --address 10.0.0.5:6379
     """
@@ -129,8 +161,10 @@ class Watch:
     """HOST:PORT of the head's GCS; auto is the cluster that this machine belongs to."""
     node_id: str | None = None
     """The Ray node to drain; this machine's where it is not given."""
+    cloud: Literal["aws", "gcp"] = "aws"
+    """Whose machine it is: AWS's, or Google Cloud's."""
     metadata: str = METADATA
-    """The instance metadata service."""
+    """The instance metadata service; both clouds have it there."""
     every: float = 2.0
     """Seconds between looks."""
 
@@ -167,7 +201,7 @@ def _own_node(options: Watch) -> str:
 
 
 def _wait(options: Watch) -> Notice:
-    metadata, reachable = Metadata(options.metadata), True
+    metadata, reachable = CLOUDS[options.cloud](options.metadata), True
     while True:
         try:
             notice = metadata.notice()
