@@ -60,7 +60,7 @@ def test_what_is_copied_is_sent_to_docker_and_nothing_else_is() -> None:
 
 @pytest.mark.slow
 def test_the_commands_of_the_image_install_the_package(tmp_path: Path) -> None:
-    """Those that need no root, as they stand, in a fresh directory. Of gigabytes pip only finds out which it would be."""
+    """Those that need no root, in a fresh directory. Of gigabytes pip only finds out which they would be."""
     for name in copied():
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, tmp_path / name)
