@@ -37,11 +37,14 @@ test-distributed: $(STAMP)
 test-slow: $(STAMP)  ## The tests that make test has no time for.
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)  ## ruff, mypy, workflows and import directions.
+lint: $(STAMP)  ## ruff, mypy, import directions; YAML, workflows, the Dockerfile, shell scripts.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck cluster/slurm/job.sh
 	@$(BIN)/lint-imports > .lint-imports.log || { cat .lint-imports.log; exit 1; }; rm -f .lint-imports.log
 
 format: $(STAMP)  ## Format the code.

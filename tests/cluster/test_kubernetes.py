@@ -194,9 +194,9 @@ def test_kustomize_builds_an_overlay(overlay: str) -> None:
         assert {mount["name"] for mount in container(pod)["volumeMounts"]} == names
     if overlay == "overlays/gpu":
         assert all(container(pod)["image"].startswith("REGISTRY/corrdiff") for pod in pods)
-        assert groups["gpu-spot"]["template"]["spec"]["nodeSelector"]["corrdiff/spot"] == "true"
+        assert groups["gpu-spot"]["template"]["spec"]["nodeSelector"]["corrdiff-spot"] == "true"
         taints = {taint["key"] for taint in groups["gpu-spot"]["template"]["spec"]["tolerations"]}
-        assert taints == {"nvidia.com/gpu", "corrdiff/spot"}
+        assert taints == {"nvidia.com/gpu", "corrdiff-spot"}
     if overlay == "overlays/local":
         assert sum(float(container(pod)["resources"]["limits"]["cpu"]) for pod in pods) <= 2
         assert all({"name": "data", "mountPath": "/data"} in container(pod)["volumeMounts"] for pod in pods)
