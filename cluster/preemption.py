@@ -39,12 +39,13 @@ from corrdiff.errors import JobError
 
 METADATA = "http://169.254.169.254"
 TOKEN_PATH, NOTICE_PATH = "/latest/api/token", "/latest/meta-data/spot/instance-action"
+GOOGLE_PATH, GOOGLE_GRACE_S = "/computeMetadata/v1/instance/preempted", 30.0
+"""Google Cloud's notice says no more than that there is one."""
 TOKEN_TTL_S = 21600
 """Six hours, the most that AWS gives; the token is renewed before."""
-GOOGLE_PATH = "/computeMetadata/v1/instance/preempted"
 TIMEOUT_S = 2.0
-GRACE_S, GOOGLE_GRACE_S = 120.0, 30.0
-"""From notice to end, where the notice does not say; Google Cloud's never does."""
+GRACE_S = 120.0
+"""From notice to end, where the notice does not say."""
 
 
 class Notice(NamedTuple):
@@ -80,37 +81,32 @@ class Metadata:
     def _get(self, path: str) -> bytes:
         if time.monotonic() >= self._renew_at:
             headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
-            self._token = ask("PUT", self.url + TOKEN_PATH, headers).decode("ascii", "replace")
+            self._token = self._ask("PUT", TOKEN_PATH, headers).decode("ascii", "replace")
             self._renew_at = time.monotonic() + TOKEN_TTL_S / 2
-        return ask("GET", self.url + path, {"X-aws-ec2-metadata-token": self._token})
+        return self._ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
+
+    def _ask(self, method: str, path: str, headers: dict[str, str]) -> bytes:
+        request = urllib.request.Request(self.url + path, method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            data: bytes = answer.read(1 << 16)
+        return data
 
 
-class GoogleMetadata:
-    """Google Cloud's instance metadata service."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+class GoogleMetadata(Metadata):
+    """Google Cloud's instance metadata service, which wants a header and no token."""
 
     def notice(self) -> Notice | None:
         """Ask whether the machine is being taken away; None while it is not.
 
         Raises `OSError` where the service cannot be reached, refuses, or says neither TRUE nor FALSE.
         """
-        said = ask("GET", self.url + GOOGLE_PATH, {"Metadata-Flavor": "Google"}).strip()
+        said = self._ask("GET", GOOGLE_PATH, {"Metadata-Flavor": "Google"}).strip()
         if said not in (b"TRUE", b"FALSE"):
             raise OSError(f"it said {said[:40]!r}")
         return Notice("preempted", time.time() + GOOGLE_GRACE_S) if said == b"TRUE" else None
 
 
-CLOUDS: dict[str, type[Metadata] | type[GoogleMetadata]] = {"aws": Metadata, "gcp": GoogleMetadata}
-
-
-def ask(method: str, url: str, headers: dict[str, str]) -> bytes:
-    """Ask a metadata service. Raises `OSError` where it cannot be reached or refuses."""
-    request = urllib.request.Request(url, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-        data: bytes = answer.read(1 << 16)
-    return data
+CLOUDS = {"aws": Metadata, "gcp": GoogleMetadata}
 
 
 def read_notice(answer: bytes, now: float) -> Notice:
