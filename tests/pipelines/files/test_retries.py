@@ -57,7 +57,7 @@ def test_google_clouds_refusal_is_final_at_once() -> None:
 
     def refused() -> None:
         calls.append(1)
-        raise OSError("Forbidden: https://storage.googleapis.com/o\nworker has no storage.objects.get access")  # gcsfs's
+        raise OSError("Forbidden: https://storage.googleapis.com/o\nworker has no storage.objects.get access")
 
     with pytest.raises(UsageError, match=r"reading x is not permitted \(worker has no storage.objects.get access\)"):
         retries.with_retries("reading x", refused)
