@@ -16,7 +16,8 @@ set -euo pipefail
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(getent ahostsv4 "$first" | head -n 1 | cut -d ' ' -f 1):$((20000 + SLURM_JOB_ID % 10000))
 token=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
-export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$token RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=120
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN=$token
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-120}
 
 # One machine. Ray has a session of its own, for Slurm's signals are for this shell alone: it has Ray drain the machine.
 machine() {
