@@ -28,8 +28,11 @@ machine() {
 }
 export -f machine
 
+# Without these a task is bound to one core.
+all_cores=(--cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none)
+
 # The label says how many GPUs there will be, when all machines have come.
-srun --nodes=1 --ntasks=1 --nodelist="$first" bash -c 'machine "$@"' machine \
+srun --nodes=1 --ntasks=1 --nodelist="$first" "${all_cores[@]}" bash -c 'machine "$@"' machine \
     --head --node-ip-address="${address%:*}" --port="${address#*:}" --temp-dir="/tmp/ray-$SLURM_JOB_ID" \
     --labels="corrdiff-gpus=$((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-0}))" &
 head=$!
@@ -39,8 +42,8 @@ until ray health-check --address "$address" > /dev/null 2>&1; do
 done
 others=
 if ((SLURM_JOB_NUM_NODES > 1)); then
-    srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --exclude="$first" bash -c 'machine "$@"' machine \
-        --address="$address" &
+    srun --nodes=$((SLURM_JOB_NUM_NODES - 1)) --ntasks-per-node=1 --exclude="$first" "${all_cores[@]}" \
+        bash -c 'machine "$@"' machine --address="$address" &
     others=$!
 fi
 
