@@ -37,11 +37,14 @@ test-distributed: $(STAMP)
 test-slow: $(STAMP)  ## The tests that make test has no time for.
 	$(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)  ## ruff, mypy, workflows and import directions.
+lint: $(STAMP)  ## ruff, mypy, import directions; YAML, workflows, the Dockerfile, shell scripts.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck cluster/slurm/job.sh
 	@$(BIN)/lint-imports > .lint-imports.log || { cat .lint-imports.log; exit 1; }; rm -f .lint-imports.log
 
 format: $(STAMP)  ## Format the code.
@@ -53,13 +56,14 @@ bench: $(STAMP)  ## Print the benchmark tables (hours); CODEC=a trained codec di
 	@if [ -n "$(CODEC)" ]; then for script in factors tiles determinism; do \
 		$(BIN)/python -m benchmarks.$$script --codec $(CODEC) || exit 1; done; fi
 
-surface: $(STAMP)  ## Renew tests/surface.txt, where options, columns or metrics are meant to change.
+surface: $(STAMP)  ## Renew tests/surface.txt and the dashboard, where options, columns or metrics are meant to change.
 	@mkdir -p build
 	$(BIN)/python -m tests.support.surface > build/surface.txt && mv build/surface.txt tests/surface.txt
+	$(BIN)/python -m pipelines.tracking.dashboard > build/dashboard.json && mv build/dashboard.json cluster/monitoring/dashboard.json
 
 constraints:  ## Renew constraints.txt with the newest versions that pyproject.toml allows (installs 6.5 GB, apart).
 	rm -rf build/fresh && $(PYTHON) -m venv build/fresh
-	build/fresh/bin/python -m pip install --quiet --disable-pip-version-check '.[aws,cluster,dev,perception]'
+	build/fresh/bin/python -m pip install --quiet --disable-pip-version-check '.[aws,cluster,dev,gcp,perception]'
 	build/fresh/bin/python -m pip freeze --all --exclude pip --exclude wheel --exclude corrdiff | LC_ALL=C sort -f > build/constraints.txt
 	mv build/constraints.txt constraints.txt && rm -rf build/fresh
 

@@ -1,14 +1,23 @@
 """Wait for the cloud's notice that the machine will be taken away, and drain it in Ray before that.
 
-AWS puts the notice into the instance metadata two minutes ahead (IMDSv2: a token first, then 404 until there is one).
 On machines that are not spot there never is one. Ray is told the reason and the deadline; it starts nothing new here,
 and running jobs hear of it: training makes a checkpoint and goes on with the machines that are left, compression does
 its units elsewhere.
 
+AWS puts the notice into the instance metadata two minutes ahead (IMDSv2: a token first, then 404 until there is one),
+Google Cloud half a minute ahead (FALSE until then):
+
     http://169.254.169.254/latest/meta-data/spot/instance-action
     {"action": "terminate", "time": "2026-01-31T08:22:00Z"}
 
-(https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html)
+    http://169.254.169.254/computeMetadata/v1/instance/preempted
+    TRUE
+
+(https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html,
+https://cloud.google.com/compute/docs/instances/create-use-spot#detect-preemption)
+
+Kubernetes and Slurm send a SIGTERM, and need no watcher: 'ray start --block' itself drains its machine then, for
+RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S.
 """
 
 from __future__ import annotations
@@ -23,13 +32,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from corrdiff.command_line import EXIT_OK, run_command
 from corrdiff.errors import JobError
 
 METADATA = "http://169.254.169.254"
 TOKEN_PATH, NOTICE_PATH = "/latest/api/token", "/latest/meta-data/spot/instance-action"
+GOOGLE_PATH, GOOGLE_GRACE_S = "/computeMetadata/v1/instance/preempted", 30.0
+"""Google Cloud's notice says no more than that there is one."""
 TOKEN_TTL_S = 21600
 """Six hours, the most that AWS gives; the token is renewed before."""
 TIMEOUT_S = 2.0
@@ -46,7 +57,7 @@ class Notice(NamedTuple):
 
 
 class Metadata:
-    """The instance metadata service, as a session of IMDSv2."""
+    """AWS's instance metadata service, as a session of IMDSv2."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -79,6 +90,23 @@ class Metadata:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             data: bytes = answer.read(1 << 16)
         return data
+
+
+class GoogleMetadata(Metadata):
+    """Google Cloud's instance metadata service, which wants a header and no token."""
+
+    def notice(self) -> Notice | None:
+        """Ask whether the machine is being taken away; None while it is not.
+
+        Raises `OSError` where the service cannot be reached, refuses, or says neither TRUE nor FALSE.
+        """
+        said = self._ask("GET", GOOGLE_PATH, {"Metadata-Flavor": "Google"}).strip()
+        if said not in (b"TRUE", b"FALSE"):
+            raise OSError(f"it said {said[:40]!r}")
+        return Notice("preempted", time.time() + GOOGLE_GRACE_S) if said == b"TRUE" else None
+
+
+CLOUDS = {"aws": Metadata, "gcp": GoogleMetadata}
 
 
 def read_notice(answer: bytes, now: float) -> Notice:
@@ -120,7 +148,7 @@ def own_node(address: str) -> str:
 class Watch:
     """Wait for a spot notice on this machine, and then drain it in Ray; ends when Ray has accepted.
 
-    The cluster file starts this on every worker.
+    The cluster files start this on every worker.
 
     Example: python -m cluster.preemption --address 10.0.0.5:6379
     """
@@ -129,8 +157,10 @@ class Watch:
     """HOST:PORT of the head's GCS; auto is the cluster that this machine belongs to."""
     node_id: str | None = None
     """The Ray node to drain; this machine's where it is not given."""
+    cloud: Literal["aws", "gcp"] = "aws"
+    """Whose machine it is: AWS's, or Google Cloud's."""
     metadata: str = METADATA
-    """The instance metadata service."""
+    """The instance metadata service; both clouds have it there."""
     every: float = 2.0
     """Seconds between looks."""
 
@@ -167,7 +197,7 @@ def _own_node(options: Watch) -> str:
 
 
 def _wait(options: Watch) -> Notice:
-    metadata, reachable = Metadata(options.metadata), True
+    metadata, reachable = CLOUDS[options.cloud](options.metadata), True
     while True:
         try:
             notice = metadata.notice()

@@ -28,7 +28,7 @@ from corrdiff.command_line import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, run_co
 from corrdiff.errors import JobError, UsageError
 
 PACKAGES = "corrdiff", "pipelines", "cluster"
-KINDS = "*.py", "py.typed", "*.html", "*.json", "*.safetensors", "*.csv", "*.md"
+KINDS = "*.py", "py.typed", "*.html", "*.json", "*.safetensors", "*.csv", "*.md", "*.yaml", "*.sh"
 """Names of the files that belong to the packages; all but *.py stand in pyproject.toml as package data as well.
 tests/test_wheel.py compares what a job is sent, what a wheel holds and what is in the repository."""
 DASHBOARD = "http://127.0.0.1:8265"

@@ -23,7 +23,7 @@ LONGEST_DELAY_S = 15.0
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_DRIVERS = ("aiobotocore", "aiohttp", "botocore", "urllib3")
+_DRIVERS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "urllib3")
 """Packages whose errors about the network are not `OSError`s."""
 _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoAuthTokenError")
 """Their errors that no second attempt helps."""
@@ -45,6 +45,9 @@ def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -
         except PermissionError as error:
             raise UsageError(f"{what} is not permitted ({error}); check the path and the credentials") from None
         except Exception as error:
+            if isinstance(error, OSError) and str(error).startswith("Forbidden: "):  # gcsfs says it in words alone
+                reason = str(error).splitlines()[-1]
+                raise UsageError(f"{what} is not permitted ({reason}); check the path and the credentials") from None
             if type(error).__name__ in _CREDENTIALS:
                 raise UsageError(f"{what} is not possible: {error}") from None
             if type(error).__name__ == "ParamValidationError":  # a mistake of ours

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from pipelines.runtime.ray_private import logs_directory
+from pipelines.tracking.gauges import GAUGES
 
 
 class RunLog:
@@ -26,13 +27,12 @@ class RunLog:
         self._path = logs_directory() / f"corrdiff-{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', run)[-80:]}.log"
 
     def values(self, values: dict[str, float], step: int) -> None:
-        """Record numbers at this time, `step` pictures or crops into the run."""
+        """Record numbers that the table of gauges names, `step` pictures or crops into the run."""
         from ray.util.metrics import Gauge
 
         for name, value in values.items():
-            plain = re.sub(r"\W", "_", name)
-            gauge = self._gauges.get(plain) or Gauge(f"corrdiff_{plain}", name, tag_keys=tuple(self._tags))
-            self._gauges[plain] = gauge
+            gauge = self._gauges.get(name) or Gauge(f"corrdiff_{name}", GAUGES[name].title, tuple(self._tags))
+            self._gauges[name] = gauge
             gauge.set(value, tags=self._tags)
         self._write({"step": step, **values})
 

@@ -1,4 +1,4 @@
-"""The watcher against a metadata service of the tests' own, which speaks IMDSv2."""
+"""The watcher against a metadata service of the tests' own, which speaks as AWS's and Google Cloud's do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster import preemption
-from cluster.preemption import Metadata, Notice, Watch
+from cluster.preemption import GoogleMetadata, Metadata, Notice, Watch
 from corrdiff.errors import JobError
 from tests.support.metadata_server import MetadataServer
 
@@ -55,13 +55,39 @@ def test_the_time_of_a_notice_is_read() -> None:
     assert preemption.read_notice(said, 0.0) == Notice("stop", at)
 
 
+def test_google_cloud_says_that_a_machine_goes_half_a_minute_ahead(service: MetadataServer) -> None:
+    metadata = GoogleMetadata(service.url)
+    assert metadata.notice() is None
+    service.preempted = b"TRUE\n"
+    notice = metadata.notice()
+    assert notice is not None
+    assert notice.action == "preempted"
+    assert notice.at - time.time() == pytest.approx(30, abs=2)
+
+
+@pytest.mark.parametrize("said", [b"", b"<html>Sign in</html>", b"true", b"\xff"])
+def test_what_google_cloud_never_says_is_no_notice_and_no_silence(service: MetadataServer, said: bytes) -> None:
+    service.preempted = said
+    with pytest.raises(OSError, match="it said"):
+        GoogleMetadata(service.url).notice()
+
+
+def test_the_watcher_asks_the_service_of_its_cloud(service: MetadataServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    drained: list[tuple[str, str, Notice]] = []
+    monkeypatch.setattr(preemption, "drain", lambda *call: drained.append(call))
+    service.preempted = b"TRUE"
+    assert preemption.watch(Watch("127.0.0.1:1", "ab" * 28, "gcp", service.url, every=0.02)) == 0
+    assert [notice.action for _, _, notice in drained] == ["preempted"]
+    assert service.tokens_given == 0
+
+
 def test_a_service_that_goes_away_is_waited_for(
     service: MetadataServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drained: list[tuple[str, str, Notice]] = []
     monkeypatch.setattr(preemption, "drain", lambda *call: drained.append(call))
     service.broken = True
-    options = Watch("127.0.0.1:1", "ab" * 28, service.url, every=0.02)
+    options = Watch("127.0.0.1:1", "ab" * 28, "aws", service.url, every=0.02)
     watching = threading.Thread(target=preemption.watch, args=(options,))
     watching.start()
     time.sleep(0.2)
@@ -90,5 +116,5 @@ def test_a_drain_that_is_not_accepted_is_tried_again_until_the_time_is_up(
     monkeypatch.setattr(preemption, "drain", refused)
     service.give_notice(1.5)
     with pytest.raises(JobError, match="Ray is not there"):
-        preemption.watch(Watch("127.0.0.1:1", "ab" * 28, service.url, every=0.1))
+        preemption.watch(Watch("127.0.0.1:1", "ab" * 28, "aws", service.url, every=0.1))
     assert tried >= 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -23,10 +24,12 @@ from tests.support.commands import train_apart, train_args
 from tests.support.drawn import make_picture
 from tests.support.metadata_server import MetadataServer
 from tests.support.results import read_files, read_table, recorded
-from tests.support.servers import NODE, wait_for
+from tests.support.servers import NODE, free_port, wait_for
 
 # A low learning rate, so that the order of sums on another number of workers does not grow over 60 steps.
 LENGTH = {"crops_total": 480, "batch": 8, "checkpoint_every": 48, "log_every": 1, "lr": 1e-4}
+GRACE_S = 120
+"""Of a pod, as terminationGracePeriodSeconds has it."""
 
 
 @pytest.fixture
@@ -101,6 +104,27 @@ def test_a_run_grows_when_a_machine_comes_and_shrinks_when_it_is_drained(
 
 
 @pytest.mark.slow
+def test_a_pod_that_kubernetes_takes_away_has_drained_inside_its_grace(
+    shards: str, cluster: Cluster, undisturbed: dict[int, float], tmp_path: Path, tracking: str
+) -> None:
+    with pod(cluster) as worker:
+        options = train_args(shards, str(tmp_path), **LENGTH, workers="1:2", resize_every=5, max_failures=0)
+        command = Command(cluster, options)
+        directory = f"{tmp_path}/run/phase1/checkpoints"
+        wait_for("two workers", lambda: bool(parts_of(directory, "part-1-of-2")), timeout_s=240)
+        worker.terminate()
+        command.wait_to_say("a machine is about to go away; checkpoint at", timeout_s=GRACE_S)
+        assert worker.wait(GRACE_S) >= 0  # it has ended by itself: nobody has killed it
+    command.wait()
+    saved = int(re.findall(r"about to go away; checkpoint at ([\d,]+) crops", command.said)[0].replace(",", ""))
+    assert f"goes on from {saved:,} crops" in command.said
+    found = recorded(tracking)
+    assert found.keys() == undisturbed.keys()
+    for seen, loss in undisturbed.items():
+        assert found[seen] == pytest.approx(loss, rel=1e-3), seen
+
+
+@pytest.mark.slow
 def test_a_machine_that_vanishes_costs_the_steps_since_the_last_checkpoint(
     shards: str, cluster: Cluster, undisturbed: dict[int, float], tmp_path: Path, tracking: str
 ) -> None:
@@ -145,6 +169,23 @@ def test_a_compression_ends_complete_when_a_machine_is_taken_away_at_short_notic
     assert sorted(rows.key) == [f"{i:03d}" for i in range(120)]
     assert set(rows.status) == {"ok"}
     assert read_files(out).keys() == set(rows.key)
+
+
+@contextlib.contextmanager
+def pod(cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker as KubeRay starts it in a pod: Ray in a shell, with what the manifests have in its environment."""
+    ray = f"{sys.executable} -m ray.scripts.scripts start --block --address={cluster.address} --num-cpus=1"
+    ports = f"--dashboard-agent-listen-port={free_port()} --object-store-memory={NODE['object_store_memory']}"
+    environment = {**os.environ, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(GRACE_S - 20)}
+    shell = ["bash", "-c", "--", f"ulimit -n 4096; {ray} {ports}"]
+    process = subprocess.Popen(shell, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_for("the worker", lambda: sum(node["Alive"] for node in cluster.global_state.node_table()) == 2)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextlib.contextmanager

@@ -10,10 +10,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class MetadataServer:
-    """An instance metadata service as AWS has it on spot machines (IMDSv2): a token first, 404 until the notice."""
+    """An instance metadata service as clouds have it on spot machines.
+
+    AWS (IMDSv2): a token first, 404 until the notice. Google Cloud: a header that says who is meant, FALSE until it.
+    """
 
     def __init__(self) -> None:
         self.notice: bytes | None = None
+        """What AWS says."""
+        self.preempted = b"FALSE"
+        """What Google Cloud says."""
         self.broken = False
         self.tokens_given = self.refused = 0
         self._tokens: set[str] = set()
@@ -33,6 +39,9 @@ class MetadataServer:
             def do_GET(self) -> None:
                 if service.broken:
                     self._answer(503)
+                elif self.path == "/computeMetadata/v1/instance/preempted":
+                    wanted = self.headers.get("Metadata-Flavor") == "Google"
+                    self._answer(200, service.preempted) if wanted else self._answer(403)
                 elif self.headers.get("X-aws-ec2-metadata-token") not in service._tokens:
                     service.refused += 1
                     self._answer(401)

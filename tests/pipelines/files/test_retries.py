@@ -50,3 +50,15 @@ def test_a_refused_permission_is_final_at_once() -> None:
     with pytest.raises(UsageError, match=r"reading x is not permitted .*check the path and the credentials"):
         retries.with_retries("reading x", refused)
     assert len(calls) == 1
+
+
+def test_google_clouds_refusal_is_final_at_once() -> None:
+    calls = []
+
+    def refused() -> None:
+        calls.append(1)
+        raise OSError("Forbidden: https://storage.googleapis.com/o\nworker has no storage.objects.get access")
+
+    with pytest.raises(UsageError, match=r"reading x is not permitted \(worker has no storage.objects.get access\)"):
+        retries.with_retries("reading x", refused)
+    assert len(calls) == 1
