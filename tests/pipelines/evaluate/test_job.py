@@ -9,8 +9,8 @@ import pytest
 
 from corrdiff.errors import UsageError
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.job import evaluate, name_systems
-from pipelines.evaluate.measure import System
+from pipelines.evaluate.job import evaluate
+from pipelines.evaluate.systems import System, systems_of
 
 ONE = EvaluateConfig(anchors=("jpeg",))
 
@@ -29,9 +29,10 @@ ONE = EvaluateConfig(anchors=("jpeg",))
     ],
 )
 def test_systems_have_short_names_that_differ(codecs: tuple[str, ...], names: tuple[str, ...]) -> None:
-    assert name_systems(codecs, ONE) == [
-        *(System(name, uri) for name, uri in zip(names, dict.fromkeys(codecs), strict=True)), System("jpeg", None),
-    ]  # fmt: skip
+    assert systems_of(codecs, ONE) == [
+        *(System(name, "codec", uri) for name, uri in zip(names, dict.fromkeys(codecs), strict=True)),
+        System("jpeg", "anchor", "jpeg"),
+    ]
 
 
 def test_a_directory_of_another_evaluation_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
