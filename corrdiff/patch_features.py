@@ -50,22 +50,22 @@ def features(picture: Picture, network: nn.Module) -> Features:
 
 def fid(originals: Sequence[Sequence[Features]], pictures: Sequence[Sequence[Features]]) -> float | None:
     """Compute the Fréchet distance of two sets of features; None where there are fewer than two patches."""
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
     both = [_joined(one) for one in (originals, pictures)]
     if any(len(features_PD) < 2 for features_PD in both):
         return None
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     return max(0.0, _of_features(FrechetInceptionDistance(_AsTheyAre(both[0])), both))  # -1e-7 by rounding
 
 
 def kid(originals: Sequence[Sequence[Features]], pictures: Sequence[Sequence[Features]]) -> float | None:
     """Compute the unbiased kernel distance of two sets of features; None where there are fewer than two patches."""
-    from torchmetrics.image.kid import KernelInceptionDistance
-
     both = [_joined(one) for one in (originals, pictures)]
     fewest = min(len(features_PD) for features_PD in both)
     if fewest < 2:
         return None
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     subsets = SUBSETS if fewest > SUBSET else 1
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # that it keeps all features in memory

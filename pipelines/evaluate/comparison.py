@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import scipy.stats
-from scipy.interpolate import PchipInterpolator
 
 from corrdiff.metrics import Better, Metric, SetMetric
+from pipelines.evaluate.pchip import Floats, Pchip, pchip
 
-Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 RESAMPLES = 500
 COVERAGE = 0.95
@@ -60,11 +60,11 @@ class MetricPoints:
         values: Floats = self.value_PN.mean(1)
         return values if self.on_axis is None else self.on_axis(values)
 
-    def of(self, pictures: npt.NDArray[np.int64]) -> Curve:
-        """The curve of some of the pictures."""
-        bpp, values = self.bpp_PN[:, pictures].mean(1), self.value_PN[:, pictures].mean(1)
-        order = np.argsort(bpp)
-        return Curve(bpp[order], self.fitted(values)[order])
+    def over(self, weights_DN: Floats) -> tuple[Floats, Floats]:
+        """Mean rates and fitted qualities, [D, P], the rates rising: a curve for each way to weigh the pictures."""
+        bpp_DP, quality_DP = weights_DN @ self.bpp_PN.T, self.fitted(weights_DN @ self.value_PN.T)
+        order = np.argsort(bpp_DP, 1)
+        return np.take_along_axis(bpp_DP, order, 1), np.take_along_axis(quality_DP, order, 1)
 
     def fitted(self, values: Floats) -> Floats:
         """Mean values on the scale on which curves are compared, where more is better; NaN where there is none."""
@@ -212,73 +212,57 @@ def _rows_of(sets: pd.DataFrame, system: str, decoding: Any, fidelity: Any) -> p
     return sets[wanted]
 
 
-# --- BD measures
-
-
-class Curve(NamedTuple):
-    """A curve to be compared: rates rising, and the fitted quality at each."""
-
-    bpp: Floats
-    quality: Floats
-
-
-class Span(NamedTuple):
-    """Where an interpolated curve is, and what is under it."""
-
-    low: float
-    high: float
-    at: Any
-    area: Any
-
-    def mean(self, low: float, high: float) -> float:
-        """The mean of the curve between two places."""
-        return float(self.area(high) - self.area(low)) / (high - low)
-
-
-def _rate_span(curve: Curve) -> Span | str:
-    """The logarithm of the rate over the quality, or why there is none."""
-    if len(curve.quality) < 2:
-        return "a curve of one point"
-    if not np.isfinite(curve.quality).all():
-        return "a value without a logarithm"
-    if (np.diff(curve.bpp) <= 0).any():
-        return "two points of one rate"
-    if (np.diff(curve.quality) <= 0).any():
-        return "larger files are not better everywhere"
-    return _span(curve.quality, np.log(curve.bpp))
-
-
-def _quality_span(curve: Curve) -> Span | None:
-    """The quality over the logarithm of the rate, where rates differ."""
-    if len(curve.bpp) < 2 or (np.diff(curve.bpp) <= 0).any() or not np.isfinite(curve.quality).all():
-        return None
-    return _span(np.log(curve.bpp), curve.quality)
-
-
-def _span(x: Floats, y: Floats) -> Span:
-    at = PchipInterpolator(x, y)
-    return Span(float(x[0]), float(x[-1]), at, at.antiderivative())
+# --- BD measures; of many draws of the pictures at once, D of them, the first of all pictures
 
 
 class Fitted(NamedTuple):
-    """A curve over all pictures, and over each draw of the bootstrap."""
+    """A curve over all pictures, and over each draw of the bootstrap, interpolated in both directions."""
 
     points: MetricPoints
-    rate: Span | str
-    quality: Span | None
-    drawn: list[tuple[Span | str, Span | None]]
+    rate: Pchip
+    """The logarithm of the rate over the fitted quality; where `rate_known_D` is False, of no meaning."""
+    rate_known_D: Mask
+    quality: Pchip
+    """The other way round."""
+    quality_known_D: Mask
+    refusal: str
+    """Why there is no rate over the quality of all pictures; empty where there is."""
 
 
 def fit(points: MetricPoints) -> Fitted:
     """Interpolate a curve; all curves of as many pictures draw the same ones."""
     pictures = points.bpp_PN.shape[1]
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(0, pictures, pictures) for _ in range(RESAMPLES)] if pictures >= INTERVAL_PICTURES else []
-    whole = points.of(np.arange(pictures))
-    drawn = [points.of(draw) for draw in draws]
-    return Fitted(
-        points, _rate_span(whole), _quality_span(whole), [(_rate_span(curve), _quality_span(curve)) for curve in drawn]
-    )
+    resamples = RESAMPLES if pictures >= INTERVAL_PICTURES else 0
+    drawn = np.random.default_rng(0).integers(0, pictures, (resamples, pictures))
+    weights_DN = np.full((1 + resamples, pictures), 1 / pictures)
+    for weights_N, draw in zip(weights_DN[1:], drawn, strict=True):
+        weights_N[:] = np.bincount(draw, minlength=pictures) / pictures
+    return _fit(points, weights_DN)
+
+
+def _fit(points: MetricPoints, weights_DN: Floats) -> Fitted:
+    """Interpolate the curve of each way to weigh the pictures."""
+    bpp_DP, quality_DP = points.over(weights_DN)
+    refusal = _unfit(bpp_DP[0], quality_DP[0])
+    several = bpp_DP.shape[1] > 1
+    rates_rise_D = several & (np.diff(bpp_DP) > 0).all(1) & np.isfinite(quality_DP).all(1)
+    known_D = rates_rise_D & (np.diff(quality_DP) > 0).all(1)
+    if not several:  # two points of no meaning, so that there is something to interpolate
+        bpp_DP, quality_DP = (np.repeat(values, 2, 1) for values in (bpp_DP, quality_DP))
+    with np.errstate(all="ignore"):
+        log_DP = np.log(bpp_DP)
+        return Fitted(points, pchip(quality_DP, log_DP), known_D, pchip(log_DP, quality_DP), rates_rise_D, refusal)
+
+
+def _unfit(bpp_P: Floats, quality_P: Floats) -> str:
+    """Why a curve has no rate over its quality; empty where it has."""
+    if len(bpp_P) < 2:
+        return "a curve of one point"
+    if not np.isfinite(quality_P).all():
+        return "a value without a logarithm"
+    if (np.diff(bpp_P) <= 0).any():
+        return "two points of one rate"
+    return "larger files are not better everywhere" if (np.diff(quality_P) <= 0).any() else ""
 
 
 def compare(
@@ -294,92 +278,72 @@ def compare_fitted(
 ) -> Comparison:
     """The same of curves that are fitted already, each with its name."""
     (name, one), (other_name, other) = curve, reference
-    span, overlap = _overlap(one.rate, other.rate, other.quality, bpp_range)
-    refusal = _refusal(one, other, span)
-    rate = None if refusal or span is None else _rate(one.rate, other.rate, span)
     pictures = one.points.bpp_PN.shape[1]
-    rates = [_drawn_rate(a, b, bpp_range) for a, b in zip(one.drawn, other.drawn, strict=True)] if rate else []
-    quality = _quality(one.quality, other.quality, bpp_range, one.points.better)
-    qualities = [
-        _quality(a, b, bpp_range, one.points.better)
-        for (_, a), (_, b) in zip(one.drawn, other.drawn, strict=True)
-    ] if quality is not None else []  # fmt: skip
-    said = (one.points.said(span[0]), one.points.said(span[1])) if span else None
+    with np.errstate(all="ignore"):
+        low_D, high_D, whole_D = _shared_qualities(one, other, bpp_range)
+        rate_D = 100 * np.expm1(one.rate.mean(low_D, high_D) - other.rate.mean(low_D, high_D))
+        rate_D = np.where(low_D < high_D, rate_D, np.nan)
+        quality_D = quality_differences(one, other, bpp_range)
+    shares = bool(low_D[0] < high_D[0])
+    refusal = one.refusal or other.refusal or ("" if shares else "the curves share no qualities")
+    if not refusal:
+        crossing = _crossing(one.rate, other.rate, low_D[0], high_D[0])
+        refusal = "" if crossing is None else f"the curves cross at {one.points.said(crossing)}"
     return Comparison(
-        name, other_name, metric, _with_interval(rate, rates, pictures), _with_interval(quality, qualities, pictures),
-        said, overlap, bpp_range, refusal,
+        name, other_name, metric, None if refusal else _with_interval(rate_D, pictures),
+        _with_interval(quality_D, pictures),
+        (one.points.said(low_D[0]), one.points.said(high_D[0])) if shares else None,
+        float((high_D[0] - low_D[0]) / whole_D[0]) if shares else 0.0, bpp_range, refusal,
     )  # fmt: skip
 
 
-def _overlap(
-    one: Span | str, other: Span | str, rates: Span | None, bpp_range: tuple[float, float] | None
-) -> tuple[tuple[float, float] | None, float]:
-    """The qualities where both curves are, and their share of the reference's qualities in those rates."""
-    if isinstance(one, str) or isinstance(other, str):
-        return None, 0.0
-    low, high = other.low, other.high
+def _shared_qualities(
+    one: Fitted, other: Fitted, bpp_range: tuple[float, float] | None
+) -> tuple[Floats, Floats, Floats]:
+    """From where to where the qualities are that both curves have, the reference in a range of rates, and how far that
+    goes for the reference alone; NaN where a curve has no rate over its quality."""
+    low_D, high_D = other.rate.starts, other.rate.ends
     if bpp_range is not None:
-        if rates is None:
-            return None, 0.0
-        cut = [min(max(math.log(rate), rates.low), rates.high) for rate in bpp_range]
-        low, high = (float(rates.at(rate)) for rate in cut)
-    shared = max(one.low, low), min(one.high, high)
-    return (shared, (shared[1] - shared[0]) / (high - low)) if shared[0] < shared[1] else (None, 0.0)
+        rates = (np.clip(math.log(rate), other.quality.starts, other.quality.ends) for rate in bpp_range)
+        low_D, high_D = (other.quality.at(rate_D) for rate_D in rates)
+    known_D = one.rate_known_D & other.rate_known_D
+    shared = np.maximum(one.rate.starts, low_D), np.minimum(one.rate.ends, high_D)
+    return np.where(known_D, shared[0], np.nan), np.where(known_D, shared[1], np.nan), high_D - low_D
 
 
-def _refusal(one: Fitted, other: Fitted, span: tuple[float, float] | None) -> str:
-    """Why there is no BD-rate; empty where there is one."""
-    for curve in (one, other):
-        if isinstance(curve.rate, str):
-            return curve.rate
-    if span is None:
-        return "the curves share no qualities"
-    crossing = _crossing(one.rate, other.rate, span)
-    return "" if crossing is None else f"the curves cross at {one.points.said(crossing)}"
-
-
-def _crossing(one: Any, other: Any, span: tuple[float, float]) -> float | None:
-    """A quality at which curves cross, or None where they do not."""
-    places = np.linspace(*span, LOOKED_AT)
-    apart = one.at(places) - other.at(places)
+def _crossing(one: Pchip, other: Pchip, low: float, high: float) -> float | None:
+    """A quality at which the curves of all pictures cross, or None where they do not."""
+    places = np.linspace(low, high, LOOKED_AT)
+    of_all = (Pchip(*(values[:1].repeat(LOOKED_AT, 0) for values in curve)) for curve in (one, other))
+    ours, theirs = (curve.at(places) for curve in of_all)
+    apart = ours - theirs
     if not (apart.max() > CROSSING and apart.min() < -CROSSING):
         return None
     sides = np.sign(apart)
     return float(places[np.flatnonzero(sides[1:] != sides[:-1])[0]])
 
 
-def _rate(one: Any, other: Any, span: tuple[float, float]) -> float:
-    return 100 * math.expm1(one.mean(*span) - other.mean(*span))
+def quality_differences(one: Fitted, other: Fitted, bpp_range: tuple[float, float] | None = None) -> Floats:
+    """BD of the quality in each draw, [D], over the rates that both reach; NaN where there are none."""
+    low_D, high_D = (np.maximum(one.quality.starts, other.quality.starts),
+                     np.minimum(one.quality.ends, other.quality.ends))  # fmt: skip
+    if bpp_range is not None:
+        low_D, high_D = np.maximum(low_D, math.log(bpp_range[0])), np.minimum(high_D, math.log(bpp_range[1]))
+    apart_D = one.quality.mean(low_D, high_D) - other.quality.mean(low_D, high_D)
+    if one.points.better == "lower":
+        apart_D = 100 * np.expm1(-apart_D)
+    known_D = one.quality_known_D & other.quality_known_D & (low_D < high_D) & (one.points.better != "one")
+    return np.where(known_D, apart_D, np.nan)
 
 
-def _drawn_rate(
-    one: tuple[Span | str, Span | None], other: tuple[Span | str, Span | None], bpp_range: tuple[float, float] | None
-) -> float | None:
-    span, _ = _overlap(one[0], other[0], other[1], bpp_range)
-    return None if span is None else _rate(one[0], other[0], span)
-
-
-def _quality(
-    one: Span | None, other: Span | None, bpp_range: tuple[float, float] | None, better: Better
-) -> float | None:
-    """BD of the quality over the rates that both reach; None where there are none."""
-    if one is None or other is None or better == "one":
+def _with_interval(value_D: Floats, pictures: int) -> Delta | None:
+    """The value of all pictures, and between which values those of the draws lie."""
+    value, drawn = float(value_D[0]), value_D[1:]
+    if math.isnan(value):
         return None
-    ends = (-math.inf, math.inf) if bpp_range is None else tuple(math.log(rate) for rate in bpp_range)
-    low, high = max(one.low, other.low, ends[0]), min(one.high, other.high, ends[1])
-    if low >= high:
-        return None
-    apart = one.mean(low, high) - other.mean(low, high)
-    return apart if better == "higher" else 100 * math.expm1(-apart)
-
-
-def _with_interval(value: float | None, drawn: list[float | None], pictures: int) -> Delta | None:
-    if value is None:
-        return None
-    known = [d for d in drawn if d is not None]
-    if not known or len(known) < len(drawn):  # without the draws that do not overlap an interval would flatter
+    if not len(drawn) or np.isnan(drawn).any():  # without the draws that do not overlap an interval would flatter
         return Delta(value, None, None)
-    low, high = np.percentile(known, _percentiles(pictures))
+    low, high = np.percentile(drawn, _percentiles(pictures))
     return Delta(value, float(low), float(high))
 
 
@@ -394,11 +358,10 @@ def _percentiles(pictures: int) -> tuple[float, float]:
 def differences(curve: SystemCurve, reference: SystemCurve, metric: str) -> dict[str, float]:
     """Give of each picture how much better a curve is than another at like rate: BD of its quality, in the units of
     `Comparison.quality`. Pictures whose rates do not overlap are absent."""
-    one, other = curve.points[metric], reference.points[metric]
-    found: dict[str, float] = {}
-    for i, key in enumerate(curve.pictures.get(metric, [])):
-        of_one = np.array([i])
-        value = _quality(_quality_span(one.of(of_one)), _quality_span(other.of(of_one)), None, one.better)
-        if value is not None:
-            found[key] = value
-    return found
+    keys = curve.pictures.get(metric, [])
+    if not keys:
+        return {}
+    with np.errstate(all="ignore"):
+        one, other = (_fit(each.points[metric], np.eye(len(keys))) for each in (curve, reference))
+        apart_N = quality_differences(one, other)
+    return {key: float(apart) for key, apart in zip(keys, apart_N, strict=True) if not math.isnan(apart)}

@@ -89,9 +89,10 @@ def page(evaluation: Evaluation, every: Sequence[SystemCurve], compared: Compare
     known = [metric for metric in every_metric if any(metric.name in curve.points for curve in every)]
     template = importlib.resources.files("pipelines.evaluate").joinpath("page.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     pictures = len(comparison.whole_pictures(evaluation.table))
     return environment.from_string(template).render(
-        title=f"{', '.join(s.title for s in evaluation.systems if s.ours) or 'codecs'} on {pictures} pictures",
+        title=f"{', '.join(_named_in_title(evaluation.systems))} on {pictures} pictures",
         subtitle=f"{evaluation.images}; corrdiff {__version__}",
         errors=failures(evaluation.table),
         pictures=pictures,
@@ -128,6 +129,11 @@ def page(evaluation: Evaluation, every: Sequence[SystemCurve], compared: Compare
         hardware=_machines(evaluation),
         method=list(_method(evaluation)),
     )  # fmt: skip
+
+
+def _named_in_title(systems: Sequence[System]) -> list[str]:
+    """Codecs of ours, where there are some."""
+    return [system.title for system in systems if system.ours] or [system.title for system in systems]
 
 
 def failures(table: pd.DataFrame) -> list[str]:
@@ -239,7 +245,7 @@ def _compared(c: Comparison) -> dict[str, str]:
     return {
         "curve": c.curve, "metric": c.metric, "label": label, "rates": c.rates, "rate": _delta(c.rate, "%", 1),
         "quality": _delta(c.quality, _unit(c.metric), 2), "refusal": c.refusal,
-        "span": f"{c.quality_range[0]} to {c.quality_range[1]}" if c.quality_range else "no overlap",
+        "span": f"{c.quality_range[0]} to {c.quality_range[1]}" if c.quality_range else "-",
         "overlap": f"{c.overlap:.0%}",
     }  # fmt: skip
 
@@ -362,7 +368,7 @@ def _method(evaluation: Evaluation) -> Iterable[tuple[str, str]]:
         network = f"; {metric.network.backbone.file}" if metric.network else ""
         yield metric.title, f"absent: {absent}" if absent else f"{by}{metric.method}{network}"
     scales = "metrics of which less is better by their logarithm, those that are best at 1 by their factor from it"
-    yield "BD-rate", f"SciPy {version('scipy')}, PCHIP of log(rate) over the quality, between mean curves; {scales}"
+    yield "BD-rate", f"PCHIP of log(rate) over the quality, between mean curves; {scales}"
     yield "settings", ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(evaluation.config).items() if v is not None)
     yield "machine", f"{_machines(evaluation)}, Python {platform.python_version()}, torch {version('torch')}"
 

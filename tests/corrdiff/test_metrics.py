@@ -171,3 +171,4 @@ def test_without_its_network_nothing_is_kept_for_a_metric_and_it_is_absent(draw:
     for metric in SET_METRICS:
         if metric.network is not None:
             assert SAMPLINGS[metric.sampling](draw(300, 300), 0, 1, {}) == []
+            assert metric.distance([[], []], [[], []]) is None

@@ -108,7 +108,7 @@ def test_the_page_needs_nothing_else(evaluated: Path) -> None:
     page = (evaluated / "index.html").read_text()
     beyond = [part[:60] for part in page.split('"') if part.startswith(("http:", "https:", "//"))]
     assert {b for b in beyond if "www.w3.org" not in b} == set()
-    for said in ("libjpeg-turbo", "libwebp", "pytorch_msssim", "SciPy", "BD-rate", "absent: the file alexnet-"):
+    for said in ("libjpeg-turbo", "libwebp", "pytorch_msssim", "PCHIP", "BD-rate", "absent: the file alexnet-"):
         assert said in page
 
 

@@ -146,7 +146,7 @@ def test_pairs_and_worst_pictures_are_said(opened: Any) -> None:
     cells.first.click()
     said = opened.locator("#pair").inner_text()
     assert said.startswith("JPEG against WebP, PSNR, dB: ") and "furthest ahead in" in said
-    opened.locator("#worst-metric").select_option("ssimulacra2")
+    opened.locator("#worst-metric").select_option("texture_error")
     assert opened.locator("#worst tr").count() == 3
     opened.locator("#worst a", has_text=KEYS[1]).first.click()
     assert opened.locator("#picture").input_value() == KEYS[1]
