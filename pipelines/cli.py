@@ -18,7 +18,8 @@ from corrdiff.command_line import guarded, run_program
 from corrdiff.config import BUILTIN
 from pipelines.compress.config import CompressConfig
 from pipelines.decompress.config import DecompressConfig
-from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.config import CHECKPOINTS, EvaluateConfig
+from pipelines.files import storage
 from pipelines.shards.config import ShardConfig
 from pipelines.train.config import TrainConfig
 
@@ -241,16 +242,20 @@ class Evaluate:
     out: str = "report"
     """Directory or URI for the report, index.html, and its tables; running again goes on where it stopped."""
     codec: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Codec directory or URI; give it again for each other codec."""
+    """Codec directory or URI, or STORAGE/NAME of a training run, of which every checkpoint is a codec; give it again
+    for each other."""
     config: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
     open: bool = False
     """Open the page when it is done."""
 
     def run(self) -> None:
         from pipelines.evaluate.command import open_report, run_evaluation
+        from pipelines.train.command import codecs_of
 
         named = self.codec or self.config.command or self.config.reconstructions or self.config.compressai
-        finished = run_evaluation(self.images, self.out, self.codec if named else (BUILTIN,), self.config)
+        checkpoints = storage.join(storage.absolute(self.out), CHECKPOINTS)
+        codecs = [each for codec in self.codec for each in codecs_of(codec, checkpoints)]
+        finished = run_evaluation(self.images, self.out, codecs if named else (BUILTIN,), self.config)
         if self.open:
             open_report(finished.report)
 

@@ -15,6 +15,9 @@ from pipelines.options import Device, check_positive, may_change
 AnchorName = Literal["jpeg", "jpeg2000", "webp", "avif", "jxl"]
 ANCHOR_NAMES: tuple[AnchorName, ...] = get_args(AnchorName)
 
+CHECKPOINTS = "_checkpoints"
+"""Under OUT: the codecs of training runs that are evaluated, CHECKPOINTS/RUN/PHASE/CHECKPOINT."""
+
 _NAME = re.compile(r"[\w.+-]+")
 
 

@@ -8,6 +8,7 @@ OUT/_rows/            a file for each picture and system, written when it is mea
 OUT/_failed/          the same of those that could not be measured, which the next run tries again
 OUT/_samples/         what the metrics of sets need of each
 OUT/_windows/         the parts of pictures that the report shows
+OUT/_checkpoints/     codecs of a training run that is evaluated, one a checkpoint
 OUT/results.parquet, results.csv, sets.csv, index.html
 """
 
@@ -100,7 +101,7 @@ def evaluate(
             if not whole_pictures(table):
                 raise JobError(f"not one picture could be measured: {table['error'].dropna().iloc[0]}")
             sets = yield from _measure_sets(table, out)
-        evaluation = Evaluation(images, out, places, systems, descriptions, table, sets, config)
+        evaluation = Evaluation(images, out, places, systems, descriptions, table, sets, config, _crops(systems))
         finished = _finish(evaluation, tracker)
         status = "FINISHED"
         return finished
@@ -136,6 +137,15 @@ def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig)
     }}  # fmt: skip
     claim(storage.join(out, IDENTITY), record, f"{out} holds another evaluation", absent=defaults(EvaluateConfig))
     return descriptions
+
+
+def _crops(systems: list[System]) -> dict[str, int]:
+    """How many crops each checkpoint of a training run had seen, over all its phases, by system."""
+    known = {system.name: read_config(system.source)[2] for system in systems if system.run}
+    return {
+        name: sum(int(value) for key, value in provenance.items() if key.endswith("_crops"))
+        for name, provenance in known.items()
+    }
 
 
 def _places(images: str, config: EvaluateConfig) -> list[Place]:

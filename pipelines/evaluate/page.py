@@ -50,6 +50,8 @@ class Evaluation(NamedTuple):
     table: pd.DataFrame
     sets: pd.DataFrame
     config: EvaluateConfig
+    crops: dict[str, int]
+    """Of each checkpoint of a training run: how many crops it had seen, by the name of its system."""
 
 
 class Compared(NamedTuple):
@@ -108,6 +110,7 @@ def page(evaluation: Evaluation, every: Sequence[SystemCurve], compared: Compare
             for m in known
         ],
         metrics=[{"name": m.name, "label": curves.label(m.name)} for m in known],
+        trainings=[chart for metric in known for chart in _training(evaluation, every, metric)],
         planes=_planes(every),
         fidelities=[f"{f:g}" for f in sorted(evaluation.config.fidelities, reverse=True)],
         viewer=viewer(evaluation.out, evaluation.places, evaluation.systems, evaluation.table),
@@ -204,6 +207,34 @@ def _lines(every: Sequence[SystemCurve], metric: str, styles: dict[str, Style]) 
             style = styles[curve.name]
             lines.append(Line(curve.name, points.bpp.tolist(), y.tolist(), style.color, tips, style.dashed))
     return lines
+
+
+def _training(
+    evaluation: Evaluation, every: Sequence[SystemCurve], metric: Metric | SetMetric
+) -> Iterator[dict[str, str]]:
+    """A chart of a metric at like bits over the crops that checkpoints have seen, a line a run and decoding."""
+    runs = {system.name: system.run for system in evaluation.systems if system.name in evaluation.crops}
+    fitted = [(c, comparison.fit(c.points[metric.name])) for c in every if c.system in runs and metric.name in c.points]
+    known = [(c, each.quality) for c, each in fitted if each.quality_known_D[0]]
+    if len(runs) < 2 or not known or metric.better == "one":
+        return
+    low, high = max(each.starts[0] for _, each in known), min(each.ends[0] for _, each in known)
+    if low > high:
+        return
+    rate = np.array([(low + high) / 2])
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for curve, each in known:
+        value = float(each.at(np.repeat(rate, len(each.x_DP)))[0])
+        name = f"{runs[curve.system]}, {curve.name.removeprefix(f'{curve.system}, ')}"
+        shown = value if metric.better == "higher" else float(np.exp(-value))
+        lines.setdefault(name, []).append((evaluation.crops[curve.system], shown))
+    drawn = [
+        Line(name, [x for x, _ in sorted(points)], [y for _, y in sorted(points)], OURS[i % len(OURS)],
+             [f"{name}\n{x:,} crops, {curves.label(metric.name)} {y:.4g}" for x, y in sorted(points)])
+        for i, (name, points) in enumerate(lines.items())
+    ]  # fmt: skip
+    title = f"{curves.label(metric.name)} at {np.exp(rate[0]):.2g} bpp: {', '.join(lines)}"
+    yield {"title": title, "metric": metric.name, "svg": curves.svg("crops", metric.name, drawn)}
 
 
 def _planes(every: Sequence[SystemCurve]) -> list[dict[str, str]]:

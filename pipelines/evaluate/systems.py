@@ -8,7 +8,7 @@ from typing import Literal
 
 from corrdiff.codec_directory import read_config
 from pipelines.evaluate import anchors, commands, compressai_models, reconstructions
-from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.config import CHECKPOINTS, EvaluateConfig
 from pipelines.files import storage
 
 Kind = Literal["codec", "anchor", "command", "reconstructions", "compressai"]
@@ -30,6 +30,12 @@ class System:
     def ours(self) -> bool:
         """Whether it is a codec of ours, which is decoded in several ways."""
         return self.kind == "codec"
+
+    @property
+    def run(self) -> str:
+        """Of a checkpoint of a training run: the run's name; else empty."""
+        *_, before, run, _, _ = ("", "", "", *self.source.split("/"))
+        return run if self.ours and before == CHECKPOINTS else ""
 
     @property
     def title(self) -> str:

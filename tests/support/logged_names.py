@@ -215,5 +215,5 @@ def _evaluation() -> Names:
         mock.patch.object(evaluate_job, "page", lambda *_: ""),
     ):
         table, sets = (pd.DataFrame(columns=s.names) for s in (evaluate_job.COLUMNS, evaluate_job.SET_COLUMNS))
-        evaluate_job._finish(Evaluation("images", directory, [], [], {}, table, sets, config), names)
+        evaluate_job._finish(Evaluation("images", directory, [], [], {}, table, sets, config, {}), names)
     return names

@@ -44,7 +44,7 @@ def _table(**absent: Any) -> pd.DataFrame:
 def _evaluation(table: pd.DataFrame) -> Evaluation:
     config = EvaluateConfig(fidelities=(1.0,), anchors=("jpeg",))
     descriptions = {"ours": "s3://bucket/ours, fingerprint ab12", "jpeg": "a library"}
-    return Evaluation("s3://bucket/pictures", "/out", [], SYSTEMS, descriptions, table, _sets(), config)
+    return Evaluation("s3://bucket/pictures", "/out", [], SYSTEMS, descriptions, table, _sets(), config, {})
 
 
 def _sets() -> pd.DataFrame:
@@ -126,3 +126,23 @@ def test_what_was_not_measured_is_said_once_a_picture_and_reason() -> None:
     table = table.drop_duplicates(["picture", "system", "error"], keep="last")
     text = _page(_evaluation(pd.concat([_table().query("picture == 'x'"), table.query("picture == 'y'")])))
     assert "y (ours, jpeg): not a picture" in text and "on 1 pictures" in text
+
+
+def test_checkpoints_of_a_run_are_drawn_over_the_crops_that_they_had_seen() -> None:
+    at = "/out/_checkpoints/first/phase1"
+    checkpoints = [System(f"crops-{n}", "codec", f"{at}/crops-{n}") for n in (2000, 1000)]
+    assert [system.run for system in checkpoints] == ["first", "first"] and not any(s.run for s in SYSTEMS)
+    evaluation = _evaluation(_table())
+    ours, sets = (table[table["system"] == "ours"] for table in (evaluation.table, evaluation.sets))
+    table = pd.concat([evaluation.table, *(ours.assign(system=system.name) for system in checkpoints)])
+    table.loc[table["system"] == "crops-2000", "psnr_db"] += 0.125
+    evaluation = evaluation._replace(
+        systems=[*SYSTEMS, *checkpoints], table=table, crops={"crops-2000": 2000, "crops-1000": 1000},
+        sets=pd.concat([evaluation.sets, *(sets.assign(system=system.name) for system in checkpoints)]),
+        descriptions=evaluation.descriptions | {system.name: system.source for system in checkpoints},
+    )  # fmt: skip
+    text = _page(evaluation)
+    assert "Over the training" in text and "PSNR, dB at 0.28 bpp: first, fidelity 1" in text
+    tips = [f"{crops:,} crops, PSNR, dB {value}" for crops, value in ((1000, "0.65"), (2000, "0.775"))]
+    assert text.index(tips[0]) < text.index(tips[1])
+    assert "Over the training" not in _page(_evaluation(_table()))

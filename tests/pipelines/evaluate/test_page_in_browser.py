@@ -49,7 +49,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., Picture
     of_sets = [measure_set(out, point) for point in set_points(table)]
     sets = numbers(pd.DataFrame(of_sets, columns=SET_COLUMNS.names), SET_COLUMNS)
     descriptions = {system.name: description(system) for system in systems}
-    evaluation = Evaluation("pictures", out, places, systems, descriptions, table, sets, config)
+    evaluation = Evaluation("pictures", out, places, systems, descriptions, table, sets, config, {})
     curves = curves_of(evaluation)
     (root / "index.html").write_text(page(evaluation, curves, compare_all(curves, "jpeg")))
     return root / "index.html"
