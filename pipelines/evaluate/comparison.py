@@ -60,12 +60,6 @@ class MetricPoints:
         values: Floats = self.value_PN.mean(1)
         return values if self.on_axis is None else self.on_axis(values)
 
-    def over(self, weights_DN: Floats) -> tuple[Floats, Floats]:
-        """Mean rates and fitted qualities, [D, P], the rates rising: a curve for each way to weigh the pictures."""
-        bpp_DP, quality_DP = weights_DN @ self.bpp_PN.T, self.fitted(weights_DN @ self.value_PN.T)
-        order = np.argsort(bpp_DP, 1)
-        return np.take_along_axis(bpp_DP, order, 1), np.take_along_axis(quality_DP, order, 1)
-
     def fitted(self, values: Floats) -> Floats:
         """Mean values on the scale on which curves are compared, where more is better; NaN where there is none."""
         if self.better == "higher":
@@ -237,12 +231,14 @@ def fit(points: MetricPoints) -> Fitted:
     weights_DN = np.full((1 + resamples, pictures), 1 / pictures)
     for weights_N, draw in zip(weights_DN[1:], drawn, strict=True):
         weights_N[:] = np.bincount(draw, minlength=pictures) / pictures
-    return _fit(points, weights_DN)
+    return _fit(points, weights_DN @ points.bpp_PN.T, weights_DN @ points.value_PN.T)
 
 
-def _fit(points: MetricPoints, weights_DN: Floats) -> Fitted:
-    """Interpolate the curve of each way to weigh the pictures."""
-    bpp_DP, quality_DP = points.over(weights_DN)
+def _fit(points: MetricPoints, bpp_DP: Floats, value_DP: Floats) -> Fitted:
+    """Interpolate curves of mean rates and mean values, each in the order of its rates."""
+    order = np.argsort(bpp_DP, 1)
+    bpp_DP = np.take_along_axis(bpp_DP, order, 1)
+    quality_DP = np.take_along_axis(points.fitted(value_DP), order, 1)
     refusal = _unfit(bpp_DP[0], quality_DP[0])
     several = bpp_DP.shape[1] > 1
     rates_rise_D = several & (np.diff(bpp_DP) > 0).all(1) & np.isfinite(quality_DP).all(1)
@@ -362,6 +358,6 @@ def differences(curve: SystemCurve, reference: SystemCurve, metric: str) -> dict
     if not keys:
         return {}
     with np.errstate(all="ignore"):
-        one, other = (_fit(each.points[metric], np.eye(len(keys))) for each in (curve, reference))
+        one, other = (_fit(p, p.bpp_PN.T, p.value_PN.T) for p in (c.points[metric] for c in (curve, reference)))
         apart_N = quality_differences(one, other)
     return {key: float(apart) for key, apart in zip(keys, apart_N, strict=True) if not math.isnan(apart)}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import json
 import re
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -187,14 +188,14 @@ def _measure_sets(table: pd.DataFrame, out: str) -> Generator[Progress, None, pd
     rows: list[dict[str, Any]] = []
     points = list(set_points(table))
     measured = one_block_each([{"number": i, "point": point} for i, point in enumerate(points)]).map(
-        lambda row: {"number": row["number"], "row": measure_set(out, row["point"])}, num_cpus=1
+        lambda row: {"number": row["number"], "row": json.dumps(measure_set(out, row["point"]))}, num_cpus=1
     )
     with ray_errors():
         for row in rows_as_they_come(measured):
             rows.append(row)
             yield Progress(len(rows), len(points), "points of sets")
     rows.sort(key=lambda row: int(row["number"]))
-    return numbers(pd.DataFrame([row["row"] for row in rows], columns=SET_COLUMNS.names), SET_COLUMNS)
+    return numbers(pd.DataFrame([json.loads(row["row"]) for row in rows], columns=SET_COLUMNS.names), SET_COLUMNS)
 
 
 def _gather(out: str, stems: list[str]) -> pd.DataFrame:

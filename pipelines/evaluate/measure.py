@@ -124,7 +124,7 @@ def _begin(device: str) -> None:
 
 def try_coding(coder: Coder, place: Place, system: System) -> Tried:
     """Read a picture and send it through a system; what cannot be done is said in one line."""
-    machine = machine_name(coder.device if system.ours else "cpu")
+    machine = machine_of(system, coder.device)
     try:
         original = _read(place, coder.config.max_pixels)
         coded = list(coder.code(original, system, place.key))
@@ -181,10 +181,16 @@ def read_samples(data: bytes, point: str, sampling: str) -> metrics.Sample:
         return [arrays[name] for name in names]
 
 
-@functools.cache
-def machine_name(device: str) -> str:
-    """The name of what does the work."""
-    if device == "cuda":
+def machine_of(system: System, device: str) -> str:
+    """The name of what does a system's work."""
+    if system.kind == "reconstructions":
+        return "elsewhere"
+    if system.ours and device == "cuda":
         return torch.cuda.get_device_name()
+    return f"{'any cores' if system.kind == 'command' else 'one core'} of {_processor()}"
+
+
+@functools.cache
+def _processor() -> str:
     models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"one core of {models[0] if models else platform.machine()}"
+    return str(models[0]) if models else platform.machine()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from corrdiff.codec_directory import read_config
+from corrdiff.errors import UsageError
 from pipelines.evaluate import anchors, commands, compressai_models, reconstructions
 from pipelines.evaluate.config import CHECKPOINTS, EvaluateConfig
 from pipelines.files import storage
@@ -54,6 +55,10 @@ def systems_of(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
         found.append(System(name, "reconstructions", folder, reconstructions.read_sizes(folder).points))
     for model in config.compressai:
         found.append(System(model, "compressai", model, compressai_models.points(model, config.weights)))
+    titles = [system.title for system in found]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise UsageError(f"the name {title} is given to two systems")
     return found
 
 

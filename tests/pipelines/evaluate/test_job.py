@@ -35,6 +35,12 @@ def test_systems_have_short_names_that_differ(codecs: tuple[str, ...], names: tu
     ]
 
 
+def test_two_systems_of_one_title_are_refused() -> None:
+    config = EvaluateConfig(anchors=("jpeg",), command=("JPEG=a {in} {out}; b {out} {png}",), points=("1",))
+    with pytest.raises(UsageError, match="the name JPEG is given to two systems"):
+        systems_of((), config)
+
+
 def test_a_directory_of_another_evaluation_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     out = tmp_path / "report"
     out.mkdir()
