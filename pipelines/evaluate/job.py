@@ -132,9 +132,10 @@ def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig)
     Of two versions of what measures the rows would not belong together.
     """
     descriptions = {system.name: description(system) for system in systems}
+    made_by = descriptions | {system.name: read_config(system.source)[1] for system in systems if system.ours}
     measured = [metric.name for metric in (*METRICS, *SET_METRICS) if not missing(metric, config.weights)]
     record = {"identity": {
-        "images": images, **identity(config), "systems": descriptions, "metrics": measured, "corrdiff": __version__,
+        "images": images, **identity(config), "systems": made_by, "metrics": measured, "corrdiff": __version__,
     }}  # fmt: skip
     claim(storage.join(out, IDENTITY), record, f"{out} holds another evaluation", absent=defaults(EvaluateConfig))
     return descriptions
