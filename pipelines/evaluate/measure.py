@@ -61,11 +61,15 @@ def stem(key: str, system: str) -> str:
     return hashlib.blake2b(f"{system}\n{key}".encode(), digest_size=12).hexdigest()
 
 
+@dataclass(frozen=True)
 class Tried:
     """What coding a picture gave: the points, or the reason why there are none."""
 
-    def __init__(self, original: Picture | None, coded: list[Coded], machine: str, error: str = "") -> None:
-        self.original, self.coded, self.machine, self.error = original, coded, machine, error
+    original: Picture | None
+    """None where it could not be coded."""
+    coded: list[Coded]
+    machine: str
+    error: str = ""
 
 
 class CodecStage:

@@ -94,7 +94,7 @@ def page(evaluation: Evaluation, every: Sequence[SystemCurve], compared: Compare
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     pictures = len(comparison.whole_pictures(evaluation.table))
     return environment.from_string(template).render(
-        title=f"{', '.join(_named_in_title(evaluation.systems))} on {pictures} pictures",
+        title=f"{', '.join(_named_in_title(evaluation.systems))} on {pictures} picture{'s' * (pictures != 1)}",
         subtitle=f"{evaluation.images}; corrdiff {__version__}",
         errors=failures(evaluation.table),
         pictures=pictures,

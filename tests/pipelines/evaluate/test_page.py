@@ -125,7 +125,7 @@ def test_what_was_not_measured_is_said_once_a_picture_and_reason() -> None:
     table.loc[table["picture"] == "y", "error"] = "not a picture"
     table = table.drop_duplicates(["picture", "system", "error"], keep="last")
     text = _page(_evaluation(pd.concat([_table().query("picture == 'x'"), table.query("picture == 'y'")])))
-    assert "y (ours, jpeg): not a picture" in text and "on 1 pictures" in text
+    assert "y (ours, jpeg): not a picture" in text and "on 1 picture<" in text
 
 
 def test_checkpoints_of_a_run_are_drawn_over_the_crops_that_they_had_seen() -> None:
