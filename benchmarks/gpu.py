@@ -546,10 +546,10 @@ def lpips(bench: Bench) -> Iterator[Case]:
     def trains_and_validates() -> Row:
         import torchvision
 
-        from corrdiff import metrics, perceptual
+        from corrdiff import metrics, perceptual, pretrained
 
         with tempfile.TemporaryDirectory() as directory:
-            file = Path(directory) / perceptual.LPIPS_BACKBONE
+            file = Path(directory) / pretrained.ALEXNET.file
             torch.save(torchvision.models.alexnet(weights=None).state_dict(), file)
             loss = perceptual.lpips_loss(file, bench.device)
             x = torch.rand(2, 3, 64, 64, device=bench.device)

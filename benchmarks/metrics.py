@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Row, again, parser, report, sample
-from corrdiff import metrics, perceptual
+from corrdiff import metrics
 from corrdiff.picture import Picture
 from pipelines.evaluate import anchors
 
@@ -58,24 +58,24 @@ def one_metric(name: str, width: int, height: int) -> None:
     torch.set_num_threads(1)
     original = sample(width, height)
     picture = anchors.decode("jpeg", anchors.encode("jpeg", original, 40))
-    small = slice(0, 256)
-    _measure(name, original[small, small], picture[small, small])
+    small, networks = slice(0, 256), metrics.load_networks()
+    _measure(name, original[small, small], picture[small, small], networks)
     Path("/proc/self/clear_refs").write_text("5")
     before, seconds = _peak_bytes(), []
     for _ in range(ROUNDS):
         started = time.process_time()
-        value = _measure(name, original, picture)
+        value = _measure(name, original, picture, networks)
         seconds.append(time.process_time() - started)
     print(value, min(seconds), _peak_bytes() - before)
 
 
-def _measure(name: str, original: Picture, picture: Picture) -> float | None:
-    for metric in metrics.SET_METRICS:
-        if metric.name == name:
-            return metric.measure([original], [picture])
+def _measure(name: str, original: Picture, picture: Picture, networks: metrics.Networks) -> float | None:
+    for one in metrics.SET_METRICS:
+        if one.name == name:
+            sampling = metrics.SAMPLINGS[one.sampling]
+            return one.distance(*([sampling(p, 0, 1, networks)] for p in (original, picture)))
     (found,) = (metric for metric in metrics.METRICS if metric.name == name)
-    weights = perceptual.lpips_weights()
-    return found.measure(original, picture, perceptual.load_lpips(weights) if weights else None)
+    return found.measure(original, picture, networks)
 
 
 def _peak_bytes() -> int:

@@ -1,4 +1,7 @@
-"""One picture: `encode`, `decode`, `inspect`. This package alone is enough, and torch is imported only when needed."""
+"""One picture: `encode`, `decode`, `inspect`; the table of metrics. This package alone is enough.
+
+Torch is imported only when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -169,10 +172,42 @@ class Inspect:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """The table of metrics: which way is better, what computes each, what it needs, and whether this machine has it.
+
+    Example: corrdiff metrics
+    """
+
+    weights: str | None = None
+    """Directory with networks' files; where torch keeps its downloads (TORCH_HOME) where it is not given."""
+
+    def run(self) -> None:
+        """Print the table."""
+        from rich.console import Console
+        from rich.table import Table
+
+        from corrdiff import metrics
+
+        table = Table(box=None, pad_edge=False)
+        for column in ("metric", "better", "of each", "by", "its network's file", "here"):
+            table.add_column(column, overflow="fold")
+        for each, rows in (("picture", metrics.METRICS), ("set", metrics.SET_METRICS)):
+            for metric in rows:
+                better = {"higher": "higher", "lower": "lower", "one": "near 1"}[metric.better]
+                by = ", ".join(f"{name} {metrics.version_of(name) or '?'}" for name in metric.packages) or "corrdiff"
+                file = metric.network.backbone.file if metric.network else ""
+                absent = metrics.missing(metric, self.weights)
+                table.add_row(metric.name, better, each, by, file, f"no: {absent}" if absent else "yes")
+        console = Console()
+        Console(width=console.width if console.is_terminal else 200).print(table)
+
+
 CodecCommands = (
     Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[Decode, tyro.conf.subcommand("decode")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Metrics, tyro.conf.subcommand("metrics")]
 )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,10 +17,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from corrdiff import grain, ssimulacra2, texture
+from corrdiff import grain, patch_features, perceptual, pretrained, sliced_wasserstein, ssimulacra2, texture
 from corrdiff.perceptual import LPIPS_MIN_SIDE
 from corrdiff.picture import Picture
-from corrdiff.sliced_wasserstein import sliced_wasserstein
+from corrdiff.pretrained import ALEXNET, INCEPTION, VGG16, Backbone
+
+Floats = npt.NDArray[np.float64]
+Better = Literal["higher", "lower", "one"]
+Networks = Mapping[str, nn.Module]
+"""The networks that are at hand, by the names of `Network`."""
 
 MS_SSIM_MIN_SIDE = 161
 """Five scales and an 11x11 window need more than (11 - 1) * 2**4 pixels (pytorch_msssim)."""
@@ -29,6 +35,10 @@ CVVDP_DISPLAY = "standard_4k"
 CVVDP_MIN_SIDE = 2
 CVVDP_MAX_PIXELS = 1 << 24
 """It takes half a GiB a megapixel."""
+
+VGG_MIN_SIDE = 16
+VGG_MAX_PIXELS = 1 << 23
+"""VGG-16's first layers take a GiB a megapixel."""
 
 
 def bits_per_pixel(data_bytes: int, height: int, width: int) -> float:
@@ -85,6 +95,19 @@ def lpips_distance(original: Picture, picture: Picture, network: nn.Module) -> f
         return float(network(_signed(original), _signed(picture)))
 
 
+def lpips_vgg_distance(original: Picture, picture: Picture, network: nn.Module) -> float | None:
+    """Compute LPIPS with VGG-16, or None where a side is under 32 pixels, and over 8 megapixels."""
+    return None if _pixels(original) > VGG_MAX_PIXELS else lpips_distance(original, picture, network)
+
+
+def dists_distance(original: Picture, picture: Picture, network: nn.Module) -> float | None:
+    """Compute DISTS at the pictures' own size, or None where a side is under 16 pixels, and over 8 megapixels."""
+    if min(original.shape[:2]) < VGG_MIN_SIDE or _pixels(original) > VGG_MAX_PIXELS:
+        return None
+    with torch.inference_mode():
+        return float(network(*((_signed(p) + 1) / 2 for p in (original, picture))))
+
+
 def color_video_vdp(original: Picture, picture: Picture) -> float | None:
     """Compute ColorVideoVDP of a still picture in JOD, 10 where no difference is seen.
 
@@ -104,9 +127,27 @@ def _cvvdp() -> Any:
     return pycvvdp.cvvdp(display_name=CVVDP_DISPLAY, quiet=True, device=torch.device("cpu"))
 
 
+def _pixels(picture: Picture) -> int:
+    return picture.shape[0] * picture.shape[1]
+
+
 def _signed(picture: Picture) -> Tensor:
     """Give a picture in [-1, 1], [1, 3, H, W]."""
     return torch.from_numpy(picture.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+
+
+class Network(NamedTuple):
+    """A trained network that a metric needs."""
+
+    name: str
+    backbone: Backbone
+    load: Callable[[Path], nn.Module]
+
+
+LPIPS = Network("lpips", ALEXNET, perceptual.load_lpips)
+LPIPS_VGG = Network("lpips_vgg", VGG16, functools.partial(perceptual.load_lpips, net="vgg"))
+DISTS = Network("dists", VGG16, pretrained.load_dists)
+PATCH_FEATURES = Network("patch_features", INCEPTION, pretrained.load_inception)
 
 
 class Metric(NamedTuple):
@@ -116,10 +157,10 @@ class Metric(NamedTuple):
     """The name of the column, the MLflow metric, the option."""
     title: str
     """What people read, on an axis too."""
-    better: Literal["higher", "lower", "one"]
-    measure: Callable[[Picture, Picture, nn.Module | None], float | None]
-    """What makes of (original, picture, LPIPS or None) the value, or None where there is none."""
-    on_axis: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None = None
+    better: Better
+    measure: Callable[[Picture, Picture, Networks], float | None]
+    """What makes of (original, picture, networks) the value, or None where there is none."""
+    on_axis: Callable[[Floats], Floats] | None = None
     """What curves and BD-rates take instead of the value."""
     axis: str = ""
     """The title of an axis of what curves take; the metric's own title where it is empty."""
@@ -127,15 +168,9 @@ class Metric(NamedTuple):
     """Whether a compression records it for every picture."""
     method: str = ""
     """How it is computed, in the words of a report."""
-    library: str = ""
-    """The package that computes it, whose version a report names too."""
-
-    @property
-    def missing(self) -> str:
-        """The sentence of a report where the package is not installed; empty where it is, or none is needed."""
-        if not self.library or version_of(self.library) is not None:
-            return ""
-        return f"the package {self.library} is not installed (the extra `perception` has it)"
+    packages: tuple[str, ...] = ()
+    """What computes it, the first by its version in a report; those that are not in the plain package may be absent."""
+    network: Network | None = None
 
 
 @functools.cache
@@ -147,21 +182,32 @@ def version_of(library: str) -> str | None:
         return None
 
 
-def _finite_psnr(original: Picture, picture: Picture, _: nn.Module | None) -> float | None:
+def _finite_psnr(original: Picture, picture: Picture, _: Networks) -> float | None:
     decibels = psnr(original, picture)
     return decibels if math.isfinite(decibels) else None
+
+
+def _by_network(
+    network: Network, distance: Callable[[Picture, Picture, nn.Module], float | None]
+) -> Callable[[Picture, Picture, Networks], float | None]:
+    """Make a metric that is absent without its network."""
+
+    def measure(original: Picture, picture: Picture, networks: Networks) -> float | None:
+        return distance(original, picture, networks[network.name]) if network.name in networks else None
+
+    return measure
 
 
 METRICS = (
     Metric(
         "psnr_db", "PSNR, dB", "higher", _finite_psnr,
-        method="10 log10(255² / MSE), MSE over all RGB values of a picture", library="numpy",
+        method="10 log10(255² / MSE), MSE over all RGB values of a picture", packages=("numpy",),
     ),
     Metric(
         "ms_ssim", "MS-SSIM", "higher", lambda o, p, _: ms_ssim(o, p), ms_ssim_db, "MS-SSIM, dB",
         method="RGB, five scales, window 11, sigma 1.5; curves and BD in -10 log10(1 - MS-SSIM); absent where a side "
                f"is under {MS_SSIM_MIN_SIDE} pixels",
-        library="pytorch_msssim",
+        packages=("pytorch_msssim",),
     ),
     Metric(
         "texture_error", "texture error", "lower", lambda o, p, _: texture_error(o, p),
@@ -169,9 +215,17 @@ METRICS = (
                "same texture everywhere; our encoder chooses its factors by it, no anchor does",
     ),
     Metric(
-        "lpips", "LPIPS", "lower",
-        lambda o, p, lpips: lpips_distance(o, p, lpips) if lpips is not None else None,
-        method="version 0.1 with AlexNet", library="lpips",
+        "lpips", "LPIPS", "lower", _by_network(LPIPS, lpips_distance),
+        method="version 0.1 with AlexNet", packages=("lpips",), network=LPIPS,
+    ),
+    Metric(
+        "lpips_vgg", "LPIPS (VGG)", "lower", _by_network(LPIPS_VGG, lpips_vgg_distance), in_datasets=False,
+        method="version 0.1 with VGG-16; absent over 8 megapixels", packages=("lpips",), network=LPIPS_VGG,
+    ),
+    Metric(
+        "dists", "DISTS", "lower", _by_network(DISTS, dists_distance), in_datasets=False,
+        method="arXiv 2004.07728, at the pictures' own size; absent over 8 megapixels",
+        packages=("torchmetrics",), network=DISTS,
     ),
     Metric(
         "high_frequency", "high frequencies", "one", lambda o, p, _: high_frequency(o, p),
@@ -187,7 +241,7 @@ METRICS = (
         "cvvdp", "ColorVideoVDP, JOD", "higher", lambda o, p, _: color_video_vdp(o, p), in_datasets=False,
         method=f"still picture on the display {CVVDP_DISPLAY} (75 pixels a degree, 200 cd/m²); 10 is no visible "
                "difference; absent over 16 megapixels",
-        library="cvvdp",
+        packages=("cvvdp",),
     ),
     Metric(
         "grain", "grain", "one", lambda o, p, _: grain.ratio(o, p),
@@ -197,10 +251,12 @@ METRICS = (
                f"absent where a side is under {grain.MIN_SIDE} pixels",
     ),
 )  # fmt: skip
-"""Equal pictures have no PSNR, small ones lack several; without its network nothing has LPIPS, without its package
-nothing has ColorVideoVDP."""
+"""Equal pictures have no PSNR, small ones lack several; what needs a network or a package is absent without it."""
 
 DATASET_METRICS = tuple(metric for metric in METRICS if metric.in_datasets)
+
+Sample = list[npt.NDArray[Any]]
+"""What is kept of one picture for a measure of its set."""
 
 
 class SetMetric(NamedTuple):
@@ -208,26 +264,78 @@ class SetMetric(NamedTuple):
 
     name: str
     title: str
-    better: Literal["higher", "lower", "one"]
-    measure: Callable[[Sequence[Picture], Sequence[Picture]], float | None]
-    """What makes of (originals, pictures) the value, or None where there is none."""
+    better: Better
+    sampling: str
+    """Under which name of `SAMPLINGS` what it needs of each picture is kept."""
+    distance: Callable[[Sequence[Sample], Sequence[Sample]], float | None]
+    """What makes of (originals', pictures' samples) the value, or None where there is none."""
     method: str
     """How it is computed, in the words of a report."""
+    packages: tuple[str, ...] = ()
+    network: Network | None = None
 
+
+SAMPLINGS: dict[str, Callable[[Picture, int, int, Networks], Sample]] = {
+    "pyramid_patches": lambda picture, place, pictures, _: [
+        drawn.astype(np.float16) for drawn in sliced_wasserstein.draw_patches(picture, place, pictures)
+    ],
+    "patch_features": lambda picture, _, __, networks: (
+        [patch_features.features(picture, networks[PATCH_FEATURES.name])] if PATCH_FEATURES.name in networks else []
+    ),
+}
+"""What makes of (picture, its place in the set, pictures of the set, networks) what is kept of it."""
 
 SET_METRICS = (
     SetMetric(
-        "sliced_wasserstein", "sliced Wasserstein distance", "lower", sliced_wasserstein,
+        "sliced_wasserstein", "sliced Wasserstein distance", "lower", "pyramid_patches", sliced_wasserstein.distance,
         method="arXiv 1710.10196, section 5: patches of 7x7x3 from each level of Laplacian pyramids down to 16 "
                "pixels, 128 of a picture and level, each channel normalised over its set, 512 directions; mean over "
                "the levels",
+    ),
+    SetMetric(
+        "fid", "FID", "lower", "patch_features", patch_features.fid,
+        method="of patches as in HiFiC (arXiv 2006.09965): a grid of 256x256 pixels, and the grid shifted by half; "
+               "of few patches it is far too high: compare over the same pictures alone",
+        packages=("torchmetrics", "torch-fidelity"), network=PATCH_FEATURES,
+    ),
+    SetMetric(
+        "kid", "KID", "lower", "patch_features", patch_features.kid,
+        method="of the same patches, cubic kernel, the unbiased estimate: of equal sets 0 in the mean",
+        packages=("torchmetrics", "torch-fidelity"), network=PATCH_FEATURES,
     ),
 )  # fmt: skip
 """Of whole sets; no column of a table of pictures."""
 
 
+def missing(metric: Metric | SetMetric, weights: str | None = None) -> str:
+    """Say in a sentence why a metric is absent; empty where nothing is missing.
+
+    `weights` is a directory with networks' files, else they are where torch keeps its downloads.
+    """
+    for package in metric.packages:
+        if version_of(package) is None:
+            return f"the package {package} is not installed (the extra `perception` has it)"
+    if metric.network is not None and pretrained.find(metric.network.backbone, weights) is None:
+        return pretrained.missing_sentence(metric.network.backbone, weights)
+    return ""
+
+
+def load_networks(weights: str | None = None) -> Networks:
+    """Load every network of the tables that is at hand.
+
+    Raises `UsageError` where a file does not hold what its name says.
+    """
+    found: dict[str, nn.Module] = {}
+    for metric in (*METRICS, *SET_METRICS):
+        if metric.network is not None and metric.network.name not in found and not missing(metric, weights):
+            path = pretrained.find(metric.network.backbone, weights)
+            assert path is not None
+            found[metric.network.name] = metric.network.load(path)
+    return found
+
+
 def quality(
-    original: Picture, picture: Picture, lpips: nn.Module | None, metrics: Sequence[Metric] = METRICS
+    original: Picture, picture: Picture, networks: Networks, metrics: Sequence[Metric] = METRICS
 ) -> dict[str, float | None]:
     """Measure how near a picture is to its original, by the names under which each metric is recorded."""
-    return {metric.name: metric.measure(original, picture, lpips) for metric in metrics}
+    return {metric.name: metric.measure(original, picture, networks) for metric in metrics}

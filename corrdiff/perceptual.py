@@ -6,16 +6,18 @@ Shapes: x_BCHW pictures in [-1, 1].
 from __future__ import annotations
 
 import functools
-import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from corrdiff import pretrained
 from corrdiff.errors import UsageError
+from corrdiff.pretrained import ALEXNET, VGG16
 
 PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
 """Two batches of pictures -> the distance of each pair, [B]."""
@@ -25,9 +27,6 @@ PerceptualMap = Callable[[Tensor, Tensor], Tensor]
 
 LPIPS_MIN_SIDE = 32
 """AlexNet's strides leave nothing of a smaller picture."""
-
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
-"""The file that torchvision would download for `lpips.LPIPS(net="alex")`."""
 
 
 def lpips_weights(given: str | Path | None = None) -> Path | None:
@@ -40,45 +39,36 @@ def lpips_weights(given: str | Path | None = None) -> Path | None:
         if not path.is_file():
             raise UsageError(f"LPIPS weights: there is no file {path}")
         return path
-    path = _downloads() / LPIPS_BACKBONE
-    return path if path.is_file() else None
+    return pretrained.find(ALEXNET)
 
 
 def missing_lpips_sentence() -> str:
     """Say what a person is to be told who has no LPIPS weights."""
-    return f"LPIPS is left out: its backbone {LPIPS_BACKBONE} is not in {_downloads()} (put it there to have it)"
-
-
-def _downloads() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    return f"LPIPS is left out: {pretrained.missing_sentence(ALEXNET)}"
 
 
 @functools.cache
-def load_lpips(path: Path, spatial: bool = False, device: str | torch.device = "cpu") -> nn.Module:
-    """Load LPIPS, version 0.1 with AlexNet, from a local backbone file; nothing is downloaded.
+def load_lpips(
+    path: Path, spatial: bool = False, device: str | torch.device = "cpu", net: Literal["alex", "vgg"] = "alex"
+) -> nn.Module:
+    """Load LPIPS, version 0.1, from a local file of its backbone; nothing is downloaded.
 
     `spatial` gives a map, [B, 1, H, W], instead of a number for each picture. Each device has a network of its own, for
     moving one moves it for all who have it.
 
-    Raises `UsageError` where the file does not hold AlexNet's weights.
+    Raises `UsageError` where the file does not hold the backbone's weights.
     """
     import lpips
-    import torchvision
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            net = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False, spatial=spatial)
-            backbone = torchvision.models.alexnet(weights=None)
-            backbone.load_state_dict(state)
-    except (RuntimeError, OSError, LookupError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        kind = type(error).__name__  # torch's own sentences are many lines, and advise to load what is not trusted
-        raise UsageError(f"LPIPS weights: {path} does not hold AlexNet's weights ({kind})") from None
-    for name, parameter in net.net.named_parameters():  # slices keep AlexNet's own layer numbers
+    backbone = {"alex": ALEXNET, "vgg": VGG16}[net]
+    state = pretrained.read_state(path, backbone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False, spatial=spatial)
+    for name, parameter in network.net.named_parameters():  # slices keep the backbone's own layer numbers
         index, kind = name.split(".")[-2:]
         parameter.data.copy_(state[f"features.{index}.{kind}"])
-    module: nn.Module = net.eval().requires_grad_(False).to(device)
+    module: nn.Module = network.eval().requires_grad_(False).to(device)
     return module
 
 

@@ -48,19 +48,36 @@ def sliced_wasserstein(originals: Sequence[Picture], pictures: Sequence[Picture]
     them one by one. Patches are drawn at the same places of both, always the same ones. It is None where no picture has
     sides of MIN_SIDE. Raises `ValueError` where the sets are not of the same sizes.
     """
-    number = max(1, min(PATCHES, MOST_PATCHES // max(1, len(originals))))
-    levels: list[tuple[list[Floats], list[Floats]]] = []
+    drawn: list[tuple[list[Floats], list[Floats]]] = []
     for i, (original, picture) in enumerate(zip(originals, pictures, strict=True)):
         if original.shape != picture.shape:
             raise ValueError(f"picture {i} is of {picture.shape}, its original of {original.shape}")
-        for level, both in enumerate(zip(_pyramid(original), _pyramid(picture), strict=True)):
-            if level == len(levels):
-                levels.append(([], []))
-            for x_CHW, drawn in zip(both, levels[level], strict=True):
-                drawn.append(_patches(x_CHW, number, np.random.default_rng((SEED, i, level))))
+        drawn.append((draw_patches(original, i, len(originals)), draw_patches(picture, i, len(originals))))
+    return distance([theirs for theirs, _ in drawn], [ours for _, ours in drawn])
+
+
+def draw_patches(picture: Picture, place: int, pictures: int) -> list[Floats]:
+    """Draw the patches of each level of one picture, [P, 3, 7, 7], the finest first; none of one under MIN_SIDE.
+
+    Where they are depends on its `place` in its set, and how many they are on how many `pictures` that has.
+    """
+    number = max(1, min(PATCHES, MOST_PATCHES // max(1, pictures)))
+    return [
+        _patches(x_CHW, number, np.random.default_rng((SEED, place, level)))
+        for level, x_CHW in enumerate(_pyramid(picture))
+    ]
+
+
+def distance(originals: Sequence[Sequence[Floats]], pictures: Sequence[Sequence[Floats]]) -> float | None:
+    """Compute the distance from the patches of each picture of two sets, as `draw_patches` gives them."""
+    levels = max((len(drawn) for drawn in originals), default=0)
     if not levels:
         return None
-    return float(np.mean([_distance(*(_points(np.concatenate(drawn)) for drawn in both)) for both in levels]))
+    clouds = [
+        [np.concatenate([drawn[level] for drawn in one if level < len(drawn)]) for one in (originals, pictures)]
+        for level in range(levels)
+    ]
+    return float(np.mean([_distance(*(_points(patches) for patches in both)) for both in clouds]))
 
 
 def _pyramid(picture: Picture) -> Iterator[Tensor]:
@@ -99,7 +116,7 @@ def _patches(x_CHW: Tensor, number: int, rng: np.random.Generator) -> Floats:
 
 def _points(patches: Floats) -> Floats:
     """Bring each channel of a set's patches to mean 0 and deviation 1, [P, D]; of one that is flat to 0."""
-    centred = patches - patches.mean((0, 2, 3), keepdims=True)
+    centred = patches.astype(np.float32) - patches.mean((0, 2, 3), dtype=np.float32, keepdims=True)
     deviation = centred.std((0, 2, 3), keepdims=True)
     points: Floats = (centred / np.where(deviation > FLAT, deviation, np.inf)).reshape(len(patches), -1)
     return points

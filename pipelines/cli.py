@@ -13,12 +13,13 @@ from typing import Annotated
 
 import tyro
 
-from corrdiff.cli import Decode, Encode, Inspect
+from corrdiff.cli import Decode, Encode, Inspect, Metrics
 from corrdiff.command_line import guarded, run_program
 from corrdiff.config import BUILTIN, Correction
 from pipelines.compress.config import CompressConfig
 from pipelines.decompress.config import DecompressConfig
-from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.config import CHECKPOINTS, EvaluateConfig
+from pipelines.files import storage
 from pipelines.shards.config import ShardConfig
 from pipelines.train.config import TrainConfig
 
@@ -244,13 +245,18 @@ class Decompress:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Rate-distortion curves of codecs beside those that people know (--anchors), on the same pictures: one page.
+    """Rate-distortion curves of any codecs on the same pictures, in every metric that is at hand: one page.
 
-    Real files, really decoded, in parallel on Ray. Without --codec, of the codec that comes with this package.
+    Real files, really decoded, in parallel on Ray: codecs of ours, those that people know (--anchors), any encoder
+    and decoder (--command), pictures decoded elsewhere (--reconstructions), CompressAI's models (--compressai). Where
+    none is named, the codec that comes with this package.
 
     Example: corrdiff evaluate sample: --limit 3
 
     Example: corrdiff evaluate s3://bucket/held-out --codec runs/a/phase2/codec --codec runs/b/phase2/codec --out report
+
+    Example: corrdiff evaluate photos --command cjpeg='cjpeg -quality {q} -outfile {out} {in.bmp}; djpeg -bmp -outfile
+    {bmp} {out}' --points 10,30,60,90
     """
 
     images: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
@@ -259,13 +265,22 @@ class Evaluate:
     out: str = "report"
     """Directory or URI for the report, index.html, and its tables; running again goes on where it stopped."""
     codec: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Codec directory or URI; give it again for each other codec."""
+    """Codec directory or URI, or STORAGE/NAME of a training run, of which every checkpoint is a codec; give it again
+    for each other."""
     config: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    open: bool = False
+    """Open the page when it is done."""
 
     def run(self) -> None:
-        from pipelines.evaluate.command import run_evaluation
+        from pipelines.evaluate.command import open_report, run_evaluation
+        from pipelines.train.command import codecs_of
 
-        run_evaluation(self.images, self.out, self.codec or (BUILTIN,), self.config)
+        named = self.codec or self.config.command or self.config.reconstructions or self.config.compressai
+        checkpoints = storage.join(storage.absolute(self.out), CHECKPOINTS)
+        codecs = [each for codec in self.codec for each in codecs_of(codec, checkpoints)]
+        finished = run_evaluation(self.images, self.out, codecs if named else (BUILTIN,), self.config)
+        if self.open:
+            open_report(finished.report)
 
 
 Commands = (
@@ -279,6 +294,7 @@ Commands = (
     | Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Decompress, tyro.conf.subcommand("decompress")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Metrics, tyro.conf.subcommand("metrics")]
 )
 
 

@@ -35,7 +35,7 @@ def draw() -> Callable[..., npt.NDArray[np.uint8]]:
 
 @pytest.fixture(scope="session")
 def codec_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A codec of the first shape with symbols that are not all zero: untrained, its latents livelier than at the start."""
+    """A codec of the first shape whose symbols are not all zero: untrained, with livelier latents than at the start."""
     torch.manual_seed(0)
     model = CorrDiffModel(first_codec())
     with torch.no_grad():

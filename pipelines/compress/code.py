@@ -22,15 +22,15 @@ class Coder:
         torch.set_num_threads(1)
         self.tables = load_networks(codec, for_training=False)[1]
         weights = perceptual.lpips_weights(lpips_weights)
-        self.lpips = perceptual.load_lpips(weights) if weights else None
+        self.networks = {metrics.LPIPS.name: perceptual.load_lpips(weights)} if weights else {}
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk: Chunk[WithSymbols] = row["chunk"]
         started = time.perf_counter()
-        return {"chunk": chunk.after("code", [_code(e, self.tables, self.lpips) for e in chunk.pictures], started)}
+        return {"chunk": chunk.after("code", [_code(e, self.tables, self.networks) for e in chunk.pictures], started)}
 
 
-def _code(encoded: WithSymbols, tables: EntropyTables, lpips: Any) -> Done:
+def _code(encoded: WithSymbols, tables: EntropyTables, networks: metrics.Networks) -> Done:
     opened = encoded.opened
     if opened.pixels is None or encoded.pending is None or encoded.shown is None:
         return _failed(opened, encoded.error)
@@ -43,7 +43,7 @@ def _code(encoded: WithSymbols, tables: EntropyTables, lpips: Any) -> Done:
     row = {
         "key": opened.key, "source": opened.source, "width": width, "height": height, "bytes": len(data),
         "bpp": metrics.bits_per_pixel(len(data), height, width),
-        **metrics.quality(opened.pixels, encoded.shown, lpips, metrics.DATASET_METRICS),
+        **metrics.quality(opened.pixels, encoded.shown, networks, metrics.DATASET_METRICS),
         "quality": encoded.pending.header.quality, "quality_source": encoded.quality_source,
         "status": "ok", "error": None,
     }  # fmt: skip

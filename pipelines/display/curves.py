@@ -8,13 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from corrdiff.metrics import METRICS
+from corrdiff.metrics import METRICS, SET_METRICS
 
 if TYPE_CHECKING:  # it takes a second to import
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LABELS = {"bpp": "bits a pixel"} | {metric.name: metric.axis or metric.title for metric in METRICS}
+_LABELS = (
+    {"bpp": "bits a pixel"}
+    | {metric.name: metric.axis or metric.title for metric in METRICS}
+    | {metric.name: metric.title for metric in SET_METRICS}
+)
 
 OURS = ("#d62728", "#ff7f0e", "#9467bd", "#e377c2", "#8c564b", "#bcbd22")
 
@@ -75,7 +79,11 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(x: str, y: str, lines: Sequence[Line]) -> str:
-    """Draw one panel as an element of a page: each line is a group with `data-line`, each point says its tip."""
+    """Draw one panel as an element of a page.
+
+    Each line is a group with `data-line`, each point has its number, `data-point`, and says its tip. What is black has
+    the colour of the text around it.
+    """
     import matplotlib as mpl
 
     buffer = io.BytesIO()
@@ -94,6 +102,9 @@ def svg(x: str, y: str, lines: Sequence[Line]) -> str:
         group = groups[f"line-{i}"]
         del group.attrib["id"]  # a page has many charts
         group.set("data-line", line.name)
-        for mark, tip in zip(group.iter(f"{{{_SVG}}}use"), line.tips, strict=False):
+        for number, (mark, tip) in enumerate(zip(group.iter(f"{{{_SVG}}}use"), line.tips, strict=False)):
+            mark.set("data-point", str(number))
             ET.SubElement(mark, f"{{{_SVG}}}title").text = tip
-    return ET.tostring(root, encoding="unicode")
+    for text in root.iter(f"{{{_SVG}}}text"):
+        text.set("fill", "currentColor")
+    return ET.tostring(root, encoding="unicode").replace("#000000", "currentColor")

@@ -1,10 +1,15 @@
-"""`corrdiff evaluate`: real files of our codecs and of those that people know, on the same pictures, on Ray.
+"""`corrdiff evaluate`: real files of our codecs and of any others, on the same pictures, on Ray.
+
+    pictures x systems -> code (coding.py; our codecs on GPUs where there are some) -> measure (measure.py, on cores)
+    points of curves -> metrics of sets (sets.py) -> curves and comparisons (comparison.py) -> the page (page.py)
 
 OUT/evaluation.json   what is evaluated; another evaluation there is refused
 OUT/_rows/            a file for each picture and system, written when it is measured: a killed run goes on
 OUT/_failed/          the same of those that could not be measured, which the next run tries again
+OUT/_samples/         what the metrics of sets need of each
 OUT/_windows/         the parts of pictures that the report shows
-OUT/results.parquet, results.csv, index.html
+OUT/_checkpoints/     codecs of a training run that is evaluated, one a checkpoint
+OUT/results.parquet, results.csv, sets.csv, index.html
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import json
 import re
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,14 +31,14 @@ import pyarrow.parquet as pq
 from corrdiff import __version__
 from corrdiff.codec_directory import read_config
 from corrdiff.errors import JobError, UsageError
-from corrdiff.metrics import METRICS
-from corrdiff.perceptual import lpips_weights
+from corrdiff.metrics import METRICS, SET_METRICS, missing
 from pipelines.display.progress import Progress, console
-from pipelines.evaluate import anchors
-from pipelines.evaluate.comparison import Comparison, whole_pictures
+from pipelines.evaluate.comparison import POINT, Comparison, whole_pictures
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.measure import FAILED, PEAKS, ROWS, SECONDS, Measurer, Place, System, stem
+from pipelines.evaluate.measure import FAILED, PEAKS, ROWS, SECONDS, CodecStage, Measurer, Place, stem
 from pipelines.evaluate.page import Evaluation, compare_all, curves_of, failures, page
+from pipelines.evaluate.sets import measure_set, set_points
+from pipelines.evaluate.systems import System, description, systems_of
 from pipelines.files import storage
 from pipelines.files.records import claim
 from pipelines.files.storage import READERS
@@ -55,6 +61,10 @@ COLUMNS = pa.schema([
     ("decoding", pa.string()), ("bytes", pa.int64()), ("bpp", pa.float64()),
     *((name, pa.float64()) for name in (*(metric.name for metric in METRICS), *SECONDS, *PEAKS)),
     ("machine", pa.string()), ("error", pa.string()),
+])  # fmt: skip
+
+SET_COLUMNS = pa.schema([
+    *((name, COLUMNS.field(name).type) for name in POINT), *((metric.name, pa.float64()) for metric in SET_METRICS),
 ])  # fmt: skip
 
 
@@ -80,18 +90,19 @@ def evaluate(
     images = storage.absolute(images)
     out = storage.absolute(out)
     tracking_uri()  # refused before anything is written
-    systems = name_systems(codecs, config)
-    fingerprints = _claim(images, out, systems, config)
+    systems = systems_of(codecs, config)
+    descriptions = _claim(images, out, systems, config)
     places = _places(images, config)
-    tracker = _begin(images, out, systems, fingerprints, config)
+    tracker = _begin(images, out, systems, config)
     status = "FAILED"
     try:
         with ray_session():
             yield from _measure(places, systems, out, config)
-        table = _gather(out, [stem(place.key, system.name) for place in places for system in systems])
-        if not whole_pictures(table):
-            raise JobError(f"not one picture could be measured: {table['error'].dropna().iloc[0]}")
-        evaluation = Evaluation(images, out, places, systems, fingerprints, table, config)
+            table = _gather(out, [stem(place.key, system.name) for place in places for system in systems])
+            if not whole_pictures(table):
+                raise JobError(f"not one picture could be measured: {table['error'].dropna().iloc[0]}")
+            sets = yield from _measure_sets(table, out)
+        evaluation = Evaluation(images, out, places, systems, descriptions, table, sets, config, _crops(systems))
         finished = _finish(evaluation, tracker)
         status = "FINISHED"
         return finished
@@ -99,16 +110,14 @@ def evaluate(
         tracker.close(status)
 
 
-def _begin(
-    images: str, out: str, systems: list[System], fingerprints: dict[str, str], config: EvaluateConfig
-) -> Tracker:
+def _begin(images: str, out: str, systems: list[System], config: EvaluateConfig) -> Tracker:
     """Begin one MLflow run, linked to the codecs and their training runs, or go on with that of an earlier try."""
     known = recorded_run(out)
-    codecs = [s.codec for s in systems if s.codec]
-    tags = {KIND: "evaluate", FINGERPRINT: ",".join(fingerprints.values()),
-            CODEC: ",".join(codecs)}  # fmt: skip
-    for i, codec in enumerate(codecs):
-        tags |= lineage_tags(read_config(codec)[2], f"{i + 1}_" if i else "")
+    codecs = [system.source for system in systems if system.ours]
+    configs = [read_config(codec) for codec in codecs]
+    tags = {KIND: "evaluate", FINGERPRINT: ",".join(read[1] for read in configs), CODEC: ",".join(codecs)}
+    for i, read in enumerate(configs):
+        tags |= lineage_tags(read[2], f"{i + 1}_" if i else "")
     params = {"images": images, "out": out, **dataclasses.asdict(config)}
     tracker = Tracker(tracking_uri(), RunSpec("evaluate", tags, params, known), out, console.print)
     run_id = tracker.run_id()
@@ -117,39 +126,33 @@ def _begin(
     return tracker
 
 
-def name_systems(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
-    """Name codecs by the ends of their URIs, as far as that tells them apart; anchors by their own names."""
-    uris = [storage.absolute(codec) for codec in dict.fromkeys(codecs)]
-    parts = [[p for p in uri.split("/") if p and p != "codec"] or [uri] for uri in uris]
-    names = uris
-    for length in range(max(map(len, parts), default=0), 0, -1):
-        short = ["/".join(p[-length:]) for p in parts]
-        if len(set(short)) == len(short) and not {"phase1", "phase2", "phase3", *config.anchors} & set(short):
-            names = short
-    ours = [System(name, uri) for name, uri in zip(names, uris, strict=True)]
-    return ours + [System(name, None) for name in config.anchors]
-
-
 def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig) -> dict[str, str]:
-    """Make `out` this evaluation's, or refuse it; returns the codecs' fingerprints, by system."""
-    found = {s.name: read_config(s.codec) for s in systems if s.codec}
-    for codec, _, _ in found.values():
-        for settings in config.points():
-            codec.check(settings)
-    fingerprints = {name: fingerprint for name, (_, fingerprint, _) in found.items()}
-    record = {"identity": {"images": images, "codecs": fingerprints, **identity(config), **_instruments(config)}}
+    """Make `out` this evaluation's, or refuse it; returns what makes the files of each system.
+
+    Of two versions of what measures the rows would not belong together.
+    """
+    descriptions = {system.name: description(system) for system in systems}
+    for system in systems:
+        if system.ours:
+            codec = read_config(system.source)[0]
+            for settings in config.settings():
+                codec.check(settings)
+    made_by = descriptions | {system.name: read_config(system.source)[1] for system in systems if system.ours}
+    measured = [metric.name for metric in (*METRICS, *SET_METRICS) if not missing(metric, config.weights)]
+    record = {"identity": {
+        "images": images, **identity(config), "systems": made_by, "metrics": measured, "corrdiff": __version__,
+    }}  # fmt: skip
     claim(storage.join(out, IDENTITY), record, f"{out} holds another evaluation", absent=defaults(EvaluateConfig))
-    return fingerprints
+    return descriptions
 
 
-def _instruments(config: EvaluateConfig) -> dict[str, Any]:
-    """What an evaluation measures with: of two versions the rows would not belong together."""
-    weights = lpips_weights(config.lpips_weights)
+def _crops(systems: list[System]) -> dict[str, int]:
+    """How many crops each checkpoint of a training run had seen, over all its phases, by system."""
+    known = {system.name: read_config(system.source)[2] for system in systems if system.run}
     return {
-        "anchors": {name: anchors.description(name) for name in config.anchors}, "corrdiff": __version__,
-        "metrics": [metric.name for metric in METRICS if not metric.missing],
-        "lpips": weights.name if weights else None,
-    }  # fmt: skip
+        name: sum(int(value) for key, value in provenance.items() if key.endswith("_crops"))
+        for name, provenance in known.items()
+    }
 
 
 def _places(images: str, config: EvaluateConfig) -> list[Place]:
@@ -159,7 +162,7 @@ def _places(images: str, config: EvaluateConfig) -> list[Place]:
     if not found:
         raise UsageError(units.nothing_at(images))
     shown = set(np.linspace(0, len(found) - 1, min(config.show, len(found))).astype(int).tolist())
-    return [Place(key, unit, i in shown) for i, (key, unit) in enumerate(found)]
+    return [Place(key, unit, i in shown, i) for i, (key, unit) in enumerate(found)]
 
 
 def _keys(unit: units.Unit) -> Iterator[str]:
@@ -176,13 +179,29 @@ def _measure(places: list[Place], systems: list[System], out: str, config: Evalu
     yield Progress(done, len(every), "measurements")
     for i in range(0, len(missing), SEGMENT):
         items = [{"place": place, "system": system} for place, system in missing[i : i + SEGMENT]]
-        measured = one_block_each(items).map(
-            Measurer, fn_constructor_args=(out, config, stages.device), **stages.networks
-        )
+        waiting, cores = one_block_each(items), stages.networks
+        if stages.device == "cuda":
+            waiting, cores = waiting.map(CodecStage, fn_constructor_args=(config, "cuda"), **cores), stages.coders
+        measured = waiting.map(Measurer, fn_constructor_args=(out, config, len(places)), **cores)
         with ray_errors():
             for row in rows_as_they_come(measured):
                 done, errors = done + 1, errors + row["errors"]
                 yield Progress(done, len(every), "measurements", f"{errors} failed" if errors else "")
+
+
+def _measure_sets(table: pd.DataFrame, out: str) -> Generator[Progress, None, pd.DataFrame]:
+    """Compute the metrics of sets at every point of every curve; yields after each, and returns a row a point."""
+    rows: list[dict[str, Any]] = []
+    points = list(set_points(table))
+    measured = one_block_each([{"number": i, "point": point} for i, point in enumerate(points)]).map(
+        lambda row: {"number": row["number"], "row": json.dumps(measure_set(out, row["point"]))}, num_cpus=1
+    )
+    with ray_errors():
+        for row in rows_as_they_come(measured):
+            rows.append(row)
+            yield Progress(len(rows), len(points), "points of sets")
+    rows.sort(key=lambda row: int(row["number"]))
+    return numbers(pd.DataFrame([json.loads(row["row"]) for row in rows], columns=SET_COLUMNS.names), SET_COLUMNS)
 
 
 def _gather(out: str, stems: list[str]) -> pd.DataFrame:
@@ -195,27 +214,34 @@ def _gather(out: str, stems: list[str]) -> pd.DataFrame:
 
     with ThreadPoolExecutor(READERS) as pool:
         rows = [row for of_one in pool.map(read, stems) for row in of_one]
-    return pd.DataFrame(rows, columns=COLUMNS.names)
+    return numbers(pd.DataFrame(rows, columns=COLUMNS.names), COLUMNS)
+
+
+def numbers(table: pd.DataFrame, schema: pa.Schema) -> pd.DataFrame:
+    """Make columns of floating point that, where no row has a value, too."""
+    floating = [field.name for field in schema if pa.types.is_floating(field.type)]
+    return table.astype(dict.fromkeys(floating, "float64"))
 
 
 def _finish(evaluation: Evaluation, tracker: Tracker) -> Finished:
     """Write tables and page, and everything to MLflow."""
     out, table = evaluation.out, evaluation.table
     curves = curves_of(evaluation)
-    comparisons = compare_all(curves, evaluation.config.reference)
+    compared = compare_all(curves, evaluation.config.reference)
     files = {
         "results.parquet": _parquet(table), "results.csv": table.to_csv(index=False).encode(),
-        "index.html": page(evaluation, curves, comparisons).encode(),
+        "sets.csv": evaluation.sets.to_csv(index=False).encode(),
+        "index.html": page(evaluation, curves, compared).encode(),
     }  # fmt: skip
     for name, data in files.items():
         storage.write_bytes(storage.join(out, name), data)
         tracker.artifact(name, data)
-    for c in comparisons:
+    for c in compared.with_reference:
         if c.rate is not None:
             rates = "" if c.bpp_range is None else f"/{c.bpp_range[0]:g}_to_{c.bpp_range[1]:g}_bpp"
             name = f"against_{evaluation.config.reference}/{c.metric}{rates}/{_metric_name(c.curve)}"
             tracker.metrics({f"bd_rate_{name}": c.rate.value, f"overlap_{name}": c.overlap})
-    return Finished(storage.join(out, "index.html"), comparisons, failures(table))
+    return Finished(storage.join(out, "index.html"), compared.with_reference, failures(table))
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

@@ -1,61 +1,47 @@
-"""One picture through one system, whole files there and back: the rows of an evaluation's table.
+"""One picture through one system, as rows of an evaluation's table.
 
-A system is a trained codec or an anchor; its points are what it is asked for. Everything that the table says of a point
-is of the file that was written and of the picture that was decoded from it.
+A system's points are what it is asked for. Everything that the table says of a point is of the file that was written
+and of the picture that was decoded from it. Coding may be a stage of its own, on GPUs; measuring is on cores.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
+import io
 import platform
 import re
-import resource
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
-from corrdiff import metrics, perceptual
-from corrdiff.codec import CorrDiffCodec, Settings
+from corrdiff import metrics
 from corrdiff.decoders import silence_decoders
-from corrdiff.errors import is_out_of_memory
+from corrdiff.errors import UsageError, is_out_of_memory
 from corrdiff.images import ImageError, open_image
+from corrdiff.metrics import SAMPLINGS, Networks
 from corrdiff.picture import Picture
-from pipelines.evaluate import anchors
+from pipelines.evaluate.coded import Coded
+from pipelines.evaluate.coding import Coder
 from pipelines.evaluate.config import EvaluateConfig
+from pipelines.evaluate.systems import System
 from pipelines.evaluate.windows import keep_windows
 from pipelines.files import storage
 from pipelines.inputs import units
 from pipelines.inputs.units import Unit
-from pipelines.runtime.stages import codec_in_actor, keep_to_one_core
+from pipelines.runtime.stages import keep_to_one_core
 
-T = TypeVar("T")
-
-QualityOf = Callable[[Picture, Picture], dict[str, float | None]]
-"""(original, picture) -> metrics by name."""
-
-ROWS, FAILED = "_rows", "_failed"
+ROWS, FAILED, SAMPLES = "_rows", "_failed", "_samples"
 
 SECONDS = {"encode_s_per_mpx": "encode, s/Mpx", "decode_s_per_mpx": "decode, s/Mpx"}
 """Columns of the table with seconds a megapixel, and their titles."""
 PEAKS = {"encode_peak_mib": "encode, MiB", "decode_peak_mib": "decode, MiB"}
 """Columns with the most memory that was in use, and their titles."""
-
-
-@dataclass(frozen=True)  # Ray Data would take a tuple of strings for a list
-class System:
-    """Something that writes files and reads them."""
-
-    name: str
-    """Unique in an evaluation."""
-    codec: str | None
-    """The codec directory; None for the anchor of that name."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +52,8 @@ class Place:
     unit: Unit
     shown: bool
     """Whether it is among those to look at."""
-
-
-class RoundTrip(NamedTuple):
-    """A picture that went into a file and came back."""
-
-    row: dict[str, Any]
-    """What the table says of it."""
-    picture: Picture
+    number: int
+    """Which of all pictures it is."""
 
 
 def stem(key: str, system: str) -> str:
@@ -81,54 +61,83 @@ def stem(key: str, system: str) -> str:
     return hashlib.blake2b(f"{system}\n{key}".encode(), digest_size=12).hexdigest()
 
 
-class Measurer:
-    """A Ray Data actor: measures pictures, one system at a time, and writes what it found."""
+@dataclass(frozen=True)
+class Tried:
+    """What coding a picture gave: the points, or the reason why there are none."""
 
-    def __init__(self, out: str, config: EvaluateConfig, device: str) -> None:
-        silence_decoders()
-        Image.MAX_IMAGE_PIXELS = None  # --max-pixels is the limit of pictures, and of the other codecs' files with them
-        keep_to_one_core(device)
-        self.out, self.config, self.device = out, config, device
-        self.codecs: dict[str, CorrDiffCodec] = {}
-        weights = perceptual.lpips_weights(config.lpips_weights)
-        self.lpips = perceptual.load_lpips(weights) if weights else None
+    original: Picture | None
+    """None where it could not be coded."""
+    coded: list[Coded]
+    machine: str
+    error: str = ""
+
+
+class CodecStage:
+    """A Ray Data actor with a GPU: codes pictures with our codecs, and hands on what it is not for."""
+
+    def __init__(self, config: EvaluateConfig, device: str) -> None:
+        _begin(device)
+        self.coder = Coder(config, device)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        ours = row["system"].ours
+        return {**row, "tried": try_coding(self.coder, row["place"], row["system"]) if ours else None}
+
+
+class Measurer:
+    """A Ray Data actor on a core: measures pictures, one system at a time, and writes what it found.
+
+    It codes what no stage before it has coded.
+    """
+
+    def __init__(self, out: str, config: EvaluateConfig, pictures: int) -> None:
+        _begin("cpu")
+        self.out, self.pictures = out, pictures
+        self.coder = Coder(config, "cpu")
+        self.networks = metrics.load_networks(config.weights)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         place: Place = row["place"]
         system: System = row["system"]
+        tried: Tried = row.get("tried") or try_coding(self.coder, place, system)
         name = stem(place.key, system.name)
-        machine = _machine(self.device if system.codec else "cpu")
-        common: dict[str, Any] = {"picture": place.key, "system": system.name, "machine": machine}
-        try:
-            original = _read(place, self.config.max_pixels)
-            trips = list(self._round_trips(original, system))
-        except (ImageError, OSError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                raise
-            reason = str(error).strip().splitlines()
-            rows = [{**common, "error": reason[0] if reason else type(error).__name__}]
+        common: dict[str, Any] = {"picture": place.key, "system": system.name, "machine": tried.machine}
+        if tried.original is None:
+            rows = [{**common, "error": tried.error}]
             directory = FAILED  # where it does not count as done
         else:
-            height, width = original.shape[:2]
-            rows = [{**common, "width": width, "height": height, **trip.row} for trip in trips]
+            height, width = tried.original.shape[:2]
+            common |= {"width": width, "height": height}
+            rows = [{**common, **table_row(tried.original, coded, self.networks)} for coded in tried.coded]
             directory = ROWS
             if place.shown:
-                keep_windows(self.out, name, original, trips)
+                shown = [coded.picture for coded in tried.coded]
+                keep_windows(self.out, name, tried.original, list(zip(rows, shown, strict=True)))
+            kept = samples(tried.original, tried.coded, place.number, self.pictures, self.networks)
+            storage.write_bytes(storage.join(self.out, SAMPLES, f"{name}.npz"), kept)
         storage.write_json(storage.join(self.out, directory, f"{name}.json"), rows)
         return {"errors": sum("error" in row for row in rows)}
 
-    def _round_trips(self, original: Picture, system: System) -> Iterator[RoundTrip]:
-        if system.codec is None:
-            yield from _through_anchor(original, system.name, self._quality)
-            return
-        codec = self.codecs.get(system.codec)
-        if codec is None:
-            codec = self.codecs[system.codec] = codec_in_actor(system.codec, self.device, self.config.precision)
-        for settings in self.config.points():
-            yield from _through_codec(codec, original, settings, self._quality, self.config.decodes_both(settings))
 
-    def _quality(self, original: Picture, picture: Picture) -> dict[str, float | None]:
-        return metrics.quality(original, picture, self.lpips)
+def _begin(device: str) -> None:
+    """Make a process one that measures."""
+    silence_decoders()
+    Image.MAX_IMAGE_PIXELS = None  # --max-pixels is the limit of pictures, and of the other codecs' files with them
+    keep_to_one_core(device)
+
+
+def try_coding(coder: Coder, place: Place, system: System) -> Tried:
+    """Read a picture and send it through a system; what cannot be done is said in one line."""
+    machine = machine_of(system, coder.device)
+    try:
+        original = _read(place, coder.config.max_pixels)
+        coded = list(coder.code(original, system, place.key))
+    except (UsageError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()
+        return Tried(None, [], machine, reason[0] if reason else type(error).__name__)
+    return Tried(original, coded, machine)
 
 
 def _read(place: Place, max_pixels: int) -> Picture:
@@ -138,79 +147,56 @@ def _read(place: Place, max_pixels: int) -> Picture:
     return open_image(found.data, max_pixels).pixels
 
 
-def _through_anchor(original: Picture, name: str, quality_of: QualityOf) -> Iterator[RoundTrip]:
-    for quality in anchors.ANCHORS[name].qualities:
-        file = _timed(functools.partial(anchors.encode, name, original, quality), "cpu")
-        picture = _timed(functools.partial(anchors.decode, name, file.result), "cpu")
-        asked = {"quality": quality, "fidelity": None, "steps": None, "usual_steps": True, "decoding": None}
-        yield _round_trip(asked, original, file, picture, quality_of)
-
-
-def _through_codec(
-    codec: CorrDiffCodec, original: Picture, settings: Settings, quality_of: QualityOf, both: bool
-) -> Iterator[RoundTrip]:
-    """The file of some settings, decoded as it is meant, and where `both`, by D alone and without the correction."""
-    device = codec.device.type
-    file = _timed(lambda: codec.compress_batch([original], settings)[0].data, device)
-    usual = codec.config.diffusion.steps
-    for decoding in ("corrected", "privileged", "uncorrected") if both else ("corrected",):
-        picture = _timed(functools.partial(codec.decompress, file.result, decoding, original.size), device)
-        asked = {
-            "quality": settings.quality, "fidelity": settings.fidelity,
-            "steps": usual if settings.steps is None else settings.steps, "usual_steps": settings.steps is None,
-            "decoding": decoding,
-        }  # fmt: skip
-        yield _round_trip(asked, original, file, picture, quality_of)
-
-
-class Timed(NamedTuple, Generic[T]):
-    """What an action gave, and what it took."""
-
-    result: T
-    seconds: float
-    peak_bytes: int
-    """Of the whole process while it ran, or of the GPU's memory."""
-
-
-def _timed(action: Callable[[], T], device: str) -> Timed[T]:
-    _forget_peak(device)
-    started = time.perf_counter()
-    result = action()
-    return Timed(result, time.perf_counter() - started, _peak(device))
-
-
-def _forget_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with contextlib.suppress(OSError):  # where that is not to be had, the peak is the process's so far
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak(device: str) -> int:
-    if device == "cuda":
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _round_trip(
-    asked: dict[str, Any], original: Picture, file: Timed[bytes], picture: Timed[Picture], quality_of: QualityOf
-) -> RoundTrip:
+def table_row(original: Picture, coded: Coded, networks: Networks) -> dict[str, Any]:
+    """Measure one point of one picture."""
     height, width = original.shape[:2]
     megapixels = height * width / 1e6
-    row = asked | {
-        "bytes": len(file.result), "bpp": metrics.bits_per_pixel(len(file.result), height, width),
-        **quality_of(original, picture.result),
-        "encode_s_per_mpx": file.seconds / megapixels, "decode_s_per_mpx": picture.seconds / megapixels,
-        "encode_peak_mib": file.peak_bytes / 2**20, "decode_peak_mib": picture.peak_bytes / 2**20,
+    seconds = (coded.encode_s, coded.decode_s)
+    peaks = (coded.encode_peak_bytes, coded.decode_peak_bytes)
+    return {
+        "quality": coded.quality, "fidelity": coded.fidelity, "steps": coded.steps, "usual_steps": coded.usual_steps,
+        "decoding": coded.decoding, "bytes": coded.bytes, "bpp": metrics.bits_per_pixel(coded.bytes, height, width),
+        **metrics.quality(original, coded.picture, networks),
+        **{name: None if s is None else s / megapixels for name, s in zip(SECONDS, seconds, strict=True)},
+        **{name: None if peak is None else peak / 2**20 for name, peak in zip(PEAKS, peaks, strict=True)},
     }  # fmt: skip
-    return RoundTrip(row, picture.result)
+
+
+def samples(original: Picture, coded: Sequence[Coded], number: int, pictures: int, networks: Networks) -> bytes:
+    """Keep of a picture and of each of its points what the metrics of sets need, as the bytes of an .npz file."""
+    kept: dict[str, Any] = {}
+    every = {ORIGINAL: original} | {str(i): c.picture for i, c in enumerate(coded) if c.usual_steps}
+    for point, picture in every.items():
+        for name, sampling in SAMPLINGS.items():
+            for i, array in enumerate(sampling(picture, number, pictures, networks)):
+                kept[f"{point}/{name}/{i}"] = array
+    buffer = io.BytesIO()
+    np.savez(buffer, **kept)
+    return buffer.getvalue()
+
+
+ORIGINAL = "original"
+"""What the original is called among the points of a picture."""
+
+
+def read_samples(data: bytes, point: str, sampling: str) -> metrics.Sample:
+    """Take what is kept of one point."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        prefix = f"{point}/{sampling}/"
+        names = sorted((n for n in arrays.files if n.startswith(prefix)), key=lambda n: int(n.removeprefix(prefix)))
+        return [arrays[name] for name in names]
+
+
+def machine_of(system: System, device: str) -> str:
+    """The name of what does a system's work."""
+    if system.kind == "reconstructions":
+        return "elsewhere"
+    if system.ours and device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{'any cores' if system.kind == 'command' else 'one core'} of {_processor()}"
 
 
 @functools.cache
-def _machine(device: str) -> str:
-    """The name of what does the work."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
+def _processor() -> str:
     models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"one core of {models[0] if models else platform.machine()}"
+    return str(models[0]) if models else platform.machine()

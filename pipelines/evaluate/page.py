@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import itertools
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -14,18 +15,21 @@ import numpy as np
 import pandas as pd
 
 from corrdiff import __version__
-from corrdiff.metrics import METRICS, Metric
-from corrdiff.perceptual import lpips_weights, missing_lpips_sentence
+from corrdiff.metrics import METRICS, SET_METRICS, Metric, SetMetric, missing
 from pipelines.display import curves
 from pipelines.display.curves import OURS, Line
 from pipelines.evaluate import anchors, comparison
-from pipelines.evaluate.comparison import Comparison, Delta, SystemCurve, decoding_title
+from pipelines.evaluate.comparison import POINT, Comparison, Delta, SystemCurve, decoding_title
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.measure import PEAKS, SECONDS, Place, System
+from pipelines.evaluate.measure import PEAKS, SECONDS, Place
+from pipelines.evaluate.systems import System
 from pipelines.evaluate.viewer import viewer
 
-COMPARED = tuple(metric.name for metric in METRICS if metric.better == "higher")
-"""Metrics of which there are BD measures: those that rise with the rate."""
+OTHERS = ("#3b4cc0", "#00695c", "#6a1b9a", "#455a64", "#1b5e20", "#0277bd")
+"""Colours of the systems that are neither ours nor anchors."""
+
+WORST = 5
+"""Pictures that are named where a curve does worst, and where two differ most."""
 
 LOW_RATES = (0.1, 0.4)
 """Rates of the reference in bpp where perceptual codecs are used; curves are compared there apart."""
@@ -41,34 +45,56 @@ class Evaluation(NamedTuple):
     out: str
     places: list[Place]
     systems: list[System]
-    fingerprints: dict[str, str]
-    """Of each codec, by the name of its system."""
+    descriptions: dict[str, str]
+    """What makes the files of each system, by its name."""
     table: pd.DataFrame
+    sets: pd.DataFrame
     config: EvaluateConfig
+    crops: dict[str, int]
+    """Of each checkpoint of a training run: how many crops it had seen, by the name of its system."""
 
 
-def compare_all(every: Sequence[SystemCurve], system: str) -> list[Comparison]:
-    """Compare every curve with that of an anchor, over all rates and over LOW_RATES."""
+class Compared(NamedTuple):
+    """Every comparison of curves."""
+
+    with_reference: list[Comparison]
+    """Of each curve, over all rates and over LOW_RATES."""
+    pairs: list[Comparison]
+    """Of each curve with each that comes after it, over all rates."""
+
+
+def compare_all(every: Sequence[SystemCurve], system: str) -> Compared:
+    """Compare every curve with that of a system, and with each other."""
+    metrics = list(dict.fromkeys(metric for curve in every for metric in curve.points))
     reference = next((c for c in every if c.system == system and c.decoding is None), None)
-    if reference is None:
-        return []
-    return [
-        comparison.compare(curve, reference, metric, bpp_range)
-        for metric in COMPARED if metric in reference.points
-        for bpp_range in (None, LOW_RATES)
-        for curve in every if curve is not reference
-    ]  # fmt: skip
+    with_reference: list[Comparison] = []
+    pairs: list[Comparison] = []
+    for metric in metrics:
+        fitted = {curve.name: comparison.fit(curve.points[metric]) for curve in every if metric in curve.points}
+        if reference is not None and reference.name in fitted:
+            theirs = (reference.name, fitted[reference.name])
+            with_reference += [
+                comparison.compare_fitted((name, curve), theirs, metric, bpp_range)
+                for bpp_range in (None, LOW_RATES)
+                for name, curve in fitted.items() if name != reference.name
+            ]  # fmt: skip
+        pairs += [
+            comparison.compare_fitted(one, other, metric) for one, other in itertools.combinations(fitted.items(), 2)
+        ]
+    return Compared(with_reference, pairs)
 
 
-def page(evaluation: Evaluation, every: Sequence[SystemCurve], comparisons: Sequence[Comparison]) -> str:
+def page(evaluation: Evaluation, every: Sequence[SystemCurve], compared: Compared) -> str:
     """Make the whole page, as HTML."""
     styles = _styles(every)
-    known = [metric for metric in METRICS if any(metric.name in curve.points for curve in every)]
+    every_metric = (*METRICS, *SET_METRICS)
+    known = [metric for metric in every_metric if any(metric.name in curve.points for curve in every)]
     template = importlib.resources.files("pipelines.evaluate").joinpath("page.html").read_text()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     pictures = len(comparison.whole_pictures(evaluation.table))
     return environment.from_string(template).render(
-        title=f"{', '.join(s.name for s in evaluation.systems if s.codec)} on {pictures} pictures",
+        title=f"{', '.join(_named_in_title(evaluation.systems))} on {pictures} picture{'s' * (pictures != 1)}",
         subtitle=f"{evaluation.images}; corrdiff {__version__}",
         errors=failures(evaluation.table),
         pictures=pictures,
@@ -77,21 +103,40 @@ def page(evaluation: Evaluation, every: Sequence[SystemCurve], comparisons: Sequ
             for c in every
         ],
         charts=[
-            {"title": _title(every, m.name, pictures), "svg": curves.svg("bpp", m.name, _lines(every, m.name, styles))}
+            {
+                "metric": m.name, "title": _title(every, m, pictures),
+                "svg": curves.svg("bpp", m.name, _lines(every, m.name, styles)),
+            }
             for m in known
         ],
+        metrics=[{"name": m.name, "label": curves.label(m.name)} for m in known],
+        trainings=[chart for metric in known for chart in _training(evaluation, every, metric)],
         planes=_planes(every),
         fidelities=[f"{f:g}" for f in sorted(evaluation.config.fidelities, reverse=True)],
         viewer=viewer(evaluation.out, evaluation.places, evaluation.systems, evaluation.table),
-        reference=anchors.ANCHORS[evaluation.config.reference].title,
+        reference=_reference_title(evaluation),
         resamples=comparison.RESAMPLES,
         fewest=comparison.INTERVAL_PICTURES,
-        comparisons=[_compared(c) for c in comparisons],
-        columns=["quality", "steps", "bpp", *(m.title for m in known), *SECONDS.values(), *PEAKS.values()],
+        comparisons=[_compared(c) for c in compared.with_reference],
+        explorer={
+            "curves": [c.name for c in every],
+            "labels": {m.name: curves.label(m.name) for m in known},
+            "points": {c.name: _points(c) for c in every},
+            "pairs": [_pair(c, every) for c in compared.pairs],
+            "worst": [row for metric in METRICS for curve in every for row in _worst(curve, metric)],
+        },
+        columns=["quality", "steps", "bpp", *(m.title for m in known)],
+        cost_columns=["system", "on", *SECONDS.values(), *PEAKS.values()],
         numbers=_numbers(evaluation, known),
+        costs=list(_costs(evaluation)),
         hardware=_machines(evaluation),
         method=list(_method(evaluation)),
     )  # fmt: skip
+
+
+def _named_in_title(systems: Sequence[System]) -> list[str]:
+    """Codecs of ours, where there are some."""
+    return [system.title for system in systems if system.ours] or [system.title for system in systems]
 
 
 def failures(table: pd.DataFrame) -> list[str]:
@@ -105,8 +150,13 @@ def failures(table: pd.DataFrame) -> list[str]:
 
 def curves_of(evaluation: Evaluation) -> list[SystemCurve]:
     """Make all curves, under the names by which the page knows them."""
-    titles = {name: anchor.title for name, anchor in anchors.ANCHORS.items()}
-    return comparison.curves(evaluation.table, titles, METRICS)
+    titles = {system.name: system.title for system in evaluation.systems if not system.ours}
+    return comparison.curves(evaluation.table, evaluation.sets, titles, (*METRICS, *SET_METRICS))
+
+
+def _reference_title(evaluation: Evaluation) -> str:
+    wanted = evaluation.config.reference
+    return next((system.title for system in evaluation.systems if system.name == wanted), wanted)
 
 
 def _usual(curve: SystemCurve) -> bool:
@@ -124,20 +174,24 @@ class Style(NamedTuple):
 
 
 def _styles(every: Sequence[SystemCurve]) -> dict[str, Style]:
-    """Codecs in warm colours, one for each decoding and fidelity; anchors in cold ones, dashed."""
+    """Codecs in warm colours, one for each decoding and fidelity; all others in cold ones, dashed."""
     ours = [c for c in every if c.decoding is not None]
-    theirs = [c for c in every if c.decoding is None]
+    known = [c for c in every if c.decoding is None and c.system in anchors.ANCHORS]
+    others = [c for c in every if c.decoding is None and c.system not in anchors.ANCHORS]
     usual = sorted(ours, key=lambda c: not _usual(c))  # the colours that differ most go to what is switched on
-    return {c.name: Style(OURS[i % len(OURS)], False) for i, c in enumerate(usual)} | {
-        c.name: Style(anchors.ANCHORS[c.system].color, True) for c in theirs
-    }
+    return (
+        {c.name: Style(OURS[i % len(OURS)], False) for i, c in enumerate(usual)}
+        | {c.name: Style(anchors.ANCHORS[c.system].color, True) for c in known}
+        | {c.name: Style(OTHERS[i % len(OTHERS)], True) for i, c in enumerate(others)}
+    )
 
 
-def _title(every: Sequence[SystemCurve], metric: str, pictures: int) -> str:
+def _title(every: Sequence[SystemCurve], metric: Metric | SetMetric, pictures: int) -> str:
     """The title of a chart; where some pictures lack its metric, it says of how many it is."""
-    having = next(c.points[metric].bpp_PN.shape[1] for c in every if metric in c.points)
-    of = "" if having == pictures else f", of the {having} of {pictures} pictures that have it"
-    return f"{curves.label(metric)} over the rate{of}"
+    having = next(c.points[metric.name].bpp_PN.shape[1] for c in every if metric.name in c.points)
+    few = isinstance(metric, Metric) and having != pictures
+    of = f", of the {having} of {pictures} pictures that have it" if few else ""
+    return f"{curves.label(metric.name)} over the rate{of}"
 
 
 def _lines(every: Sequence[SystemCurve], metric: str, styles: dict[str, Style]) -> list[Line]:
@@ -153,6 +207,34 @@ def _lines(every: Sequence[SystemCurve], metric: str, styles: dict[str, Style]) 
             style = styles[curve.name]
             lines.append(Line(curve.name, points.bpp.tolist(), y.tolist(), style.color, tips, style.dashed))
     return lines
+
+
+def _training(
+    evaluation: Evaluation, every: Sequence[SystemCurve], metric: Metric | SetMetric
+) -> Iterator[dict[str, str]]:
+    """A chart of a metric at like bits over the crops that checkpoints have seen, a line a run and decoding."""
+    runs = {system.name: system.run for system in evaluation.systems if system.name in evaluation.crops}
+    fitted = [(c, comparison.fit(c.points[metric.name])) for c in every if c.system in runs and metric.name in c.points]
+    known = [(c, each.quality) for c, each in fitted if each.quality_known_D[0]]
+    if len(runs) < 2 or not known or metric.better == "one":
+        return
+    low, high = max(each.starts[0] for _, each in known), min(each.ends[0] for _, each in known)
+    if low > high:
+        return
+    rate = np.array([(low + high) / 2])
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for curve, each in known:
+        value = float(each.at(np.repeat(rate, len(each.x_DP)))[0])
+        name = f"{runs[curve.system]}, {curve.name.removeprefix(f'{curve.system}, ')}"
+        shown = value if metric.better == "higher" else float(np.exp(-value))
+        lines.setdefault(name, []).append((evaluation.crops[curve.system], shown))
+    drawn = [
+        Line(name, [x for x, _ in sorted(points)], [y for _, y in sorted(points)], OURS[i % len(OURS)],
+             [f"{name}\n{x:,} crops, {curves.label(metric.name)} {y:.4g}" for x, y in sorted(points)])
+        for i, (name, points) in enumerate(lines.items())
+    ]  # fmt: skip
+    title = f"{curves.label(metric.name)} at {np.exp(rate[0]):.2g} bpp: {', '.join(lines)}"
+    yield {"title": title, "metric": metric.name, "svg": curves.svg("crops", metric.name, drawn)}
 
 
 def _planes(every: Sequence[SystemCurve]) -> list[dict[str, str]]:
@@ -192,10 +274,61 @@ def _shade(i: int, count: int) -> str:
 def _compared(c: Comparison) -> dict[str, str]:
     label = curves.label(c.metric)
     return {
-        "curve": c.curve, "metric": label, "rates": c.rates, "rate": _delta(c.rate, "%", 1),
-        "quality": _delta(c.quality, " dB" if label.endswith(", dB") else "", 2),
-        "span": f"{c.quality_range[0]:.1f} to {c.quality_range[1]:.1f}" if c.quality_range else "no overlap",
+        "curve": c.curve, "metric": c.metric, "label": label, "rates": c.rates, "rate": _delta(c.rate, "%", 1),
+        "quality": _delta(c.quality, _unit(c.metric), 2), "refusal": c.refusal,
+        "span": f"{c.quality_range[0]} to {c.quality_range[1]}" if c.quality_range else "-",
         "overlap": f"{c.overlap:.0%}",
+    }  # fmt: skip
+
+
+def _unit(metric: str) -> str:
+    """The unit of a difference of qualities."""
+    better = {m.name: m.better for m in (*METRICS, *SET_METRICS)}[metric]
+    return "%" if better == "lower" else " dB" if curves.label(metric).endswith(", dB") else ""
+
+
+def _pair(c: Comparison, every: Sequence[SystemCurve]) -> dict[str, Any]:
+    """One comparison for the page's script: what it says, and the pictures where the two differ most."""
+    one, other = (next(curve for curve in every if curve.name == name) for name in (c.curve, c.reference))
+    apart = sorted(comparison.differences(one, other, c.metric).items(), key=lambda item: item[1])
+    lower = {m.name for m in METRICS if m.better == "lower"}
+    if c.metric in lower:
+        apart.reverse()  # less of it is better
+    said = [f"{key}: {value:+.2f}{_unit(c.metric)}" for key, value in apart]
+    return {
+        "one": c.curve, "other": c.reference, "metric": c.metric, "rate": _delta(c.rate, "%", 1),
+        "value": c.rate.value if c.rate else None, "overlap": f"{c.overlap:.0%}", "refusal": c.refusal,
+        "certain": bool(c.rate and c.rate.low is not None and c.rate.high is not None
+                        and (c.rate.low > 0 or c.rate.high < 0)),
+        "behind": said[:WORST], "ahead": said[: -WORST - 1 : -1],
+    }  # fmt: skip
+
+
+def _points(curve: SystemCurve) -> list[dict[str, Any]]:
+    """Of each point of a curve its quality, rate and all metrics, for the page's script."""
+    rates = next((points.bpp for points in curve.points.values()), np.zeros(0))
+    return [
+        {
+            "quality": f"{quality:g}", "bpp": f"{bpp:.3f}",
+            "values": {name: f"{points.value[i]:.4g}" for name, points in curve.points.items()},
+        }
+        for i, (quality, bpp) in enumerate(zip(curve.quality_P, rates, strict=True))
+    ]  # fmt: skip
+
+
+def _worst(curve: SystemCurve, metric: Metric) -> Iterator[dict[str, Any]]:
+    """The pictures that do worst in a metric, at the middle point of a curve."""
+    if metric.name not in curve.points:
+        return
+    points = curve.points[metric.name]
+    middle = len(curve.quality_P) // 2
+    values = points.value_PN[middle]
+    goodness = {"higher": values, "lower": -values, "one": -np.abs(np.log(np.maximum(values, 1e-9)))}[metric.better]
+    keys = curve.pictures[metric.name]
+    yield {
+        "curve": curve.name, "metric": metric.name, "bpp": f"{points.bpp[middle]:.3f}",
+        "mean": f"{values.mean():.4g}",
+        "pictures": [[keys[i], f"{values[i]:.4g}"] for i in np.argsort(goodness, kind="stable")[:WORST]],
     }  # fmt: skip
 
 
@@ -206,50 +339,67 @@ def _delta(delta: Delta | None, unit: str, digits: int) -> str:
     return f"{delta.value:+.{digits}f}{unit}{interval}"
 
 
-def _numbers(evaluation: Evaluation, known: Sequence[Metric]) -> list[dict[str, Any]]:
+def _numbers(evaluation: Evaluation, known: Sequence[Metric | SetMetric]) -> list[dict[str, Any]]:
     """Groups of rows: a curve's, and those of other numbers of steps. Each metric is of the pictures that have it."""
     table = evaluation.table[evaluation.table["picture"].isin(comparison.whole_pictures(evaluation.table))]
-    having = {metric.name: comparison.pictures_with(evaluation.table, metric.name) for metric in known}
+    having = {m.name: comparison.pictures_with(evaluation.table, m.name) for m in known if isinstance(m, Metric)}
+    of_sets = {
+        _comparable(row, POINT): row for row in evaluation.sets.to_dict("records")
+    }  # fmt: skip
+    titles = {system.name: system.title for system in evaluation.systems if not system.ours}
     groups: dict[str, list[list[str]]] = {}
-    keys = ["system", "decoding", "fidelity", "quality", "steps", "usual_steps"]
+    keys = [*POINT, "steps", "usual_steps"]
     key: Any
     for key, rows in table.groupby(keys, sort=False, dropna=False):
-        system, decoding, fidelity, quality, steps, usual = key
-        if not isinstance(decoding, str):
-            name = anchors.ANCHORS[system].title
-        elif not usual:
+        of_point = dict(zip(keys, key, strict=True))
+        system, decoding = of_point["system"], of_point["decoding"]
+        if system in titles:
+            name = titles[system]
+        elif not of_point["usual_steps"]:
             name = f"{system}, other numbers of steps"
         else:
-            name = f"{system}, {decoding_title(decoding, fidelity)}"
-        cells = [f"{quality:g}", "" if pd.isna(steps) else f"{steps:g}", f"{rows['bpp'].mean():.4f}"]
-        cells += [
-            f"{rows.loc[rows['picture'].isin(pictures), metric].mean():.4f}" if pictures else "-"
-            for metric, pictures in having.items()
-        ]
-        cells += [f"{rows[cost].median():.3g}" for cost in SECONDS] + [f"{rows[cost].max():,.0f}" for cost in PEAKS]
+            name = f"{system}, {decoding_title(decoding, of_point['fidelity'])}"
+        steps = of_point["steps"]
+        cells = [f"{of_point['quality']:g}", "" if pd.isna(steps) else f"{steps:g}", f"{rows['bpp'].mean():.4f}"]
+        of_set = of_sets.get(_comparable(of_point, POINT), {}) if of_point["usual_steps"] else {}
+        for metric in known:
+            if isinstance(metric, Metric):
+                pictures = having[metric.name]
+                values = rows.loc[rows["picture"].isin(pictures), metric.name]
+                cells.append(f"{values.mean():.4f}" if pictures else "-")
+            else:
+                value = of_set.get(metric.name)
+                cells.append("-" if value is None or pd.isna(value) else f"{value:.4f}")
         groups.setdefault(name, []).append(cells)
     return [{"name": name, "rows": rows} for name, rows in groups.items()]
+
+
+def _comparable(row: dict[Any, Any], names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(None if pd.isna(row[name]) else row[name] for name in names)
+
+
+def _costs(evaluation: Evaluation) -> Iterator[list[str]]:
+    """Seconds and memory of each system on each machine, at its usual numbers of steps."""
+    titles = {system.name: system.title for system in evaluation.systems}
+    usual = evaluation.table[evaluation.table["usual_steps"] == True]  # noqa: E712 (of objects, some None)
+    for (system, machine), rows in usual.groupby(["system", "machine"], sort=False):
+        seconds = [f"{rows[name].median():.3g}" if rows[name].notna().any() else "-" for name in SECONDS]
+        peaks = [f"{rows[name].max():,.0f}" if rows[name].notna().any() else "-" for name in PEAKS]
+        yield [titles[str(system)], str(machine), *seconds, *peaks]
 
 
 def _method(evaluation: Evaluation) -> Iterable[tuple[str, str]]:
     """What was measured, with what."""
     for system in evaluation.systems:
-        if system.codec:
-            yield system.name, f"{system.codec}, fingerprint {evaluation.fingerprints[system.name]}"
-        else:
-            yield anchors.ANCHORS[system.name].title, anchors.description(system.name)
+        yield system.title, evaluation.descriptions[system.name]
     yield "bits a pixel", "8 times the size of the whole file over width times height"
-    weights = lpips_weights(evaluation.config.lpips_weights)
-    for metric in METRICS:
-        if metric.missing:
-            yield metric.title, f"absent: {metric.missing}"
-            continue
-        library = f"{metric.library} {version(metric.library)}: " if metric.library else ""
-        method = f"{library}{metric.method}"
-        if metric.name == "lpips":
-            method = f"{method} from {weights.name}" if weights else f"absent: {missing_lpips_sentence()}"
-        yield metric.title, method
-    yield "BD-rate", f"bjontegaard {version('bjontegaard')}, {comparison.METHOD}, between the curves of the means"
+    for metric in (*METRICS, *SET_METRICS):
+        absent = missing(metric, evaluation.config.weights)
+        by = f"{metric.packages[0]} {version(metric.packages[0])}: " if metric.packages and not absent else ""
+        network = f"; {metric.network.backbone.file}" if metric.network else ""
+        yield metric.title, f"absent: {absent}" if absent else f"{by}{metric.method}{network}"
+    scales = "metrics of which less is better by their logarithm, those that are best at 1 by their factor from it"
+    yield "BD-rate", f"PCHIP of log(rate) over the quality, between mean curves; {scales}"
     yield "settings", ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(evaluation.config).items() if v is not None)
     yield "machine", f"{_machines(evaluation)}, Python {platform.python_version()}, torch {version('torch')}"
 

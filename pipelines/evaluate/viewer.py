@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.evaluate import anchors
 from pipelines.evaluate.comparison import decoding_title, whole_pictures
-from pipelines.evaluate.measure import Place, System, stem
+from pipelines.evaluate.measure import Place, stem
+from pipelines.evaluate.systems import System
 from pipelines.evaluate.windows import RATES, WINDOW, decoded_uri, nearest_rows, original_uri
 from pipelines.files import storage
 
@@ -40,21 +40,19 @@ def viewer(out: str, places: Sequence[Place], systems: Sequence[System], table: 
         })  # fmt: skip
     return {
         "pictures": shown, "systems": list(names), "rates": [f"{rate:g}" for rate in RATES],
-        "first": _first_two(list(names)),
+        "first": _first_two(list(names), systems),
     }  # fmt: skip
 
 
 def _name(system: System, row: dict[str, Any]) -> str:
-    if system.codec is None:
-        return anchors.ANCHORS[system.name].title
-    return f"{system.name}, {decoding_title(row['decoding'], row['fidelity'])}"
+    return f"{system.name}, {decoding_title(row['decoding'], row['fidelity'])}" if system.ours else system.title
 
 
-def _first_two(names: Sequence[str]) -> list[str]:
-    """What is side by side at first: a codec and an anchor, where there are both, else the original."""
-    titles = {anchor.title for anchor in anchors.ANCHORS.values()}
-    ours, theirs = ([n for n in names if (n in titles) == of_anchors] for of_anchors in (False, True))
-    return [*ours[:1], *theirs[:1], "original", "original"][:2]
+def _first_two(names: Sequence[str], systems: Sequence[System]) -> list[str]:
+    """What is side by side at first: a codec and another system, where there are both, else the original."""
+    titles = {system.title for system in systems if not system.ours}
+    ours, theirs = ([n for n in names if (n in titles) == others] for others in (False, True))
+    return [*ours[:1], *theirs[: 1 if ours else 2], "original", "original"][:2]
 
 
 def _caption(row: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from corrdiff.config import Correction
 from corrdiff.errors import UsageError
 from pipelines.display.progress import console
 from pipelines.files import storage
+from pipelines.files.records import claim
 from pipelines.runtime.session import ray_session
 from pipelines.shards.format import read_manifest
 from pipelines.train.config import PhaseName, TrainConfig
@@ -54,6 +55,21 @@ def run_export(run: str, out: str, compact: bool, correction: Correction | None)
     from pipelines.train.export import export
 
     print(f"{out}: codec {export(run, out, compact, correction)}")
+
+
+def codecs_of(codec: str, out: str) -> list[str]:
+    """Give a codec as it is, and of a training run the codec of every checkpoint that it has kept, under `out`.
+
+    Raises `UsageError` where `out` has those of another run.
+    """
+    from pipelines.train.export import export_all, is_run
+
+    if not is_run(codec):
+        return [codec]
+    run = storage.absolute(codec)
+    directory = storage.join(out, run.rpartition("/")[2])
+    claim(storage.join(directory, "run.json"), {"identity": {"run": run}}, f"{directory} holds another run's codecs")
+    return export_all(run, directory)
 
 
 def _with_start(config: TrainConfig, name: PhaseName) -> TrainConfig:

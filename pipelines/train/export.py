@@ -12,7 +12,7 @@ from pipelines.tracking.tracker import recorded_run
 from pipelines.train import checkpoints
 from pipelines.train.phases.base import provenance
 from pipelines.train.phases.table import PHASES
-from pipelines.train.run_directory import CHECKPOINTS, START_CODEC, read_run
+from pipelines.train.run_directory import CHECKPOINTS, RUN_FILE, START_CODEC, has_codec, read_run
 
 
 def export(run: str, out: str, compact: bool = False, correction: Correction | None = None) -> str:
@@ -36,6 +36,36 @@ def export(run: str, out: str, compact: bool = False, correction: Correction | N
             return _export_checkpoint(root, newest, storage.absolute(out), compact, correction)
     looked = " and ".join(f"{phase}/" for phase in phases)
     raise UsageError(f"no finished checkpoint under {run} (looked in {CHECKPOINTS}/, {looked})")
+
+
+def is_run(uri: str) -> bool:
+    """Say whether a directory is that of a training run, or of one of its phases."""
+    uri = storage.absolute(uri)
+    return any(storage.exists(storage.join(uri, *inner, RUN_FILE)) for inner in ((), *((phase,) for phase in PHASES)))
+
+
+def export_all(run: str, out: str) -> list[str]:
+    """Export every checkpoint that a run has kept, phase by phase, the oldest first; what `out` has is kept.
+
+    Args:
+        run: STORAGE/NAME, or one phase of it.
+        out: directory for the codecs, OUT/PHASE/CHECKPOINT.
+
+    Raises:
+        UsageError: there is no checkpoint, or run.json beside it is missing, damaged or of another version.
+        JobError: a checkpoint is damaged.
+    """
+    run, out = storage.absolute(run), storage.absolute(out)
+    found: list[str] = []
+    for root in [run, *(storage.join(run, phase) for phase in PHASES)]:
+        for checkpoint in reversed(checkpoints.finished(storage.join(root, CHECKPOINTS))):
+            codec = storage.join(out, read_run(root).phase, checkpoint.rpartition("/")[2])
+            if not has_codec(codec):
+                _export_checkpoint(root, checkpoint, codec, compact=False, correction=None)
+            found.append(codec)
+    if not found:
+        raise UsageError(f"no finished checkpoint under {run}")
+    return found
 
 
 def _export_checkpoint(root: str, checkpoint: str, out: str, compact: bool, correction: Correction | None) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from corrdiff import metrics
@@ -58,7 +57,7 @@ def read_held_out(shards: str) -> HeldOut:
 
 
 def measure(
-    codec: CorrDiffCodec, held_out: HeldOut, lpips: torch.nn.Module | None
+    codec: CorrDiffCodec, held_out: HeldOut, networks: metrics.Networks
 ) -> tuple[dict[str, float], list[list[Panel]]]:
     """Measure rate and quality at several quality levels, as means over all crops, with rows of pictures; collective.
 
@@ -76,7 +75,7 @@ def measure(
             decoded = {kind: codec.decompress_batch(files, how) for kind, (how, _) in DECODINGS.items()}
             for i, original in enumerate(originals):
                 pictures = {kind: batch[i] for kind, batch in decoded.items()}
-                values = {"bpp": encoded[i].bpp} | _quality(original, pictures, lpips)
+                values = {"bpp": encoded[i].bpp} | _quality(original, pictures, networks)
                 for name, value in values.items():
                     found.setdefault(f"{held_out.name}/q{q}/{name}", []).append(value)
                 if start + i < PICTURES:
@@ -84,12 +83,12 @@ def measure(
     return _means(found, len(held_out.crops)), rows
 
 
-def _quality(original: Picture, pictures: dict[str, Picture], lpips: torch.nn.Module | None) -> dict[str, float | None]:
+def _quality(original: Picture, pictures: dict[str, Picture], networks: metrics.Networks) -> dict[str, float | None]:
     """Measure one crop in all its decodings."""
     return {
         f"{name}{kind}": value
         for kind, picture in pictures.items()
-        for name, value in metrics.quality(original, picture, lpips, metrics.DATASET_METRICS).items()
+        for name, value in metrics.quality(original, picture, networks, metrics.DATASET_METRICS).items()
     }
 
 

@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from corrdiff import perceptual
+from corrdiff import metrics, perceptual
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.errors import JobError, UsageError
 from pipelines.files import storage
@@ -182,7 +182,7 @@ def _validate(trainer: Trainer, held_out: HeldOut, observer: Observer | None) ->
     model, tables = trainer.averaged_codec()
     codec = CorrDiffCodec(model, tables, bytes(8), trainer.device)
     path = perceptual.lpips_weights(trainer.config.lpips_weights)
-    lpips = perceptual.load_lpips(path) if path is not None else None
-    values, rows = validation.measure(codec, held_out, lpips)
+    networks = {metrics.LPIPS.name: perceptual.load_lpips(path)} if path is not None else {}
+    values, rows = validation.measure(codec, held_out, networks)
     if observer:
         observer.validated(trainer, values, rows)

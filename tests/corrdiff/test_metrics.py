@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,16 @@ import scipy.signal
 from skimage.metrics import peak_signal_noise_ratio
 
 from corrdiff import metrics
-from corrdiff.metrics import METRICS, SET_METRICS, bits_per_pixel, color_video_vdp, ms_ssim, psnr, texture_error
+from corrdiff.metrics import (
+    METRICS,
+    SAMPLINGS,
+    SET_METRICS,
+    bits_per_pixel,
+    color_video_vdp,
+    ms_ssim,
+    psnr,
+    texture_error,
+)  # fmt: skip
 from corrdiff.picture import Picture
 
 Draw = Callable[..., Picture]
@@ -120,12 +130,25 @@ def test_a_metric_whose_package_is_not_installed_is_absent_and_says_so(
 ) -> None:
     (cvvdp,) = (metric for metric in METRICS if metric.name == "cvvdp")
     monkeypatch.setattr(metrics, "version_of", lambda library: None)
-    assert cvvdp.measure(draw(64, 64), draw(64, 64), None) is None
-    assert cvvdp.missing == "the package cvvdp is not installed (the extra `perception` has it)"
+    assert cvvdp.measure(draw(64, 64), draw(64, 64), {}) is None
+    assert metrics.missing(cvvdp) == "the package cvvdp is not installed (the extra `perception` has it)"
 
 
-def test_what_the_plain_package_needs_is_never_missing() -> None:
-    assert [metric.name for metric in METRICS if metric.missing] in ([], ["cvvdp"])
+def test_a_metric_whose_network_is_not_at_hand_is_absent_and_says_which_file_is_missing(
+    draw: Draw, tmp_path: Path
+) -> None:
+    needing = [metric for metric in METRICS if metric.network is not None]
+    assert [metric.name for metric in needing] == ["lpips", "lpips_vgg", "dists"]
+    for metric in needing:
+        assert metric.measure(draw(64, 64), draw(64, 64), {}) is None
+    said = metrics.missing(needing[0], str(tmp_path))
+    assert said == f"the file alexnet-owt-7be5be79.pth is not in {tmp_path} (put it there to have it)"
+    assert metrics.load_networks(str(tmp_path)) == {}
+
+
+def test_what_needs_neither_network_nor_package_is_never_missing(tmp_path: Path) -> None:
+    absent = {metric.name for metric in (*METRICS, *SET_METRICS) if metrics.missing(metric, str(tmp_path))}
+    assert absent - {"cvvdp"} == {"lpips", "lpips_vgg", "dists", "fid", "kid"}
 
 
 def test_the_tables_name_each_measure_once() -> None:
@@ -133,8 +156,19 @@ def test_the_tables_name_each_measure_once() -> None:
     assert len(names) == len(set(names))
 
 
-def test_a_measure_of_sets_takes_originals_and_pictures(draw: Draw) -> None:
-    originals = [draw(32, 32, seed) for seed in range(3)]
+def test_a_measure_of_sets_is_made_from_what_is_kept_of_each_picture(draw: Draw) -> None:
+    originals = [draw(32, 48, seed) for seed in range(3)]
+    pictures = [_noisy(p, 30) for p in originals]
+    (wasserstein,) = (metric for metric in SET_METRICS if metric.name == "sliced_wasserstein")
+    sampling = SAMPLINGS[wasserstein.sampling]
+    kept = [[sampling(p, i, 3, {}) for i, p in enumerate(one)] for one in (originals, pictures)]
+    assert wasserstein.distance(kept[0], kept[0]) == 0
+    expected = metrics.sliced_wasserstein.sliced_wasserstein(originals, pictures)
+    assert wasserstein.distance(*kept) == pytest.approx(expected, abs=1e-3)  # kept in 16 bits
+
+
+def test_without_its_network_nothing_is_kept_for_a_metric_and_it_is_absent(draw: Draw) -> None:
     for metric in SET_METRICS:
-        assert metric.measure(originals, originals) == 0
-        assert metric.measure(originals, [_noisy(p, 30) for p in originals]) != 0
+        if metric.network is not None:
+            assert SAMPLINGS[metric.sampling](draw(300, 300), 0, 1, {}) == []
+            assert metric.distance([[], []], [[], []]) is None

@@ -13,15 +13,9 @@ from torch import nn
 
 from corrdiff.errors import UsageError
 from corrdiff.metrics import lpips_distance
-from corrdiff.perceptual import (
-    LPIPS_BACKBONE,
-    load_lpips,
-    lpips_loss,
-    lpips_map,
-    lpips_weights,
-    missing_lpips_sentence,
-)
+from corrdiff.perceptual import load_lpips, lpips_loss, lpips_map, lpips_weights, missing_lpips_sentence
 from corrdiff.picture import Picture
+from corrdiff.pretrained import ALEXNET
 from tests.support.trap import Trap
 
 Draw = Callable[..., Picture]
@@ -42,7 +36,7 @@ def torch_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         if name.startswith("classifier"):  # not part of the distance: one stored number for all
             state[name] = torch.zeros(()).expand(tensor.shape)
     (home / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(state, home / "hub" / "checkpoints" / LPIPS_BACKBONE)
+    torch.save(state, home / "hub" / "checkpoints" / ALEXNET.file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(home))
         yield home
@@ -56,7 +50,7 @@ def network(torch_home: Path) -> nn.Module:
 
 
 def test_the_backbone_is_found_where_torchvision_keeps_it(torch_home: Path) -> None:
-    assert lpips_weights() == torch_home / "hub" / "checkpoints" / LPIPS_BACKBONE
+    assert lpips_weights() == torch_home / "hub" / "checkpoints" / ALEXNET.file
 
 
 def test_the_cache_directory_of_the_system_is_respected(
@@ -65,13 +59,13 @@ def test_the_cache_directory_of_the_system_is_respected(
     monkeypatch.delenv("TORCH_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "torch").symlink_to(torch_home)
-    assert lpips_weights() == tmp_path / "torch" / "hub" / "checkpoints" / LPIPS_BACKBONE
+    assert lpips_weights() == tmp_path / "torch" / "hub" / "checkpoints" / ALEXNET.file
 
 
 def test_without_the_backbone_there_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert lpips_weights() is None
-    assert f"{LPIPS_BACKBONE} is not in {tmp_path}" in missing_lpips_sentence()
+    assert f"{ALEXNET.file} is not in {tmp_path}" in missing_lpips_sentence()
 
 
 def test_a_file_that_is_given_is_taken(tmp_path: Path) -> None:

@@ -20,8 +20,6 @@ from pipelines.cli import main
 from pipelines.tracking.tracker import EXPERIMENT
 from tests.support.servers import MlflowServer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
 OPTIONS = [
     "--qualities", "0", "4", "7", "--fidelities", "1", "0", "--steps", "1", "8", "--anchors", "jpeg", "webp",
     "--show", "2",
@@ -90,6 +88,14 @@ def test_the_codecs_rows_are_real_files_decoded(evaluated: Path, pictures: Path,
     assert ours["lpips"].isna().all()
 
 
+def test_the_metrics_of_sets_are_of_every_point_of_every_curve(evaluated: Path) -> None:
+    sets = pd.read_csv(evaluated / "sets.csv")
+    assert sets.groupby("system").size().to_dict() == {"tiny": 3 * 4, "jpeg": 11, "webp": 10}
+    assert (sets["sliced_wasserstein"] > 0).all()
+    jpeg = sets[sets["system"] == "jpeg"].sort_values("quality")["sliced_wasserstein"].to_numpy()
+    assert jpeg[0] > jpeg[-1]
+
+
 def test_a_picture_that_is_none_is_said_and_left_out(evaluated: Path) -> None:
     table = pd.read_csv(evaluated / "results.csv")
     broken = table[table["picture"] == "broken"]
@@ -102,7 +108,7 @@ def test_the_page_needs_nothing_else(evaluated: Path) -> None:
     page = (evaluated / "index.html").read_text()
     beyond = [part[:60] for part in page.split('"') if part.startswith(("http:", "https:", "//"))]
     assert {b for b in beyond if "www.w3.org" not in b} == set()
-    for said in ("libjpeg-turbo", "libwebp", "pytorch_msssim", "bjontegaard", "BD-rate", "absent: LPIPS is left out"):
+    for said in ("libjpeg-turbo", "libwebp", "pytorch_msssim", "PCHIP", "BD-rate", "absent: the file alexnet-"):
         assert said in page
 
 
@@ -158,41 +164,37 @@ def test_another_evaluation_is_refused(
     assert "limit: None there, 1 now" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt install chromium)")
-def test_the_slider_in_a_browser(evaluated: Path, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
-    trouble: list[str] = []
-    requests: list[str] = []
-    with sync_playwright() as play, play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as browser:
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto((evaluated / "index.html").as_uri())
-        stage = page.locator("#stage")
-        stage.scroll_into_view_if_needed()
-        page.locator("#left").select_option("original")
-        others = page.locator("#right option").all_text_contents()
-        assert others[0] == "original" and any(name == "JPEG" for name in others)
-        page.locator("#right").select_option("JPEG")
-        seen = {}
-        for position in (0, 500, 1000):
-            page.locator("#position").evaluate(
-                "(range, value) => { range.value = value; range.dispatchEvent(new Event('input')); }", position
-            )
-            seen[position] = stage.screenshot()
-        assert len(set(seen.values())) == 3
-        width = page.locator("#left-image").evaluate("image => image.naturalWidth")
-        assert width == 240
-        page.locator("#zoom").select_option("4")
-        assert stage.bounding_box()["width"] == 960  # type: ignore[index]
-        first = page.locator("[data-toggles]").first
-        name = first.get_attribute("data-toggles")
-        lines = page.locator(f'[data-line="{name}"]')
-        assert lines.first.is_visible()
-        first.uncheck()
-        assert not lines.first.is_visible()
-        page.screenshot(path=tmp_path / "page.png", full_page=True)
-    assert trouble == []
-    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+@pytest.mark.skipif(
+    not (shutil.which("cjpeg") and shutil.which("djpeg")),
+    reason="cjpeg and djpeg are not installed (Debian: apt install libjpeg-turbo-progs)",
+)
+def test_a_command_and_what_it_decoded_are_the_anchor_again(
+    ray_cluster: None, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = (2, 12, 50, 90)
+    text = (
+        "cjpeg -quality {q} -baseline -optimize -progressive -outfile {out} {in.bmp}; djpeg -bmp -outfile {bmp} {out}"
+    )
+    rows = []
+    for key in ("picture_0", "picture_1"):
+        for point in points:
+            buffer = io.BytesIO()
+            with Image.open(pictures / f"{key}.png") as image:
+                image.convert("RGB").save(buffer, "JPEG", quality=point, optimize=True, progressive=True)
+            (tmp_path / "folder" / str(point)).mkdir(parents=True, exist_ok=True)
+            Image.open(buffer).save(tmp_path / "folder" / str(point) / f"{key}.png")
+            rows.append({"key": key, "point": point, "bytes": len(buffer.getvalue())})
+    pd.DataFrame(rows).to_csv(tmp_path / "folder" / "sizes.csv", index=False)
+    out = tmp_path / "report"
+    assert main([
+        "evaluate", str(pictures), "--out", str(out), "--anchors", "jpeg", "--command", f"cjpeg={text}", "--points",
+        ",".join(map(str, points)), "--reconstructions", f"folder={tmp_path / 'folder'}", "--show", "0",
+    ]) == 0  # fmt: skip
+    table = pd.read_parquet(out / "results.parquet").dropna(subset="quality")
+    assert set(table["system"]) == {"jpeg", "cjpeg", "folder"}
+    jpeg = table[(table["system"] == "jpeg") & table["quality"].isin(points)].set_index(["picture", "quality"])
+    for name in ("cjpeg", "folder"):
+        other = table[table["system"] == name].set_index(["picture", "quality"])
+        for column in ("bytes", "psnr_db", "ssimulacra2", "texture_error"):
+            pd.testing.assert_series_equal(other[column], jpeg[column].loc[other.index])
+    assert "cjpeg" in capsys.readouterr().out

@@ -21,8 +21,9 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
+from corrdiff import metrics
 from corrdiff.config import BUILTIN
-from corrdiff.metrics import METRICS
+from corrdiff.metrics import METRICS, SET_METRICS
 from pipelines.compress import job as compress_job
 from pipelines.compress import report as compress_report
 from pipelines.compress.claim import CompressJob
@@ -157,7 +158,7 @@ def _validation() -> set[str]:
     alone = SimpleNamespace(
         get_rank=lambda: 0, get_world_size=lambda: 1, all_gather_object=lambda out, mine: out.__setitem__(0, mine)
     )
-    lpips: Any = mock.Mock(return_value=torch.zeros(1))
+    networks: Any = {metrics.LPIPS.name: mock.Mock(return_value=torch.zeros(1))}
     found: set[str] = set()
     for held_out in (True, False):
         with (
@@ -167,7 +168,7 @@ def _validation() -> set[str]:
             mock.patch.object(validation.crop_png, "decode", lambda data: crop),
             mock.patch.object(validation, "dist", alone),
         ):
-            found |= set(validation.measure(codec, validation.read_held_out("shards"), lpips)[0])
+            found |= set(validation.measure(codec, validation.read_held_out("shards"), networks)[0])
     return found
 
 
@@ -203,16 +204,16 @@ def _evaluation() -> Names:
     names = Names()
     config = EvaluateConfig()
     rising = np.linspace(0.05, 0.95, 10)[:, None]
-    points = {metric.name: MetricPoints(rising, rising) for metric in METRICS}
+    points = {metric.name: MetricPoints(rising, rising) for metric in (*METRICS, *SET_METRICS)}
     curves = [
-        SystemCurve("CURVE", "codec", "corrected", 1.0, list(range(10)), points),
-        SystemCurve(config.reference, config.reference, None, None, list(range(10)), points),
+        SystemCurve("CURVE", "codec", "corrected", 1.0, list(range(10)), points, {}),
+        SystemCurve(config.reference, config.reference, None, None, list(range(10)), points, {}),
     ]
     with (
         tempfile.TemporaryDirectory() as directory,
         mock.patch.object(evaluate_job, "curves_of", lambda _: curves),
         mock.patch.object(evaluate_job, "page", lambda *_: ""),
     ):
-        table = pd.DataFrame(columns=evaluate_job.COLUMNS.names)
-        evaluate_job._finish(Evaluation("images", directory, [], [], {}, table, config), names)
+        table, sets = (pd.DataFrame(columns=s.names) for s in (evaluate_job.COLUMNS, evaluate_job.SET_COLUMNS))
+        evaluate_job._finish(Evaluation("images", directory, [], [], {}, table, sets, config, {}), names)
     return names

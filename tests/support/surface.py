@@ -41,6 +41,7 @@ def surface() -> str:
         "columns of a dataset's parts": schema_lines(columns()),
         "columns of a dataset's index": schema_lines(pa.schema([columns().field(name) for name in INDEX_COLUMNS])),
         "columns of an evaluation's results": schema_lines(evaluate_job.COLUMNS),
+        "columns of an evaluation's sets": schema_lines(evaluate_job.SET_COLUMNS),
         "tags in MLflow": logged_names.tags(),
         "metrics in MLflow of a training": logged_names.training_metrics(),
         "metrics in MLflow of a compression": logged_names.compression_metrics(),

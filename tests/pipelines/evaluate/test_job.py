@@ -9,8 +9,8 @@ import pytest
 
 from corrdiff.errors import UsageError
 from pipelines.evaluate.config import EvaluateConfig
-from pipelines.evaluate.job import evaluate, name_systems
-from pipelines.evaluate.measure import System
+from pipelines.evaluate.job import evaluate
+from pipelines.evaluate.systems import System, systems_of
 
 ONE = EvaluateConfig(anchors=("jpeg",))
 
@@ -29,9 +29,16 @@ ONE = EvaluateConfig(anchors=("jpeg",))
     ],
 )
 def test_systems_have_short_names_that_differ(codecs: tuple[str, ...], names: tuple[str, ...]) -> None:
-    assert name_systems(codecs, ONE) == [
-        *(System(name, uri) for name, uri in zip(names, dict.fromkeys(codecs), strict=True)), System("jpeg", None),
-    ]  # fmt: skip
+    assert systems_of(codecs, ONE) == [
+        *(System(name, "codec", uri) for name, uri in zip(names, dict.fromkeys(codecs), strict=True)),
+        System("jpeg", "anchor", "jpeg"),
+    ]
+
+
+def test_two_systems_of_one_title_are_refused() -> None:
+    config = EvaluateConfig(anchors=("jpeg",), command=("JPEG=a {in} {out}; b {out} {png}",), points=("1",))
+    with pytest.raises(UsageError, match="the name JPEG is given to two systems"):
+        systems_of((), config)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ import torch
 
 from corrdiff.codec_directory import codec_weights, load_networks, read_config
 from corrdiff.config import tiny
-from corrdiff.errors import JobError
+from corrdiff.errors import JobError, UsageError
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.cli import main
 from pipelines.shards.format import Manifest, Shard
 from pipelines.train import checkpoints
+from pipelines.train.command import codecs_of
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.export import export
@@ -29,14 +30,14 @@ from pipelines.train.run_directory import claim_run
 MANIFEST = Manifest(192, (Shard("shard-00000.tar", 8, 1000, "", ""),))
 
 
-def write_checkpoint(run: Path, averages: dict[str, torch.Tensor]) -> None:
-    """One that holds nothing but averages, after 8 crops."""
-    directory = run / "checkpoints" / "crops-000000000008"
+def write_checkpoint(run: Path, averages: dict[str, torch.Tensor], crops: int = 8) -> None:
+    """One that holds nothing but averages."""
+    directory = run / "checkpoints" / f"crops-{crops:012}"
     directory.mkdir(parents=True)
     data = safetensors.torch.save({f"ema/{name}": tensor for name, tensor in averages.items()})
     (directory / "part-0-of-1.safetensors").write_bytes(data)
     parts = {"part-0-of-1.safetensors": checkpoints._part_file(data)}
-    marker = checkpoints.Complete(8, 2, Cursor(1, 0), parts)
+    marker = checkpoints.Complete(crops, 2, Cursor(1, 0), parts)
     (directory / "COMPLETE.json").write_text(json.dumps(asdict(marker)))
 
 
@@ -177,3 +178,31 @@ def test_a_marker_of_another_version_is_no_checkpoint(change: dict[str, Any], se
     marker.write_text(json.dumps(json.loads(marker.read_text()) | change))
     with pytest.raises(JobError, match=rf"COMPLETE\.json cannot be read {sentence}"):
         checkpoints.load(str(marker.parent))
+
+
+def test_a_run_is_the_codecs_of_all_its_checkpoints_the_oldest_first(
+    phase1: Path, codec_dir: Path, tmp_path: Path
+) -> None:
+    averages = safetensors.torch.load_file(next(phase1.glob("checkpoints/*/*.safetensors")))
+    write_checkpoint(phase1, {name.removeprefix("ema/"): tensor for name, tensor in averages.items()}, crops=16)
+    write_checkpoint(started(tmp_path, "phase2", codec_dir), decoder_of(codec_dir))
+    out = tmp_path / "codecs"
+    found = codecs_of(str(phase1.parent), str(out))
+    names = ["phase1/crops-000000000008", "phase1/crops-000000000016", "phase2/crops-000000000008"]
+    assert found == [str(out / "run" / name) for name in names]
+    assert [read_config(codec)[2].get("phase1_crops") for codec in found] == [8, 16, None]
+    before = (out / "run" / names[0] / "config.json").stat().st_mtime_ns
+    assert codecs_of(str(phase1), str(out / "phases"))[0].endswith("phases/phase1/phase1/crops-000000000008")
+    assert codecs_of(str(phase1.parent), str(out)) == found
+    assert (out / "run" / names[0] / "config.json").stat().st_mtime_ns == before
+
+
+def test_a_codec_is_itself_and_another_runs_codecs_are_not_taken_for_a_runs(
+    phase1: Path, codec_dir: Path, tmp_path: Path
+) -> None:
+    assert codecs_of(str(codec_dir), str(tmp_path / "codecs")) == [str(codec_dir)]
+    assert not (tmp_path / "codecs").exists()
+    (tmp_path / "codecs" / "run").mkdir(parents=True)
+    (tmp_path / "codecs" / "run" / "run.json").write_text(json.dumps({"identity": {"run": "/elsewhere/run"}}))
+    with pytest.raises(UsageError, match="holds another run's codecs"):
+        codecs_of(str(phase1.parent), str(tmp_path / "codecs"))
