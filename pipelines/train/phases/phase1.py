@@ -99,12 +99,14 @@ class Phase1Module(nn.Module):
         """`share` is what is done of the stretch."""
         x = sample.x_BCHW
         mse_d_B = mse_x_B = lpips_B = torch.zeros(len(x), device=x.device)
+        if stretch == SCORE:
+            # Before the pass without gradients: autocast keeps the weights that it has cast, and ZeRO stage 3 finds
+            # their gradients only if that was in a pass with them.
+            loss_B = self._nothing_of_transforms(sample)
         with torch.set_grad_enabled(stretch != SCORE):
             y_hat_BMhw, bits_B = self._code(sample)
         bpp_B = bits_B / (x.shape[2] * x.shape[3])
-        if stretch == SCORE:
-            loss_B = self._nothing_of_transforms(sample)
-        else:
+        if stretch != SCORE:
             ramp = min(1.0, share / RATE_RAMP_SHARE) if stretch == TRANSFORMS else 1.0
             beta_B = torch.tensor(self.beta_Q, device=x.device)[sample.q_B] * ramp
             mse_d_B = losses.squared_error(self.model.decoder(y_hat_BMhw), x)
