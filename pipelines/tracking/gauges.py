@@ -27,7 +27,7 @@ GAUGES = {
         Gauge("waiting_share", "Share of the time that steps wait for crops", "percentunit", "training"),
         Gauge("read_mb_per_s", "Read from storage", "MBs", "training"),
         Gauge("tflops_per_s", "TFLOP/s of all workers", "short", "training"),
-        Gauge("mfu", "Share of the GPUs' peak (MFU), on GPUs that are known", "percentunit", "training"),
+        Gauge("hfu", "Share of the GPUs' peak (HFU), on GPUs that are known", "percentunit", "training"),
         Gauge("peak_memory_gib", "Most memory of a worker", "gbytes", "training"),
         Gauge("pictures", "Pictures done", "short", "compression"),
         Gauge("pictures_per_s", "Pictures a second", "short", "compression"),

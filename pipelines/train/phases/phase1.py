@@ -114,13 +114,15 @@ class Phase1Module(nn.Module):
         """`share` is what is done of the stretch."""
         x = sample.x_BCHW
         mse_d_B = mse_x_B = lpips_B = torch.zeros(len(x), device=x.device)
+        if stretch == SCORE:
+            # Before the pass without gradients: autocast keeps the weights that it has cast, and ZeRO stage 3 finds
+            # their gradients only if that was in a pass with them.
+            loss_B = self._nothing_of_transforms(sample)
         with torch.set_grad_enabled(stretch != SCORE):
             y_hat_BMhw, g_BM11, bits_B = self._code(sample)
             d_BCHW = self.model.decoder(y_hat_BMhw, g_BM11)
         bpp_B = bits_B / (x.shape[2] * x.shape[3])
-        if stretch == SCORE:
-            loss_B = self._nothing_of_transforms(sample)
-        else:
+        if stretch != SCORE:
             beta_B = torch.tensor(self.beta_Q, device=x.device)[sample.q_B]
             mse_d_B = losses.squared_error(d_BCHW, x)
             loss_B = beta_B * bpp_B + mse_d_B

@@ -3,6 +3,7 @@ goes on with."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,18 @@ def test_a_run_that_goes_on_inside_a_stretch_ends_as_one_that_was_not_interrupte
         for name, state in expected.items():
             for kind, tensor in state.items():
                 assert torch.equal(found[name][kind], tensor), (done, kind, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
+def test_bf16_and_recomputed_activations_follow_fp32_where_weights_are_partitioned(
+    phase: PhaseName, start_codec: str
+) -> None:
+    batches = drawn_batches(STEPS, BATCH, CROP)
+    config = dataclasses.replace(config_of(start_codec, stage=3), micro_batch=None)
+    plain = plain_loop(config, PHASES[phase], batches)
+    trainer = trainer_of(dataclasses.replace(config, precision="bf16", activation_checkpointing=True), phase)
+    np.testing.assert_allclose([trainer.step(batch).terms[0] for batch in batches], plain.losses, rtol=0.1)
 
 
 @pytest.mark.parametrize("phase", ["phase2", "phase3"])
