@@ -13,7 +13,6 @@ import importlib.resources
 import json
 from typing import Any
 
-import fsspec
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -25,6 +24,7 @@ from corrdiff.errors import UsageError
 from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.perceptual import PerceptualMap
+from corrdiff.uris import open_fs
 
 CONFIG_FILE, WEIGHTS_FILE, TABLES_FILE = "config.json", "weights.safetensors", "tables.safetensors"
 FORMAT = "corrdiff-codec-1"
@@ -68,7 +68,7 @@ def save_codec(
         "codec": model.config.to_dict(),
         "provenance": provenance or {},
     }
-    fs, root = fsspec.core.url_to_fs(uri)
+    fs, root = open_fs(uri)
     fs.makedirs(root, exist_ok=True)
     fs.pipe_file(f"{root}/{WEIGHTS_FILE}", safetensors.torch.save(stored))
     fs.pipe_file(f"{root}/{TABLES_FILE}", safetensors.torch.save(tables.tensors))
@@ -194,7 +194,7 @@ def _read(uri: str, name: str) -> bytes:
     if uri.startswith(BUILTIN_SCHEME):
         return _read_builtin(uri.removeprefix(BUILTIN_SCHEME), name)
     try:
-        fs, root = fsspec.core.url_to_fs(uri)
+        fs, root = open_fs(uri)
         data: bytes = fs.cat_file(f"{root}/{name}")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UsageError(f"no codec at {uri}: there is no {name} (expected what 'corrdiff export' writes)") from None

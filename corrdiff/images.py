@@ -26,7 +26,7 @@ MAX_PIXELS = 1 << 28
 """Pictures beyond this (268 megapixels) are refused unless the caller raises the limit."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
+EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib")
 
 
 class ImageError(UsageError):

@@ -80,7 +80,7 @@ def find_rate(job: CompressJob) -> Rate:
         return read_record(uri, Rate)
     except FileNotFoundError:
         rate = _find(job)
-    created = storage.create_bytes(uri, storage.to_json(dataclasses.asdict(rate)))
+    created = storage.create_bytes(uri, storage.sealed(dataclasses.asdict(rate)))
     return rate if created else read_record(uri, Rate)
 
 

@@ -164,7 +164,7 @@ def read_record(uri: str, unit: int) -> Record:
 
 def create_record(uri: str, record: Record) -> Record:
     """Write a unit's record; returns the one that counts, which is an earlier one where there is one."""
-    created = storage.create_bytes(record_uri(uri, record.unit), storage.to_json(dataclasses.asdict(record)))
+    created = storage.create_bytes(record_uri(uri, record.unit), storage.sealed(dataclasses.asdict(record)))
     return record if created else read_record(uri, record.unit)
 
 

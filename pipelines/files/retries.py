@@ -21,8 +21,11 @@ FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 15.0
 
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ)
+_READ_ONLY = errno.EROFS
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_ASK_AGAIN = (408, 425, 429)
+"""Of the answers that refuse, those that mean: not now."""
 _DRIVERS = ("aiobotocore", "aiohttp", "botocore", "urllib3")
 """Packages whose errors about the network are not `OSError`s."""
 _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoAuthTokenError")
@@ -51,9 +54,11 @@ def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -
                 raise
             if getattr(error, "errno", None) in _NO_NAME:
                 raise
+            if getattr(error, "errno", None) == _READ_ONLY:
+                raise UsageError(f"{what} is not possible: the disk is read-only") from None
             if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _DRIVERS:
                 raise
-            if attempt == attempts or getattr(error, "errno", None) in _FULL:
+            if attempt == attempts or getattr(error, "errno", None) in _FULL or _is_answer(error):
                 times = "" if attempt == 1 else f" {attempt} times, last"
                 raise JobError(f"{what} failed{times} with: {error}") from error
             if attempt == ATTEMPTS:
@@ -61,3 +66,9 @@ def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -
         time.sleep(delay_s * random.uniform(0.5, 1.0))  # many workers must not come back at the same moment
         delay_s = min(2 * delay_s, LONGEST_DELAY_S)
     raise AssertionError
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether a server of the web has answered that it will not, as 403 and 410 do: no second attempt helps."""
+    status = getattr(error, "status", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in _ASK_AGAIN

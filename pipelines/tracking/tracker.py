@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from corrdiff.errors import UsageError
+from corrdiff.uris import redacted
 from pipelines.files import storage
 from pipelines.files.records import read_record
 from pipelines.tracking import lineage
@@ -178,7 +179,7 @@ class Tracker:
             if not self._offline:
                 kind = type(error).__name__
                 self._say(
-                    f"MLflow at {storage.redacted(self._uri)} cannot be reached ({kind}); going on, "
+                    f"MLflow at {redacted(self._uri)} cannot be reached ({kind}); going on, "
                     f"measurements are kept and go to {self._local} unless it comes back"
                 )
             self._offline, self._retry_at = True, time.monotonic() + RETRY_EVERY_S

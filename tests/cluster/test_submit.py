@@ -47,7 +47,11 @@ def test_what_lies_beside_the_code_stays_here(tmp_path: Path, monkeypatch: pytes
     assert sent == {"cluster/submit.py", "corrdiff/codec.py", "corrdiff/builtin/config.json"}
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "db_password", "APIKEY"])
+@pytest.mark.parametrize("name", [
+        "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "db_password", "APIKEY", "DB_PASS", "OPENAI_KEY", "SSH_PRIVATE_KEY",
+        "PASSPHRASE", "GH_PAT", "PGPASS", "COOKIE", "ENCRYPTION_KEY", "BASIC_AUTH",
+    ],
+)  # fmt: skip
 def test_secrets_are_not_taken_for_the_environment(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name}.*seen by everyone"):
         submit.submit(Submit(env=(f"{name}=planted",)), ["train"])

@@ -45,7 +45,7 @@ def places(draw: Draw, tmp_path: Path) -> list[Place]:
 
 
 def _rows(out: Path, directory: str, key: str, system: str) -> Any:
-    return json.loads((out / directory / f"{stem(key, system)}.json").read_text())
+    return storage.read_json(str(out / directory / f"{stem(key, system)}.json"))
 
 
 def test_an_anchors_rows_are_of_its_own_files(places: list[Place], draw: Draw, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_run_says_what_it_is_so_that_it_can_be_read_again(tmp_path: Path) -> N
     assert claim_run(run, PHASES["phase1"], CONFIG, MANIFEST) == CONFIG
     record = read_run(run)
     assert (record.config, record.phase) == (CONFIG, "phase1")
-    assert json.loads((tmp_path / "phase1" / "run.json").read_text()) == asdict(record)
+    assert storage.read_json(str(tmp_path / "phase1" / "run.json")) == asdict(record)
     assert record.identity["batch"] == 16
     assert len(record.identity["shards"]) == 64
 
