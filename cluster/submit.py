@@ -76,7 +76,8 @@ def submit(options: Submit, command: Sequence[str]) -> int:
     environment = _environment(options.env)
     if any(has_secret(part) for part in [*command, *environment.values()]):
         raise UsageError(
-            "a URI with a password, a token or a signature would be seen by everyone; let the cluster's machines have it"
+            "a URI with a password, a token or a signature would be seen by everyone; let the cluster's machines "
+            "have it"
         )
     address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
     address = address if "://" in address else f"http://{address}"

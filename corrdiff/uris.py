@@ -1,4 +1,4 @@
-"""Places of files: a path of this machine, or SCHEME://REST of whatever fsspec knows. A name is never more than a name."""
+"""Places of files: a path of this machine, or SCHEME://REST of whatever fsspec knows. A name is nothing but a name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 _USER = re.compile(
     r"(?<=http://)[^/?#\s]*@|(?<=https://)[^/?#\s]*@|(?<=://)[^/\s@:]*:(?!\d+/)[^\s@]*@(?:[^/\s@]*@)*", re.IGNORECASE
 )
-"""What lets somebody in before the host: of the web a name alone may be a token, elsewhere a password makes it one (that
-of a bucket may have slashes in it)."""
+"""What lets somebody in, before the host: of the web a name alone may be a token, elsewhere there is a password (a
+bucket's may have slashes in it)."""
 _SIGNED = re.compile(
     r"([?&;](?:[\w.-]*(?:signature|token|credential|secret|passw\w*|api[_-]?key)|access[_-]?key\w*|sig|key|auth|pwd))"
     r"=[^&;#\s]*",

@@ -161,7 +161,7 @@ def _check_length(fs: fsspec.AbstractFileSystem, path: str, uri: str, needed: in
 
 
 def _check_regular(fs: fsspec.AbstractFileSystem, path: str) -> None:
-    """Raises `NotARegularFile` for a pipe, a device and the like, which one could wait for for ever."""
+    """Raises `NotAFileError` for a pipe, a device and the like, which one could wait for for ever."""
     if not is_local(fs):
         return
     try:
@@ -169,10 +169,10 @@ def _check_regular(fs: fsspec.AbstractFileSystem, path: str) -> None:
     except OSError:
         return  # whoever reads says why
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise NotARegularFile(errno.EINVAL, "it is a pipe, a device or a socket, and no file", path)
+        raise NotAFileError(errno.EINVAL, "it is a pipe, a device or a socket, and no file", path)
 
 
-class NotARegularFile(IsADirectoryError):
+class NotAFileError(IsADirectoryError):
     """Something that has a name in a directory and no bytes."""
 
 
@@ -210,6 +210,12 @@ def _written(uri: str, write: Callable[[], T], attempts: int) -> T:
         raise JobError(f"cannot write {uri}: {error.strerror or error}") from None
 
 
+def write_once(uri: str, data: bytes) -> None:
+    """A file that must not be there yet with other bytes. Raises `JobError` where it is: it is left alone."""
+    if not create_bytes(uri, data) and read_bytes(uri, PATIENT_ATTEMPTS) != data:
+        raise JobError(f"{uri} exists, and is none of this job's; move it away, or choose another output")
+
+
 def create_bytes(uri: str, data: bytes) -> bool:
     """Write an object that must not be there yet; whether it was not. Where storage cannot promise that, the object
     that is there a moment before wins."""
@@ -239,7 +245,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def _beside(path: str, data: bytes) -> Iterator[str]:
-    """A finished file on the same disk, gone afterwards where it was not renamed. Its name is short whatever `path` is."""
+    """A finished file on the same disk, gone afterwards where it was not renamed. Its name is always short."""
     temporary = os.path.join(os.path.dirname(path), f".corrdiff-{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as f:

@@ -1,7 +1,7 @@
 """Tars as they are found, gzipped or not: their members one after the other, whatever a header claims.
 
-Python's `tarfile` reads each header; it is kept from what a header could make it do: allocate by a size that is claimed,
-go backwards, or take the first of several tars that were joined for all of them.
+Python's `tarfile` reads each header. It is kept from what a header could make it do: allocate by the size it claims, go
+back, or take the first of several tars that were joined for all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BROKEN = (
 )  # fmt: skip
 
 
-class BrokenArchive(UsageError):
+class BrokenArchiveError(UsageError):
     """What comes next is no member, and not the end."""
 
 
@@ -39,7 +39,7 @@ class Member(NamedTuple):
     left_out: str | None
     """Why it has no content of its own; None where it has."""
     read: Callable[[], bytes]
-    """Its content, to be called before the next member is asked for. Raises `BrokenArchive` where it is cut short."""
+    """Its content; to be called before the next member is asked for. Raises `BrokenArchiveError` if there is less."""
 
 
 def members(file: IO[bytes], name: str) -> Iterator[Member]:
@@ -47,7 +47,7 @@ def members(file: IO[bytes], name: str) -> Iterator[Member]:
 
     `name` says by its ending whether it is gzipped.
 
-    Raises `BrokenArchive` where it breaks off, or at a header that is none.
+    Raises `BrokenArchiveError` where it breaks off, or at a header that is none.
     """
     gzipped = not name.lower().endswith(".tar")
     stream: IO[bytes] = gzip.GzipFile(fileobj=file) if gzipped else file  # type: ignore[assignment]
@@ -58,7 +58,7 @@ def members(file: IO[bytes], name: str) -> Iterator[Member]:
     except UsageError:
         raise
     except _BROKEN as error:
-        raise BrokenArchive(str(error) or type(error).__name__) from None
+        raise BrokenArchiveError(str(error) or type(error).__name__) from None
 
 
 def _of_one(stream: _Guarded, start: int) -> Iterator[Member]:
@@ -113,9 +113,9 @@ class _Guarded(io.RawIOBase):
         return self._stream.seek(offset, whence)
 
     def content(self, info: tarfile.TarInfo) -> bytes:
-        """The bytes of a member, however many it claims to have. Raises `BrokenArchive` where they are not there."""
+        """The bytes of a member, whatever it claims. Raises `BrokenArchiveError` where they are not there."""
         if info.size > MAX_MEMBER_BYTES:
-            raise BrokenArchive(f"a member claims {info.size:,} bytes")
+            raise BrokenArchiveError(f"a member claims {info.size:,} bytes")
         pieces = []
         left = info.size
         try:
@@ -124,9 +124,9 @@ class _Guarded(io.RawIOBase):
                 pieces.append(piece)
                 left -= len(piece)
         except _BROKEN as error:
-            raise BrokenArchive(str(error) or type(error).__name__) from None
+            raise BrokenArchiveError(str(error) or type(error).__name__) from None
         if left:
-            raise BrokenArchive("unexpected end of data")
+            raise BrokenArchiveError("unexpected end of data")
         return b"".join(pieces)
 
     def end(self, offset: int) -> None:

@@ -10,7 +10,7 @@ import importlib.util
 import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -54,8 +54,8 @@ class Keys:
     """Names that come in the order of their bytes -> keys, remembering no more than the run of names that is open.
 
     A name without its extension is its key. Where that is taken, has dots, is no proper path, or where there is no
-    extension, the key is the whole name with `=` and hexadecimal digits for what a key cannot have (`a.png` -> `a=2Epng`).
-    No two names have one key: the first kind of key has no `=`, the second can be read back.
+    extension, the key is the whole name with `=` and hexadecimal digits for what a key cannot have: `a=2Epng` for
+    `a.png`. No two names have one key: the first kind of key has no `=`, the second can be read back.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ def iterate(
 
 def left_out_as(name: str, extensions: tuple[str, ...]) -> str | None:
     """Why a file that is found is not taken; None where it is. There are few reasons, whatever the names."""
-    *above, base = name.split("/")
+    base = name.rpartition("/")[2]
     if is_of_macos(name):
         return "macOS's own (._NAME, __MACOSX)"
     if base.lower().endswith(extensions):
@@ -175,9 +175,8 @@ def _find_all(uri: str, extensions: tuple[str, ...], left_out: Counter[str]) -> 
         raise UsageError(f"{uri}: of {len(expanded):,} names {len(missing):,} are not there, such as {missing[0]}")
     special = _SPECIAL.search(uri, start)
     root = _parent(uri[: special.start()] if special else uri)
-    parts = [
-        *filter(None, found), *((directory, _glob(directory, patterns, left_out)) for directory, patterns in globs.items())
-    ]  # fmt: skip
+    of_globs = ((directory, _glob(directory, patterns, left_out)) for directory, patterns in globs.items())
+    parts = [*filter(None, found), *of_globs]
     return root, (name for name, _ in itertools.groupby(heapq.merge(*(_seen_from(root, *part) for part in parts))))
 
 
@@ -258,11 +257,20 @@ def _parent(uri: str) -> str:
     return f"{directory}{slash}" if directory in ("", uri.partition("://")[0] + ":/") else directory
 
 
+def left_out_sentence(left_out: Mapping[str, int]) -> str:
+    """What was left out, most of it first, to stand behind a sentence; empty where nothing was."""
+    if not left_out:
+        return ""
+    reasons = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    return f", left out: {', '.join(f'{count:,} {reason}' for reason, count in reasons)}"
+
+
 def list_pictures(images: str, left_out: Counter[str] | None = None) -> list[Source]:
     """All that `iterate` finds. Raises `UsageError` where that is nothing."""
-    found = list(iterate(images, left_out=left_out))
+    skipped = Counter() if left_out is None else left_out
+    found = list(iterate(images, left_out=skipped))
     if not found:
-        raise UsageError(f"no pictures at {images} (looked for {', '.join(EXTENSIONS)})")
+        raise UsageError(f"no pictures at {images}{left_out_sentence(skipped)} (looked for {', '.join(EXTENSIONS)})")
     return found
 
 

