@@ -156,11 +156,13 @@ class Export:
     """Directory or URI for the codec."""
     compact: bool = False
     """Weights of 8 bits: a quarter of the bytes, and another codec, whose files are its own."""
+    overwrite: bool = False
+    """Write over another codec. What it has compressed can then be read with a copy of it alone."""
 
     def run(self) -> None:
         from pipelines.train.command import run_export
 
-        run_export(self.run_uri, self.out, self.compact)
+        run_export(self.run_uri, self.out, self.compact, self.overwrite)
 
 
 @dataclasses.dataclass(frozen=True)

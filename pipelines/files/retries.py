@@ -32,6 +32,10 @@ _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFoun
 """Their errors that no second attempt helps."""
 
 
+class NoCredentialsError(UsageError):
+    """Nobody has said who asks: that is no single file's fault."""
+
+
 def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
     """Run an idempotent action, again with growing pauses where it failed for a reason that may pass.
 
@@ -46,10 +50,10 @@ def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -
         except (*_FINAL, JobError, UsageError):
             raise
         except PermissionError as error:
-            raise UsageError(f"{what} is not permitted ({error}); check the path and the credentials") from None
+            raise UsageError(f"{what} is not permitted ({error}); check the path and the credentials") from error
         except Exception as error:
             if type(error).__name__ in _CREDENTIALS:
-                raise UsageError(f"{what} is not possible: {error}") from None
+                raise NoCredentialsError(f"{what} is not possible: {error}") from None
             if type(error).__name__ == "ParamValidationError":  # a mistake of ours
                 raise
             if getattr(error, "errno", None) in _NO_NAME:

@@ -18,7 +18,8 @@ import fsspec
 
 from corrdiff.config import BUILTIN_SCHEME
 from corrdiff.errors import JobError, UsageError
-from corrdiff.uris import has_secret, open_fs, scheme
+from corrdiff.uris import has_secret, scheme
+from corrdiff.uris import open_fs as open_fs
 from pipelines.files.retries import ATTEMPTS, with_retries
 from pipelines.files.retries import PATIENT_ATTEMPTS as PATIENT_ATTEMPTS
 
@@ -295,6 +296,15 @@ def remove_file(uri: str) -> None:
     with_retries(f"removing {uri}", remove)
 
 
+def remove_unfinished(uri: str) -> None:
+    """Remove from a directory of this machine what nobody writes any more and was not finished."""
+    fs, path = open_fs(uri)
+    if is_local(fs) and os.path.isdir(path):
+        for name in filter(TEMPORARY.fullmatch, os.listdir(path)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(path, name))
+
+
 def remove_empty(uri: str) -> None:
     """Remove a directory of this machine, where nothing is in it; elsewhere directories are but names of files."""
     fs, path = open_fs(uri)
@@ -315,8 +325,10 @@ def read_json(uri: str) -> Any:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{uri} is damaged: not JSON ({error})") from None
-    if not isinstance(value, dict) or CHECKSUM not in value:
+    if not isinstance(value, dict) or (CHECKSUM not in value and LIST not in value):
         return value
+    if CHECKSUM not in value:
+        raise UsageError(f"{uri} is damaged: it has no checksum")
     checksum = value.pop(CHECKSUM)
     if checksum != _checksum(value):
         raise UsageError(f"{uri} is damaged: it is not what its checksum says")

@@ -10,7 +10,7 @@ import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import IO, NamedTuple
 
 from corrdiff.errors import UsageError
@@ -61,17 +61,17 @@ def members(file: IO[bytes], name: str) -> Iterator[Member]:
         raise BrokenArchiveError(str(error) or type(error).__name__) from None
 
 
-def _of_one(stream: _Guarded, start: int) -> Iterator[Member]:
+def _of_one(stream: _Guarded, start: int) -> Generator[Member, None, int | None]:
     """The members of the tar that begins at a byte; returns where the next one begins, or None."""
     stream.seek(start)
     contents: dict[str, tarfile.TarInfo] = {}
-    with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=stream, mode="r:") as tar:
         before = start - 1
         while (info := tar.next()) is not None:
             if info.size < 0 or info.offset_data <= before:
                 raise tarfile.ReadError(f"the header at byte {info.offset:,} has a size that cannot be")
             before = info.offset_data
-            tar.members.clear()  # it would keep them all
+            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             if info.isreg():
                 contents[info.name] = info
             if not info.isdir():

@@ -23,7 +23,7 @@ from corrdiff.errors import JobError, UsageError
 from corrdiff.images import EXTENSIONS
 from corrdiff.uris import redacted, scheme
 from pipelines.files import storage
-from pipelines.files.retries import ATTEMPTS
+from pipelines.files.retries import ATTEMPTS, NoCredentialsError
 from pipelines.inputs import archives
 from pipelines.inputs import sources as pictures
 from pipelines.inputs.sources import Keys, Source
@@ -236,6 +236,8 @@ def _read(key: str, source: str, uri: str, problem: str = "") -> Found:
         return Found(key, source, storage.read_bytes(uri, ATTEMPTS if web else storage.PATIENT_ATTEMPTS))
     except FileNotFoundError:
         return Found(key, source, None, "there is no such file")
+    except NoCredentialsError:
+        raise
     except (OSError, ValueError) as error:  # no file, or nothing that could be the name of one
         return Found(key, source, None, _reason(error))
     except JobError as error:
@@ -245,7 +247,7 @@ def _read(key: str, source: str, uri: str, problem: str = "") -> Found:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a file cannot be read, without its name, which stands beside it: so that failures can be counted by reason."""
+    """Why a file cannot be read, without its name, which stands beside it: failures are counted by reason."""
     status = getattr(error, "status", None)
     if status is not None:
         return f"the server answers {status}"
@@ -329,6 +331,7 @@ def _members(unit: Unit, left_out: Counter[str]) -> Iterator[Found]:
 def nothing_at(images: str, left_out: Counter[str]) -> str:
     """What to say where there are no units."""
     return (
-        f"no pictures at {images}{pictures.left_out_sentence(left_out)} (looked for {', '.join((*EXTENSIONS, *archives.EXTENSIONS))}; for Parquet tables give --column with "
+        f"no pictures at {images}{pictures.left_out_sentence(left_out)} (looked for "
+        f"{', '.join((*EXTENSIONS, *archives.EXTENSIONS))}; for Parquet tables give --column with "
         "the column of paths or bytes)"
     )

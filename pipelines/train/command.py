@@ -44,11 +44,11 @@ def run_all(config: TrainConfig, phase2_crops_total: int | None) -> str:
         return run_phase(dataclasses.replace(config, init_from=codec, crops_total=length), "phase2")
 
 
-def run_export(run: str, out: str, compact: bool) -> None:
+def run_export(run: str, out: str, compact: bool, overwrite: bool) -> None:
     """Export the newest checkpoint of a run and say the codec's fingerprint."""
     from pipelines.train.export import export
 
-    print(f"{out}: codec {export(run, out, compact)}")
+    print(f"{out}: codec {export(run, out, compact, overwrite)}")
 
 
 def _with_start(config: TrainConfig, name: PhaseName) -> TrainConfig:
