@@ -162,7 +162,8 @@ class _Png(NamedTuple):
 
 def _read_png(data: bytes) -> _Png:
     """Take apart. A chunk that is no pixels and whose checksum is wrong is as if it were not there, as in libpng."""
-    kept, profile, trns, at = [_PNG], None, None, 8
+    kept: list[bytes | memoryview] = [_PNG]
+    profile, trns, at = None, None, 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         chunk, end = memoryview(data)[at : at + 12 + length], at + 12 + length
@@ -210,7 +211,7 @@ def _transparent(data: bytes, trns: bytes | None) -> int | tuple[int, int, int] 
     depth, colour = data[24], data[25]
     if trns is None or len(trns) != {0: 2, 2: 6}.get(colour):
         return None
-    samples = struct.unpack(f">{len(trns) // 2}H", trns)
+    samples: tuple[int, ...] = struct.unpack(f">{len(trns) // 2}H", trns)
     if colour == 2:
         if depth == 16:
             raise ImageError("a transparent colour of 16 bits a sample cannot be told from its neighbours")
@@ -328,9 +329,9 @@ def _expect_all_of(image: Image.Image, data: bytes) -> None:
         try:  # an eighth of the size on each side: all data is read, and next to nothing computed
             simplejpeg.decode_jpeg(data, colorspace=kind, min_height=1, min_width=1, fastdct=True, strict=True)
         except ValueError as error:
-            found = re.search("premature end|bad huffman|instead of rst", str(error), re.IGNORECASE)
-            if found:
-                raise ImageError(f"the picture is truncated or damaged: {found[0].lower()}") from None
+            problem = re.search("premature end|bad huffman|instead of rst", str(error), re.IGNORECASE)
+            if problem:
+                raise ImageError(f"the picture is truncated or damaged: {problem[0].lower()}") from None
     elif image.format == "PNG":
         found, expected = _png_bytes(data)
         if found < expected:

@@ -238,7 +238,7 @@ def _directory(uri: str, start: int) -> str | None:
 
 def _pattern(uri: str, start: int) -> str:
     """A regular expression of the URIs that fit; up to `start` nothing stands for anything but itself."""
-    return re.escape(uri[:start]) + fsspec.utils.glob_translate(uri[start:])
+    return re.escape(uri[:start]) + str(fsspec.utils.glob_translate(uri[start:]))
 
 
 def _glob(directory: str, patterns: list[str], left_out: Counter[str]) -> Iterator[str]:

@@ -13,7 +13,8 @@ import hashlib
 import io
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -328,7 +329,7 @@ def _members(unit: Unit, left_out: Counter[str]) -> Iterator[Found]:
         yield Found(key, source, None, f"the shard cannot be read: {_reason(error)}")
 
 
-def nothing_at(images: str, left_out: Counter[str]) -> str:
+def nothing_at(images: str, left_out: Mapping[str, int] = MappingProxyType({})) -> str:
     """What to say where there are no units."""
     return (
         f"no pictures at {images}{pictures.left_out_sentence(left_out)} (looked for "
