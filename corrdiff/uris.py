@@ -16,7 +16,7 @@ _USER = re.compile(
 """What lets somebody in, before the host: of the web a name alone may be a token, elsewhere there is a password (a
 bucket's may have slashes in it)."""
 _SIGNED = re.compile(
-    r"([?&;](?:[\w.-]*(?:signature|token|credential|secret|passw\w*|api[_-]?key)|access[_-]?key\w*|sig|key|auth|pwd))"
+    r"([?&;](?:[\w.-]*(?:signature|token|credential|secret|passw\w*|api[_-]?key)|[\w.-]*access[_-]?key\w*|sig|key|auth|pwd))"
     r"=[^&;#\s]*",
     re.IGNORECASE,
 )

@@ -143,7 +143,8 @@ def test_the_plain_command_sends_code_alone_whatever_lies_in_the_checkout(tmp_pa
     others = [
         "shards/shard-00000.tar", "compressed/part-00000.tar", "pictures/a.png", "report/index.html",
         "codec/config.json", "demo-out/a", "runs/first/run.json", "mlflow.db", ".env", ".git/config", "my photos/a.jpg",
-        "key.pem", "out.crdf", "cluster/.aws/credentials", "corrdiff/__pycache__/a.pyc", "pipelines/id.pem", ".ssh/id", "tests/test_docs.py",
+        "key.pem", "out.crdf", "cluster/.aws/credentials", "corrdiff/__pycache__/a.pyc", "pipelines/id.pem",
+        ".ssh/id", "tests/test_docs.py",
     ]  # fmt: skip
     for name in (*code, *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
