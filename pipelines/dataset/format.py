@@ -247,7 +247,7 @@ def find(uri: str, keys: Sequence[str]) -> list[Member]:
             ).to_pylist()
     except FileNotFoundError:
         raise UsageError(f"{uri} has no index: the compression is not complete; run it again") from None
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise _damaged_index(uri, error) from None
     found = {row["key"]: Member(**row) for row in rows}
     missing = [key for key in keys if key not in found]
@@ -265,12 +265,12 @@ def all_keys(uri: str) -> Iterator[str]:
                 yield from batch.column(0).to_pylist()
     except FileNotFoundError:
         raise UsageError(f"{uri} has no index: the compression is not complete; run it again") from None
-    except (pa.ArrowException, OSError, IndexError) as error:
+    except (pa.ArrowException, OSError, IndexError, UnicodeDecodeError) as error:
         raise _damaged_index(uri, error) from None
 
 
 def _damaged_index(uri: str, error: Exception) -> UsageError:
-    return UsageError(f"{uri}/{INDEX} is damaged ({error}); copy it again")
+    return UsageError(f"{uri}/{INDEX} is damaged ({type(error).__name__}); copy it again")
 
 
 def read_member(uri: str, member: Member) -> bytes:

@@ -137,7 +137,7 @@ def _of_table(source: Source, column: str, size: int) -> Iterator[Unit]:
                 for first in range(0, rows, step):
                     yield Unit("table", [source.uri], [source.key], column, group, first, min(step, rows - first))
     except _NO_TABLE as error:
-        raise UsageError(f"{source.uri} is no Parquet file ({error})") from None
+        raise UsageError(f"{source.uri} is no Parquet file ({str(error).splitlines()[0]})") from None
 
 
 def _open_table(uri: str) -> pq.ParquetFile:
@@ -188,8 +188,8 @@ def read_units(planned: PlannedUnits, file: int) -> list[Unit]:
         return [Unit(**{name: value for name, value in row.items() if value is not None}) for row in rows]
     except FileNotFoundError:
         raise JobError(f"{uri} is missing, which says what is to be compressed") from None
-    except (*_NO_TABLE, TypeError) as error:
-        raise JobError(f"{uri} is damaged ({error})") from None
+    except (*_NO_TABLE, TypeError, ValueError) as error:
+        raise JobError(f"{uri} is damaged ({type(error).__name__})") from None
 
 
 def read_unit(planned: PlannedUnits, number: int) -> Unit:
@@ -282,7 +282,7 @@ def _rows(unit: Unit) -> Iterator[Found]:
     except UsageError as error:
         reason = str(error)
     except (*_NO_TABLE, IndexError) as error:
-        reason = f"the table is broken: {error}"
+        reason = f"the table is broken ({type(error).__name__})"
     for row in range(first + done, first + unit.pictures):
         yield Found(f"{prefix}/{row:09d}", f"{source}, row {row}", None, reason)
 

@@ -266,3 +266,21 @@ def test_an_answer_that_no_second_attempt_helps_is_asked_for_once(monkeypatch: p
     with pytest.raises(JobError):
         storage.read_bytes(f"{web}/429/x", 3)
     assert len(pauses) == 2
+
+
+def test_a_plan_without_checksums_that_is_damaged_is_one_sentence(tmp_path: Path, write: Write) -> None:
+    write("in/a.png", b"1")
+    directory = str(tmp_path / "planned")
+    units.write_plan(directory, iter(plan(tmp_path / "in")))
+    file = tmp_path / "planned" / "00000.parquet"
+    whole, refused = file.read_bytes(), 0
+    for bit in range(0, 8 * len(whole), 5):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            units.read_units(PlannedUnits(directory), 0)
+        except JobError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1
+    assert refused > len(whole) // 5
