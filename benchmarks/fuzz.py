@@ -2,8 +2,8 @@
 
 What is looked for: an exception that callers do not expect, more than a second of work, memory over the limit (each
 process has an address space of that size), and a file of ours that is read as something else. Checksums are put right
-after the damage, since else they would stop nearly all at the door; of our own records, whose checksum nobody puts right
-by accident, one bit is flipped.
+after the damage, since else they would stop nearly all at the door. Nobody puts that of our own records right by
+accident: one bit of those is flipped.
 """
 
 from __future__ import annotations
