@@ -57,9 +57,7 @@ def _finish(out: str, plan: Plan) -> tuple[Summary, Shown]:
     records = list(compressed.read_records(out, range(plan.units)))
     missing = compressed.missing_parts(out, records)
     if missing:
-        raise JobError(
-            f"{len(missing)} parts of {out} that are done are missing, such as {missing[0]}; copy them again"
-        )
+        raise JobError(f"{len(missing)} finished parts of {out} are missing, such as {missing[0]}; copy them again")
     table = _read_tables(out, records)
     good = table.filter(pc.equal(table["status"], "ok"))
     failed = table.filter(pc.equal(table["status"], "failed"))

@@ -77,9 +77,7 @@ def _check_parts(out: str, plan: Plan) -> None:
     """Raises `JobError` where a part of a finished dataset is gone."""
     missing = missing_parts(out, read_records(out, range(plan.units)))
     if missing:
-        raise JobError(
-            f"{out} is complete, but {len(missing)} of its parts are missing, such as {missing[0]}; copy them again"
-        )
+        raise JobError(f"{len(missing)} finished parts of {out} are missing, such as {missing[0]}; copy them again")
 
 
 def _compress(job: CompressJob) -> Generator[Progress, None, Summary]:
