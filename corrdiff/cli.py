@@ -28,7 +28,7 @@ class Encode:
     """
 
     image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE")]
-    """JPEG, PNG, WebP, TIFF, GIF or BMP."""
+    """JPEG, PNG, WebP, TIFF, GIF, BMP, AVIF or PPM."""
     out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUT]")] = None
     """The .crdf file to write; beside the picture where it is not given."""
     codec: str = BUILTIN

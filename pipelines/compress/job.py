@@ -34,7 +34,7 @@ from pipelines.compress.rate_target import find_rate
 from pipelines.compress.read import open_units
 from pipelines.compress.tally import Assembly, Tally
 from pipelines.compress.write import write_unit
-from pipelines.dataset.format import Plan, columns, finished_units, missing_parts, read_records
+from pipelines.dataset.format import Plan, columns, finished_units, read_records, units_without_part
 from pipelines.dataset.summary import Summary, read_summary
 from pipelines.display.progress import Progress, console
 from pipelines.files import storage
@@ -75,9 +75,11 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
 
 def _check_parts(out: str, plan: Plan) -> None:
     """Raises `JobError` where a part of a finished dataset is gone."""
-    missing = missing_parts(out, read_records(out, range(plan.units)))
+    missing = units_without_part(out, plan.units)
     if missing:
-        raise JobError(f"{len(missing)} finished parts of {out} are missing, such as {missing[0]}; copy them again")
+        raise JobError(
+            f"{len(missing)} finished units of {out} have lost a part, such as unit {missing[0]}; copy it again"
+        )
 
 
 def _compress(job: CompressJob) -> Generator[Progress, None, Summary]:

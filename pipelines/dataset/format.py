@@ -132,7 +132,7 @@ def part_name(unit: int, extension: str, sha256: str) -> str:
     return f"part-{unit:05d}-{sha256[:PART_DIGITS]}.{extension}"
 
 
-_PART = re.compile(rf"part-\d{{5,}}-[0-9a-f]{{{PART_DIGITS}}}\.(tar|parquet)")
+_PART = re.compile(rf"part-(\d{{5,}})-[0-9a-f]{{{PART_DIGITS}}}\.(tar|parquet)")
 
 
 def strange_names(names: Iterable[str]) -> list[str]:
@@ -146,7 +146,7 @@ def begin_unit(uri: str, unit: int, parts: Sequence[str]) -> None:
     marker = storage.join(uri, WRITING, f"{unit:05d}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.json")
     if not storage.exists(marker):
         new = [name for name in parts if not storage.exists(storage.join(uri, name))]
-        storage.write_json(marker, {"parts": new})
+        storage.create_bytes(marker, storage.sealed({"parts": new}))
 
 
 def remove_orphans(uri: str, records: Iterable[Record]) -> None:
@@ -155,7 +155,7 @@ def remove_orphans(uri: str, records: Iterable[Record]) -> None:
     for marker in storage.list_names(storage.join(uri, WRITING)):
         where = storage.join(uri, WRITING, marker)
         for name in storage.read_json(where)["parts"]:
-            if name not in named:
+            if _PART.fullmatch(name) and name not in named:
                 storage.remove_file(storage.join(uri, name))
         storage.remove_file(where)
     storage.remove_empty(storage.join(uri, WRITING))
@@ -165,6 +165,13 @@ def missing_parts(uri: str, records: Iterable[Record]) -> list[str]:
     """Files that records name and that are not there."""
     there = set(storage.list_names(uri))
     return [file.name for record in records for file in (record.tar, record.parquet) if file.name not in there]
+
+
+def units_without_part(uri: str, units: int) -> list[int]:
+    """Numbers of the units of a finished dataset of which no tar, or no table, is there; by the names alone."""
+    found = filter(None, map(_PART.fullmatch, storage.list_names(uri)))
+    there = {(int(name[1]), name[2]) for name in found}
+    return [unit for unit in range(units) if not {(unit, "tar"), (unit, "parquet")} <= there]
 
 
 def read_plan(uri: str) -> Plan | None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corrdiff.errors import JobError, UsageError
+from pipelines.compress import job
 from pipelines.compress.chunk import Whole
 from pipelines.compress.claim import claim
 from pipelines.compress.config import CompressConfig
@@ -100,7 +101,10 @@ def test_what_is_found_is_pictures_and_what_was_left_out(names: set[str], member
 def test_a_part_that_is_gone_is_said(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "in" / "a.png"), b"x")
     plan = _compress(str(tmp_path / "in"), str(tmp_path / "out"), lost=False)
+    job._check_parts(str(tmp_path / "out"), plan)
     (part,) = (tmp_path / "out").glob("part-*.tar")
     part.unlink()
     with pytest.raises(JobError, match=rf"1 finished parts of .* are missing, such as {part.name}; copy them again"):
         _finish(str(tmp_path / "out"), plan)
+    with pytest.raises(JobError, match=r"1 finished units of .* have lost a part, such as unit 0"):
+        job._check_parts(str(tmp_path / "out"), plan)
