@@ -174,6 +174,7 @@ def preflight(options: Preflight) -> int:
     """Look, print the table, and give the exit code."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     wanted = Wanted(options.cpus or 0, options.gpus or 0, options.wait)
     checks = judge(options, *look(options.storage, options.mlflow, wanted))
