@@ -38,6 +38,6 @@ def test_a_worker_takes_the_codec_of_its_job_and_no_other(name: str, codec_dir: 
     with pytest.raises(JobError) as caught:
         WORKERS[name](uri, began_with)
     assert str(caught.value) == (
-        f"the codec at {uri} is another one now: the job began with {began_with[:16]}, and {there[:16]} is there; put the "
-        "first one back, and run the same command again"
+        f"the codec at {uri} is another one now: the job began with {began_with[:16]}, and {there[:16]} is there; put "
+        "the first one back, and run the same command again"
     )
