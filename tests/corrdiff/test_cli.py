@@ -287,6 +287,8 @@ def test_what_was_there_is_left_alone(
     room: Path, codec_dir: Path, tmp_path: Path, arguments: str, said: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    tmp_path = tmp_path / "there"
+    tmp_path.mkdir()
     for name in ("picture.png", "whole.crdf"):
         (tmp_path / name).write_bytes((room / name).read_bytes())
     (tmp_path / "link.crdf").hardlink_to(tmp_path / "picture.png")
@@ -300,6 +302,8 @@ def test_what_was_there_is_left_alone(
 
 
 def test_what_may_be_written_over_is(room: Path, codec_dir: Path, tmp_path: Path) -> None:
+    tmp_path = tmp_path / "there"
+    tmp_path.mkdir()
     name = "写" * 83 + ".crdf"
     (tmp_path / name).write_bytes(b"somebody's")
     encode = ["encode", str(room / "picture.png"), str(tmp_path / name), "--codec", str(codec_dir), "--steps", "1"]
