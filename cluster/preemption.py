@@ -22,12 +22,16 @@ RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import http.client
 import json
+import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -48,12 +52,41 @@ GRACE_S = 120.0
 """From notice to end, where the notice does not say."""
 
 
+LONGEST_S, LONGEST_ACTION = 3600.0, 64
+"""What is believed of a notice: no later end than that from now, and a word of no more letters."""
+ASKING_S = 5.0
+"""A service that has not answered in full by then is asked again."""
+
+
 class Notice(NamedTuple):
     """The machine is going away."""
 
     action: str
     at: float
     """When, in seconds since the epoch."""
+
+
+class _Bounded(http.client.HTTPConnection):
+    """A connection that ends after a while, however slowly its other end sends byte after byte."""
+
+    def connect(self) -> None:
+        super().connect()
+        timer = threading.Timer(ASKING_S, _shut, [self.sock])
+        timer.daemon = True
+        timer.start()
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+class _BoundedHandler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Bounded, request)
+
+
+_OPENER = urllib.request.build_opener(_BoundedHandler)
 
 
 class Metadata:
@@ -81,14 +114,16 @@ class Metadata:
     def _get(self, path: str) -> bytes:
         if time.monotonic() >= self._renew_at:
             headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S)}
-            self._token = self._ask("PUT", TOKEN_PATH, headers).decode("ascii", "replace")
+            self._token = read_token(self._ask("PUT", TOKEN_PATH, headers))
             self._renew_at = time.monotonic() + TOKEN_TTL_S / 2
         return self._ask("GET", path, {"X-aws-ec2-metadata-token": self._token})
 
     def _ask(self, method: str, path: str, headers: dict[str, str]) -> bytes:
         request = urllib.request.Request(self.url + path, method=method, headers=headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with _OPENER.open(request, timeout=TIMEOUT_S) as answer:
             data: bytes = answer.read(1 << 16)
+            if answer.length:
+                raise OSError(f"its answer is cut short, or too long: {answer.length:,} bytes are missing")
         return data
 
 
@@ -109,13 +144,21 @@ class GoogleMetadata(Metadata):
 CLOUDS = {"aws": Metadata, "gcp": GoogleMetadata}
 
 
+def read_token(answer: bytes) -> str:
+    """Read a session's token. Raises `OSError` for what is none, say a page that somebody put in between."""
+    if not re.fullmatch(rb"[!-~]{1,4096}", answer):
+        raise OSError("its token is none")
+    return answer.decode("ascii")
+
+
 def read_notice(answer: bytes, now: float) -> Notice:
     """Read the service's answer. One that cannot be read is a notice all the same: the machine will go."""
     try:
         value = json.loads(answer)
         at = datetime.datetime.fromisoformat(value["time"]).timestamp()
-        return Notice(str(value["action"]), at)
-    except (ValueError, KeyError, TypeError):
+        action = re.sub(r"[^\w .-]", "?", str(value["action"]), flags=re.ASCII)[:LONGEST_ACTION]
+        return Notice(action, min(at, now + LONGEST_S))
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError):
         return Notice("unknown", now + GRACE_S)
 
 
@@ -206,7 +249,7 @@ def _wait(options: Watch) -> Notice:
             reachable = True
             if notice is not None:
                 return notice
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             if reachable:
                 _say(f"{options.metadata} does not answer ({error}); trying on")
             reachable = False

@@ -177,14 +177,15 @@ def preflight(options: Preflight) -> int:
     """Look, print the table, and give the exit code."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     wanted = Wanted(options.cpus or 0, options.gpus or 0, options.wait)
     checks = judge(options, *look(options.storage, options.mlflow, wanted))
     table = Table("check", "found", "")
-    marks = {True: "[green]ok", False: "[red]FAILED", None: "-"}
+    marks = {True: Text("ok", "green"), False: Text("FAILED", "red"), None: Text("-")}
     for check in checks:
         table.add_row(check.name, check.found, marks[check.ok])
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
     console.print(table)
     failed = [check.name for check in checks if check.ok is False]
     console.print(f"not fit: {', '.join(failed)}" if failed else "fit for the job")

@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from cluster.ray_private import spill_directory
+from corrdiff.uris import open_fs, scheme
 
 PACKAGES = "ray", "torch", "deepspeed", "mlflow", "s3fs"
 STORAGE_BYTES = 32 << 20
@@ -91,12 +92,10 @@ class Probe:
 
     def transfer(self, uri: str) -> Transfer:
         """Write an object and read it back; `delete` removes it."""
-        import fsspec
-
         data = os.urandom(STORAGE_BYTES)
         try:
-            fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-            if "://" not in uri:  # elsewhere it might make a bucket
+            fs, path = open_fs(uri)
+            if scheme(uri) is None:  # elsewhere it might make a bucket
                 fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
             fs.pipe_file(path, b"small")  # what is refused is refused with a reason; in the middle of much, by a reset
             started = time.perf_counter()
@@ -111,22 +110,18 @@ class Probe:
         return Transfer(written - started, read - written)
 
     def sees(self, uri: str) -> bool:
-        import fsspec
-
         with contextlib.suppress(Exception):
-            fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+            fs, path = open_fs(uri)
             return int(fs.info(path)["size"]) == STORAGE_BYTES
         return False
 
     def delete(self, uri: str) -> str:
         """Delete an object, which may never have been written; returns what went wrong, if anything."""
-        import fsspec
-
         try:
-            fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+            fs, path = open_fs(uri)
             with contextlib.suppress(FileNotFoundError):
                 fs.rm_file(path)
-                if "://" not in uri:
+                if scheme(uri) is None:
                     fs.rmdir(path.rsplit("/", 1)[0])
         except Exception as error:
             return f"deleting: {first_line(error)}"

@@ -26,6 +26,7 @@ from typing import Any
 
 from corrdiff.command_line import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, run_command
 from corrdiff.errors import JobError, UsageError
+from corrdiff.uris import has_secret
 
 PACKAGES = "corrdiff", "pipelines", "cluster"
 KINDS = "*.py", "py.typed", "*.html", "*.json", "*.safetensors", "*.csv", "*.md", "*.yaml", "*.sh"
@@ -36,9 +37,10 @@ RECONNECT_S = 2.0
 LOST_S = 120.0
 """A job server that does not answer for so long is given up; the job may go on."""
 
-_SECRET = re.compile(r"secret|token|password|passwd|credential|api_?key|access_?key", re.IGNORECASE)
-_IN_URI = re.compile(r"://[^/\s@:]*:[^\s@]*@")
-"""A password; that of an AWS key may have slashes in it."""
+_SECRET = re.compile(
+    r"secret|token(?!iz)|passw|passphrase|credential|cookie|[a-z](pass|key)$|(^|_)(pass|pat|pwd|keys?)(_|$)|(^|_)auth$",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,11 @@ def submit(options: Submit, command: Sequence[str]) -> int:
     if not command:
         raise UsageError("what is to be run? corrdiff submit -- train all --shards ...")
     environment = _environment(options.env)
-    if any(_IN_URI.search(part) for part in [*command, *environment.values()]):
-        raise UsageError("a URI with a password would be seen by everyone; let the cluster's machines have it")
+    if any(has_secret(part) for part in [*command, *environment.values()]):
+        raise UsageError(
+            "a URI with a password, a token or a signature would be seen by everyone; let the cluster's machines "
+            "have it"
+        )
     address = options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
     address = address if "://" in address else f"http://{address}"
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray's client would take another one from here

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,7 +32,7 @@ class Encode:
     """
 
     image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE")]
-    """JPEG, PNG, WebP, TIFF, GIF or BMP."""
+    """JPEG, PNG, WebP, TIFF, GIF, BMP, AVIF or PPM."""
     out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUT]")] = None
     """The .crdf file to write; beside the picture where it is not given."""
     codec: str = BUILTIN
@@ -53,6 +54,8 @@ class Encode:
     """Refuse larger pictures."""
     reconstruction: Path | None = None
     """Write the picture that a decoder will show to this PNG."""
+    overwrite: bool = False
+    """Write over files that exist, but never over the picture itself."""
     device: str = "cpu"
     """Where the networks run: cpu, cuda, cuda:1 ..."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -64,15 +67,16 @@ class Encode:
         from corrdiff.images import open_image, save_png
 
         settings = Settings(self.quality, self.fidelity, self.steps, self.tile)
+        out = self.out or self.image.with_suffix(".crdf")
+        _check_free(self.overwrite, self.image, *filter(None, (out, self.reconstruction)))
         opened = open_image(_read(self.image), self.max_pixels)
         weights = (self.lpips_weights,) if self.criterion == "lpips" else None
         codec = _load(self.codec, self.device, self.precision, weights)
         with _progress("encoding") as on_tile:
             encoded = codec.compress_batch([opened.pixels], settings, on_tile)[0]
-        out = self.out or self.image.with_suffix(".crdf")
-        _write(out, encoded.data)
+        _write(out, encoded.data, self.overwrite)
         if self.reconstruction is not None:
-            _write(self.reconstruction, save_png(encoded.reconstruction))
+            _write(self.reconstruction, save_png(encoded.reconstruction), self.overwrite)
         height, width = opened.pixels.shape[:2]
         changes = f" ({', '.join(opened.changes)})" if opened.changes else ""
         print(f"{out}: {width}x{height}{changes}, {len(encoded.data):,} bytes, {encoded.bpp:.4f} bpp")
@@ -92,7 +96,7 @@ class Decode:
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """The .crdf file."""
     out: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUT]")] = None
-    """The PNG to write; beside the file where it is not given, unless something of that name is there."""
+    """The PNG to write; beside the file where it is not given."""
     codec: str = BUILTIN
     """The codec directory that the file was written with; builtin:tiny comes with this package."""
     decoding: Literal["corrected", "uncorrected", "privileged"] = "corrected"
@@ -103,6 +107,8 @@ class Decode:
     """A quick look: D's picture, without the score network."""
     max_pixels: int = 1 << 28
     """Refuse larger pictures."""
+    overwrite: bool = False
+    """Write over a picture that exists, but never over the file itself."""
     device: str = "cpu"
     """Where the networks run: cpu, cuda, cuda:1 ..."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -118,14 +124,13 @@ class Decode:
         box = None if self.box is None else _box(self.box)
         data = _read(self.file)
         out = self.out or self.file.with_suffix(".png")
-        if self.out is None and out.exists():
-            raise UsageError(f"{out} exists: say what to write, corrdiff decode {self.file} PICTURE.png")
+        _check_free(self.overwrite, self.file, out)
         bitstream.unpack(data, max_pixels=self.max_pixels)
         codec = _load(self.codec, self.device, self.precision)
         decoding = "privileged" if self.thumbnail else self.decoding
         with _progress("decoding") as on_tile:
             picture = codec.decompress_batch([data], decoding, self.max_pixels, on_tile, box)[0]
-        _write(out, save_png(picture))
+        _write(out, save_png(picture), self.overwrite)
         print(f"{out}: {picture.shape[1]}x{picture.shape[0]}")
 
 
@@ -143,6 +148,8 @@ class Inspect:
     made_up: Annotated[Path | None, tyro.conf.arg(name="map")] = None
     """Write a grey PNG that says where and how much of the picture the score network made up, by the factors of the
     last step: black is D's picture, white has nothing of it."""
+    overwrite: bool = False
+    """Write over a picture that exists, but never over the file itself."""
 
     def run(self) -> None:
         """Print what is in the file."""
@@ -154,7 +161,8 @@ class Inspect:
             from corrdiff import coding
             from corrdiff.images import save_png
 
-            _write(self.made_up, save_png(coding.made_up(parsed)))
+            _check_free(self.overwrite, self.file, self.made_up)
+            _write(self.made_up, save_png(coding.made_up(parsed)), self.overwrite)
         header, tiles = parsed
         print(
             json.dumps(
@@ -274,12 +282,32 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _write(path: Path, data: bytes) -> None:
+def _check_free(overwrite: bool, read: Path, *written: Path) -> None:
+    """Raises `UsageError` where a file that is to be written is the one that is read, is there, or is named twice."""
+    for i, out in enumerate(written):
+        if out.is_dir():
+            raise UsageError(f"cannot write {out}: Is a directory")
+        if out.exists() and read.exists() and out.samefile(read):
+            raise UsageError(f"{out} is what is read: name another file to write")
+        if out in written[:i]:
+            raise UsageError(f"{out} is named twice: name another file to write")
+        if not overwrite and os.path.lexists(out):
+            raise UsageError(f"{out} exists: name another file to write, or say --overwrite")
+
+
+def _write(path: Path, data: bytes, overwrite: bool) -> None:
     """Write a file whole or not at all."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = path.parent / f".corrdiff-{uuid.uuid4().hex}.tmp"
     try:
         temporary.write_bytes(data)
+        if not overwrite:
+            with contextlib.suppress(PermissionError, NotImplementedError):  # a disk without hard links
+                os.link(temporary, path)
+                return
         temporary.replace(path)
+    except FileExistsError:
+        raise UsageError(f"{path} exists: name another file to write, or say --overwrite") from None
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

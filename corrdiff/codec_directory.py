@@ -13,7 +13,6 @@ import importlib.resources
 import json
 from typing import Any
 
-import fsspec
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -21,14 +20,15 @@ from torch import Tensor
 
 from corrdiff.codec import CorrDiffCodec, Precision
 from corrdiff.config import BUILTIN_SCHEME, CodecConfig
-from corrdiff.errors import UsageError
+from corrdiff.errors import JobError, UsageError
 from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.perceptual import PerceptualMap
+from corrdiff.uris import open_fs
 
 CONFIG_FILE, WEIGHTS_FILE, TABLES_FILE = "config.json", "weights.safetensors", "tables.safetensors"
 FORMAT = "corrdiff-codec-1"
-SCALE = ".scale"
+SCALE, CHECKSUM = ".scale", "checksum"
 COMPACT_FROM = 1024
 """Values of a layer whose weights are int8 in a compact codec; its biases and all smaller layers stay as they are."""
 
@@ -46,7 +46,7 @@ def fingerprint(config: CodecConfig, weights: dict[str, Tensor], tables: dict[st
 
 def save_codec(
     model: CorrDiffModel, tables: EntropyTables, uri: str, provenance: dict[str, Any] | None = None,
-    compact: bool = False,
+    compact: bool = False, overwrite: bool = False,
 ) -> str:  # fmt: skip
     """Write a codec directory; config.json goes last, so that a directory without it is not one.
 
@@ -56,11 +56,20 @@ def save_codec(
         uri: directory to write, made where it is missing.
         provenance: what to keep beside the configuration (training runs, images seen); not part of the fingerprint.
         compact: write weights of 8 bits; they are other weights, by at most 1/254 of a channel's largest.
+        overwrite: write over another codec, which alone can read what it has written.
 
     Returns:
         The fingerprint, 64 hexadecimal digits.
+
+    Raises:
+        UsageError: another codec is there.
+        JobError: a weight is no number or infinite, as after a training that has diverged.
     """
-    stored = compacted(codec_weights(model)) if compact else codec_weights(model)
+    weights = codec_weights(model)
+    broken = _not_finite(weights)
+    if broken:
+        raise JobError(f"the weights are not finite ('{broken}'): the training has diverged, and no codec is written")
+    stored = compacted(weights) if compact else weights
     digest = fingerprint(model.config, _expanded(stored), tables.tensors)
     config = {
         "format": FORMAT,
@@ -68,12 +77,26 @@ def save_codec(
         "codec": model.config.to_dict(),
         "provenance": provenance or {},
     }
-    fs, root = fsspec.core.url_to_fs(uri)
+    fs, root = open_fs(uri)
+    if not overwrite and fs.exists(f"{root}/{CONFIG_FILE}") and read_config(uri)[1] != digest:
+        raise UsageError(
+            f"{uri} holds another codec, without which its files cannot be read; choose another directory, or say "
+            "--overwrite"
+        )
     fs.makedirs(root, exist_ok=True)
     fs.pipe_file(f"{root}/{WEIGHTS_FILE}", safetensors.torch.save(stored))
     fs.pipe_file(f"{root}/{TABLES_FILE}", safetensors.torch.save(tables.tensors))
-    fs.pipe_file(f"{root}/{CONFIG_FILE}", json.dumps(config, indent=2).encode())
+    fs.pipe_file(f"{root}/{CONFIG_FILE}", json.dumps({**config, CHECKSUM: _checksum(config)}, indent=2).encode())
     return digest
+
+
+def _checksum(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is no number or infinite."""
+    return next((name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()), None)
 
 
 def load_codec(
@@ -116,6 +139,9 @@ def load_networks(uri: str, for_training: bool = True) -> tuple[CorrDiffModel, E
         weights = _expanded(_read_tensors(uri, WEIGHTS_FILE))
     except (KeyError, RuntimeError):
         raise UsageError(f"codec {uri}: {WEIGHTS_FILE} has weights without their scales") from None
+    broken = _not_finite(weights)
+    if broken:
+        raise UsageError(f"codec {uri}: {WEIGHTS_FILE} has values that are not finite ('{broken}'); export it again")
     tables = _read_tensors(uri, TABLES_FILE)
     if fingerprint(config, weights, tables) != digest:
         raise UsageError(f"codec {uri}: weights or tables do not match the fingerprint; export it or copy it again")
@@ -147,6 +173,13 @@ def read_config(uri: str) -> tuple[CodecConfig, str, dict[str, Any]]:
         data = json.loads(_read(uri, CONFIG_FILE))
         kind, codec, digest, provenance = (data[k] for k in ("format", "codec", "fingerprint", "provenance"))
         digest_bytes = bytes.fromhex(digest)
+        strange = data.keys() - {"format", "codec", "fingerprint", "provenance", CHECKSUM}
+        if strange or not isinstance(provenance, dict):
+            raise ValueError(
+                f"a field '{min(strange)}' that is not known" if strange else "its provenance is no object"
+            )
+        if data.get(CHECKSUM, "") not in ("", _checksum({k: v for k, v in data.items() if k != CHECKSUM})):
+            raise ValueError("it is not what its checksum says")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
@@ -196,7 +229,7 @@ def _read(uri: str, name: str) -> bytes:
     if uri.startswith(BUILTIN_SCHEME):
         return _read_builtin(uri.removeprefix(BUILTIN_SCHEME), name)
     try:
-        fs, root = fsspec.core.url_to_fs(uri)
+        fs, root = open_fs(uri)
         data: bytes = fs.cat_file(f"{root}/{name}")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UsageError(f"no codec at {uri}: there is no {name} (expected what 'corrdiff export' writes)") from None

@@ -180,11 +180,13 @@ class Export:
     correction: Correction | None = None
     """How the codec corrects the score network: on a grid of cells, as this project does, or as the paper has it, from
     noise with one factor a step for the whole picture. It is another codec, whose files are its own."""
+    overwrite: bool = False
+    """Write over another codec. What it has compressed can then be read with a copy of it alone."""
 
     def run(self) -> None:
         from pipelines.train.command import run_export
 
-        run_export(self.run_uri, self.out, self.compact, self.correction)
+        run_export(self.run_uri, self.out, self.compact, self.correction, self.overwrite)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -129,4 +129,4 @@ def _print_table(measured: list[Measured]) -> None:
 
 
 def _headline(text: str) -> None:
-    console.print(f"\n[bold]{text}[/bold]")
+    console.print(f"\n{text}", style="bold")

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {"corrdiff.command_line", "corrdiff.errors", "corrdiff.decoders"}
+ALLOWED = {"corrdiff.command_line", "corrdiff.errors", "corrdiff.decoders", "corrdiff.uris"}
 
 
 def test_cluster_may_import_nothing_of_the_codec_that_is_not_named() -> None:

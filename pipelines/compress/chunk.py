@@ -30,10 +30,12 @@ class Chunk(NamedTuple, Generic[P]):
     """How many the unit has; said by its last chunk alone."""
     seconds: dict[str, float]
     """What each stage took for these."""
+    left_out: dict[str, int] = {}  # noqa: RUF012  # a tuple's default, which nobody changes
+    """Reason -> what the unit has beside pictures; said by its last chunk alone."""
 
     def after(self, stage: str, pictures: list[Q], started: float) -> Chunk[Q]:
         """The chunk as a stage leaves it that `started` at that reading of `time.perf_counter`."""
-        return Chunk(self.unit, pictures, self.total, {**self.seconds, stage: time.perf_counter() - started})
+        return self._replace(pictures=pictures, seconds={**self.seconds, stage: time.perf_counter() - started})  # type: ignore[return-value,arg-type]
 
 
 class Opened(NamedTuple):
@@ -71,3 +73,13 @@ class Done(NamedTuple):
     row: dict[str, Any]
     data: bytes | None
     changes: tuple[str, ...] = ()
+
+
+class Whole(NamedTuple):
+    """A unit whose pictures have all come."""
+
+    pictures: list[Done]
+    seconds: dict[str, float]
+    """What the stages took for them."""
+    left_out: dict[str, int]
+    """Reason -> what was in the unit beside pictures."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,9 +39,14 @@ class CompressJob:
     """With a target, once it is known."""
 
     @property
-    def units_directory(self) -> str:
+    def planned(self) -> units.PlannedUnits:
         """Where it is written down which pictures are in which unit."""
-        return storage.join(self.out, self.plan.directory)
+        return units.PlannedUnits(storage.join(self.out, self.plan.directory), self.plan.files)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the codec with which it began."""
+        return str(self.plan.identity["codec"])
 
 
 def claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> Plan:
@@ -54,19 +61,28 @@ def claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> Pl
         "codec": fingerprint, "images": listed, "metrics": list(compressed.metric_columns()), **config.identity(),
     }  # fmt: skip
     absent = {"metrics": METRICS_BEFORE, **CompressConfig().identity()}
+    names = storage.list_names(out)  # before it is known whose they are: nobody's, where there is no plan afterwards
     there = compressed.read_plan(out)
     if there is not None:
-        return compressed.claim_plan(out, Plan(identity, there.directory, there.units, there.pictures), absent)
+        return compressed.claim_plan(out, dataclasses.replace(there, identity=identity), absent)
+    strange = compressed.strange_names(names)
+    if strange:
+        raise UsageError(
+            f"{out} holds {strange[0]}, and no plan of a compression that it could be of; choose another directory"
+        )
     directory = f"{compressed.PLANS}/{uuid.uuid4().hex[:PLAN_TOKEN_DIGITS]}"
-    count = units.write_plan(storage.join(out, directory), units.plan_units(listed, config.column, config.unit))
+    left_out: Counter[str] = Counter()
+    count = units.write_plan(
+        storage.join(out, directory), units.plan_units(listed, config.column, config.unit, left_out)
+    )
     if not count.units:
-        raise UsageError(units.nothing_at(listed))
-    plan = Plan(identity, directory, count.units, count.pictures)
+        raise UsageError(units.nothing_at(listed, left_out))
+    plan = Plan(identity, directory, count.units, count.pictures, count.files, dict(left_out))
     try:
         counts = compressed.claim_plan(out, plan, absent)
     except UsageError:
-        storage.remove_tree(storage.join(out, directory))
+        units.remove_plan(storage.join(out, directory), count)
         raise
     if counts != plan:  # another job of the same compression was quicker
-        storage.remove_tree(storage.join(out, directory))
+        units.remove_plan(storage.join(out, directory), count)
     return counts

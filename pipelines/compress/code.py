@@ -13,14 +13,16 @@ from corrdiff.format.bitstream import BitstreamError
 from corrdiff.format.entropy_tables import EntropyTables
 from pipelines.compress.chunk import Chunk, Done, Opened, WithSymbols
 from pipelines.dataset.format import columns
+from pipelines.runtime.stages import check_pinned
 
 
 class Coder:
     """A Ray Data actor: symbols -> files, each read back before it counts; the table's rows."""
 
-    def __init__(self, codec: str, lpips_weights: str | None) -> None:
+    def __init__(self, codec: str, lpips_weights: str | None, fingerprint: str = "") -> None:
         torch.set_num_threads(1)
-        self.tables = load_networks(codec, for_training=False)[1]
+        _, self.tables, found = load_networks(codec, for_training=False)
+        check_pinned(codec, found, fingerprint)
         weights = perceptual.lpips_weights(lpips_weights)
         self.networks = {metrics.LPIPS.name: perceptual.load_lpips(weights)} if weights else {}
 

@@ -19,9 +19,11 @@ from pipelines.runtime.stages import as_many_as_fit, codec_in_actor
 class Encoder:
     """A Ray Data actor: the networks on one GPU or one core."""
 
-    def __init__(self, codec: str, config: CompressConfig, device: str, rate: Rate | None = None) -> None:
+    def __init__(
+        self, codec: str, config: CompressConfig, device: str, rate: Rate | None = None, fingerprint: str = ""
+    ) -> None:
         self.config, self.rate = config, rate
-        self.codec = codec_in_actor(codec, device, config.precision)
+        self.codec = codec_in_actor(codec, device, config.precision, fingerprint)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         chunk: Chunk[Opened] = row["chunk"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ class Estimate(NamedTuple):
     sampled: int
     seconds: float
     output_bytes: int
+    left_out: dict[str, int]
+    """Reason -> files that are there and would not be taken; what is in tars is not counted."""
 
 
 class Chosen(NamedTuple):
@@ -71,9 +74,10 @@ def estimate(images: str, codec: str, config: CompressConfig, workers: int) -> E
     Raises `UsageError` where there are none, or none of the few can be opened.
     """
     loaded = load_codec(codec)
-    chosen = choose_units(units.plan_units(images, config.column, config.unit))
+    left_out: Counter[str] = Counter()
+    chosen = choose_units(units.plan_units(images, config.column, config.unit, left_out))
     if not chosen.shards and not chosen.others:
-        raise UsageError(units.nothing_at(images))
+        raise UsageError(units.nothing_at(images, left_out))
     count = chosen.pictures_of_others
     if chosen.shards:
         in_shards = [sum(1 for _ in units.read_pictures(unit)) for unit in chosen.shards]
@@ -96,4 +100,4 @@ def estimate(images: str, codec: str, config: CompressConfig, workers: int) -> E
         looked_at = len(chosen.shards) + len(chosen.others)
         raise UsageError(f"none of {looked_at} sampled pictures at {images} could be opened")
     scale = count / good
-    return Estimate(count, round(read * scale), good, seconds * scale / workers, round(written * scale))
+    return Estimate(count, round(read * scale), good, seconds * scale / workers, round(written * scale), dict(left_out))

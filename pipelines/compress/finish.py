@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from corrdiff.errors import JobError
 from pipelines.compress.claim import CompressJob
 from pipelines.dataset import format as compressed
 from pipelines.dataset.format import INDEX, INDEX_COLUMNS, INDEX_GROUP_ROWS, SUMMARY, Plan, Record, metric_columns
@@ -53,6 +55,9 @@ def finish(job: CompressJob) -> tuple[Summary, Shown]:
 def _finish(out: str, plan: Plan) -> tuple[Summary, Shown]:
     """The Ray task; the summary is written last."""
     records = list(compressed.read_records(out, range(plan.units)))
+    missing = compressed.missing_parts(out, records)
+    if missing:
+        raise JobError(f"{len(missing)} finished parts of {out} are missing, such as {missing[0]}; copy them again")
     table = _read_tables(out, records)
     good = table.filter(pc.equal(table["status"], "ok"))
     failed = table.filter(pc.equal(table["status"], "failed"))
@@ -63,33 +68,24 @@ def _finish(out: str, plan: Plan) -> tuple[Summary, Shown]:
         bpp=8 * size / pixels if pixels else None, percentiles=percentiles(good),
         failure_reasons=_counts(pa.array([re.sub(r"\d[\d,]*", "N", e) for e in failed["error"].to_pylist()])),
         qualities=_counts(good["quality"].cast(pa.string())), codec_fingerprint=plan.identity["codec"],
+        left_out=dict(sum((Counter(r.left_out) for r in records), Counter(plan.left_out))),
     )  # fmt: skip
-    _remove_orphans(out, records)
+    compressed.remove_orphans(out, records)
     storage.write_json(storage.join(out, SUMMARY), dataclasses.asdict(summary))
     return summary, _shown(good, failed)
 
 
 def _read_tables(out: str, records: Sequence[Record]) -> pa.Table:
-    def read(name: str) -> pa.Table:
-        return pq.read_table(io.BytesIO(storage.read_bytes(storage.join(out, name), storage.PATIENT_ATTEMPTS)))
-
     with ThreadPoolExecutor(READERS) as pool:
-        tables = pool.map(read, [r.parquet.name for r in records])
+        tables = pool.map(lambda record: compressed.read_rows(out, record), records)
         return pa.concat_tables(tables, promote_options="permissive")  # qualities were whole numbers before
 
 
 def _write_index(out: str, good: pa.Table) -> None:
     buffer = io.BytesIO()
-    pq.write_table(good.select(INDEX_COLUMNS).sort_by("key"), buffer, row_group_size=INDEX_GROUP_ROWS)
+    index = good.select(INDEX_COLUMNS).sort_by("key")
+    pq.write_table(index, buffer, row_group_size=INDEX_GROUP_ROWS, write_page_checksum=True)
     storage.write_bytes(storage.join(out, INDEX), buffer.getvalue(), storage.PATIENT_ATTEMPTS)
-
-
-def _remove_orphans(out: str, records: Sequence[Record]) -> None:
-    """Parts that a killed or a slower worker left."""
-    named = {f.name for r in records for f in (r.tar, r.parquet)}
-    for name in storage.list_names(out):
-        if name.startswith("part-") and name not in named:
-            storage.remove_tree(storage.join(out, name))
 
 
 def _shown(good: pa.Table, failed: pa.Table) -> Shown:

@@ -34,7 +34,7 @@ from pipelines.compress.rate_target import find_rate
 from pipelines.compress.read import open_units
 from pipelines.compress.tally import Assembly, Tally
 from pipelines.compress.write import write_unit
-from pipelines.dataset.format import columns, finished_units, read_records
+from pipelines.dataset.format import Plan, columns, finished_units, read_records, units_without_part
 from pipelines.dataset.summary import Summary, read_summary
 from pipelines.display.progress import Progress, console
 from pipelines.files import storage
@@ -65,6 +65,7 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
     plan = claim(images, out, fingerprint, config)
     summary = read_summary(out)
     if summary is not None:
+        _check_parts(out, plan)
         console.print("nothing to do: every part is there")
         return summary
     with ray_session():
@@ -72,6 +73,15 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
     if summary.pictures and summary.failures == summary.pictures:
         raise JobError(f"not one of {summary.pictures} pictures could be compressed: {summary.failure_reasons}")
     return summary
+
+
+def _check_parts(out: str, plan: Plan) -> None:
+    """Raises `JobError` where a part of a finished dataset is gone."""
+    missing = units_without_part(out, plan.units)
+    if missing:
+        raise JobError(
+            f"{len(missing)} finished units of {out} have lost a part, such as unit {missing[0]}; copy it again"
+        )
 
 
 def _compress(job: CompressJob) -> Generator[Progress, None, Summary]:
@@ -137,9 +147,13 @@ def _run(job: CompressJob, numbers: list[int], tally: Tally) -> Iterator[Progres
     config = job.config
     stages = pools(config.device, config.workers)
     dataset = (
-        open_units(numbers, job.units_directory, config, stages)
-        .map(Encoder, fn_constructor_args=(job.codec, config, stages.device, job.rate), **stages.networks)
-        .map(Coder, fn_constructor_args=(job.codec, config.lpips_weights), **stages.coders)
+        open_units(numbers, job.planned, config, stages)
+        .map(
+            Encoder,
+            fn_constructor_args=(job.codec, config, stages.device, job.rate, job.fingerprint),
+            **stages.networks,
+        )
+        .map(Coder, fn_constructor_args=(job.codec, config.lpips_weights, job.fingerprint), **stages.coders)
     )
     write, table = ray.remote(write_unit).options(num_cpus=0), columns()
     assembly = Assembly()
@@ -149,7 +163,7 @@ def _run(job: CompressJob, numbers: list[int], tally: Tally) -> Iterator[Progres
             tally.add(row["chunk"])
             whole = assembly.add(row["chunk"])
             if whole is not None:
-                writes.append(write.remote(job.out, row["chunk"].unit, *whole, table))
+                writes.append(write.remote(job.out, row["chunk"].unit, whole, table))
             _check_failures(tally, config)
             while len(writes) > WRITES_AT_ONCE:
                 done, writes[:] = ray.wait(writes)

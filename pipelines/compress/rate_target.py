@@ -79,7 +79,7 @@ def find_rate(job: CompressJob) -> Rate:
         return read_record(uri, Rate)
     except FileNotFoundError:
         rate = _find(job)
-    created = storage.create_bytes(uri, storage.to_json(dataclasses.asdict(rate)))
+    created = storage.create_bytes(uri, storage.sealed(dataclasses.asdict(rate)))
     return rate if created else read_record(uri, Rate)
 
 
@@ -172,8 +172,8 @@ def _check_in_reach(sampled: Sequence[Sampled], rate: Rate, config: CompressConf
 def _look(job: CompressJob, numbers: Sequence[int], every: int, in_full: dict[int, int]) -> list[Sampled]:
     """Each `every`-th picture of some units; so many of a unit as `in_full` says are encoded too."""
     stages = pools(job.config.device, job.config.workers)
-    dataset = open_units(numbers, job.units_directory, job.config, stages, every).map(
-        Sampler, fn_constructor_args=(job.codec, job.config, stages.device, in_full), **stages.networks
+    dataset = open_units(numbers, job.planned, job.config, stages, every).map(
+        Sampler, fn_constructor_args=(job.codec, job.config, stages.device, in_full, job.fingerprint), **stages.networks
     )
     with ray_errors():
         return [sampled for row in dataset.iter_rows() for sampled in row["sampled"]]
@@ -182,8 +182,10 @@ def _look(job: CompressJob, numbers: Sequence[int], every: int, in_full: dict[in
 class Sampler:
     """A Ray Data actor: a codec that looks at pictures."""
 
-    def __init__(self, codec: str, config: CompressConfig, device: str, in_full: dict[int, int]) -> None:
-        self.codec = codec_in_actor(codec, device, config.precision)
+    def __init__(
+        self, codec: str, config: CompressConfig, device: str, in_full: dict[int, int], fingerprint: str = ""
+    ) -> None:
+        self.codec = codec_in_actor(codec, device, config.precision, fingerprint)
         self.settings = config.settings()
         self.in_full = in_full
 

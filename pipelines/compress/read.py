@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from corrdiff.decoders import silence_decoders
@@ -25,26 +26,33 @@ HELD_PIXELS = 1 << 25
 """Of pictures that wait in the reader for others of their size."""
 
 
-def open_units(numbers: Sequence[int], directory: str, config: CompressConfig, stages: Pools, every: int = 1) -> Any:
+def open_units(
+    numbers: Sequence[int], planned: units.PlannedUnits, config: CompressConfig, stages: Pools, every: int = 1
+) -> Any:
     """A Ray dataset of the chunks of some units, or of each `every`-th of their pictures: this stage."""
     return one_block_each([{"unit": n} for n in numbers]).map_batches(
         read_chunks, batch_size=1, **stages.tasks,
-        fn_kwargs={"directory": directory, "config": config, "every": every},
+        fn_kwargs={"planned": planned, "config": config, "every": every},
     )  # fmt: skip
 
 
-def read_chunks(batch: dict[str, Any], directory: str, config: CompressConfig, every: int) -> Iterator[dict[str, Any]]:
+def read_chunks(
+    batch: dict[str, Any], planned: units.PlannedUnits, config: CompressConfig, every: int
+) -> Iterator[dict[str, Any]]:
     """A Ray task: numbers of units -> their pictures, or each `every`-th of them, opened."""
     silence_decoders()
     for number in batch["unit"].tolist():
-        pictures = units.read_pictures(units.read_unit(directory, number), every)
-        for chunk in open_unit(number, pictures, config.batch, config.max_pixels):
+        left_out: Counter[str] = Counter()
+        pictures = units.read_pictures(units.read_unit(planned, number), every, left_out)
+        for chunk in open_unit(number, pictures, config.batch, config.max_pixels, left_out):
             yield {"chunk": [chunk]}
 
 
-def open_unit(number: int, pictures: Iterable[units.Found], batch: int, max_pixels: int) -> Iterator[Chunk[Opened]]:
+def open_unit(
+    number: int, pictures: Iterable[units.Found], batch: int, max_pixels: int, left_out: Mapping[str, int] | None = None
+) -> Iterator[Chunk[Opened]]:
     """Open a unit's pictures; those of one size come together, in whole batches where there are enough. The last chunk
-    says how many there were."""
+    says how many there were, and what was left out by then."""
     by_size: dict[tuple[int, ...], list[Opened]] = {}
     failed: list[Opened] = []
     held = total = 0
@@ -77,7 +85,7 @@ def open_unit(number: int, pictures: Iterable[units.Found], batch: int, max_pixe
             yield from map(chunk, _portions(by_size))
             by_size, held = {}, 0
     yield from map(chunk, _portions(by_size))
-    yield chunk(failed, total)
+    yield chunk(failed, total)._replace(left_out=dict(left_out or {}))
 
 
 def _portions(by_size: dict[tuple[int, ...], list[Opened]]) -> list[list[Opened]]:

@@ -20,6 +20,7 @@ from pipelines.display import curves
 from pipelines.display.contact_sheet import Panel, side_by_side
 from pipelines.files import storage
 from pipelines.inputs import units
+from pipelines.inputs.units import PlannedUnits
 from pipelines.tracking.lineage import CODEC, FINGERPRINT, KIND, lineage_tags
 from pipelines.tracking.tracker import RunSpec, Tracker, tracking_uri
 
@@ -43,6 +44,7 @@ def send(job: CompressJob, summary: Summary, shown: Shown, tracker: Tracker) -> 
     import ray
 
     values = {name: float(getattr(summary, name)) for name in ("pictures", "failures", "bytes")}
+    values["left_out"] = float(sum(summary.left_out.values()))
     if summary.bpp is not None:
         values["bpp"] = summary.bpp
     for name, stats in summary.percentiles.items():
@@ -83,9 +85,11 @@ def _drawings(shown: Shown) -> dict[str, bytes]:
 def _draw_worst(job: CompressJob, rows: list[dict[str, Any]]) -> bytes | None:
     """A Ray task: originals beside what their files decode to; None where no original can be read again."""
     codec = load_codec(job.codec)
+    if codec.fingerprint.hex() != job.fingerprint[: 2 * len(codec.fingerprint)]:
+        return None
     panels: list[list[Panel]] = []
     for row in rows:
-        original = _original(job.units_directory, row)
+        original = _original(job.planned, row)
         if original is None or original.shape[:2] != (row["height"], row["width"]):
             continue
         data = read_member(job.out, Member(row["key"], row["part"], row["offset"], row["bytes"]))
@@ -94,10 +98,10 @@ def _draw_worst(job: CompressJob, rows: list[dict[str, Any]]) -> bytes | None:
     return side_by_side(panels) if panels else None
 
 
-def _original(directory: str, row: dict[str, Any]) -> Picture | None:
+def _original(planned: PlannedUnits, row: dict[str, Any]) -> Picture | None:
     number = int(row["part"].split("-")[1])
     try:
-        found = units.read_picture(units.read_unit(directory, number), row["key"])
+        found = units.read_picture(units.read_unit(planned, number), row["key"])
         return open_image(found.data).pixels if found and found.data else None
     except (OSError, ImageError, JobError):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 
-from pipelines.compress.chunk import STAGES, Chunk, Done
+from pipelines.compress.chunk import STAGES, Chunk, Done, Whole
 from pipelines.dataset.format import Plan, Record
 from pipelines.display.progress import Pace, Progress
 
@@ -77,8 +77,8 @@ class Assembly:
     def __init__(self) -> None:
         self._chunks: dict[int, list[Chunk[Done]]] = {}
 
-    def add(self, chunk: Chunk[Done]) -> tuple[list[Done], dict[str, float]] | None:
-        """The unit's pictures and what the stages took for them, where these were the last."""
+    def add(self, chunk: Chunk[Done]) -> Whole | None:
+        """The unit, where these pictures were its last."""
         chunks = self._chunks.setdefault(chunk.unit, [])
         chunks.append(chunk)
         total = next((c.total for c in chunks if c.total is not None), None)
@@ -88,4 +88,5 @@ class Assembly:
         seconds: collections.Counter[str] = collections.Counter()
         for c in chunks:
             seconds.update(c.seconds)
-        return [done for c in chunks for done in c.pictures], dict(seconds)
+        left_out = next(c.left_out for c in chunks if c.total is not None)
+        return Whole([done for c in chunks for done in c.pictures], dict(seconds), left_out)

@@ -11,40 +11,43 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.compress.chunk import Done
+from pipelines.compress.chunk import Done, Whole
 from pipelines.dataset import format as compressed
 from pipelines.dataset.format import File, Record
 from pipelines.files import storage
 from pipelines.files.tar import add_member
 
 
-def write_unit(out: str, unit: int, done: list[Done], seconds: dict[str, float], columns: pa.Schema) -> Record:
+def write_unit(out: str, unit: int, whole: Whole, columns: pa.Schema) -> Record:
     """Write a unit's part and then its record; returns the record that counts.
 
-    `seconds` is what the stages before took, `columns` the table's (to say them takes torch, which is not needed here).
+    `columns` are the table's (to say them takes torch, which is not needed here).
+
+    Raises `JobError` where something else is called as a file of the unit.
     """
     started = time.perf_counter()
-    done = sorted(done, key=lambda d: d.place)
+    done = sorted(whole.pictures, key=lambda d: d.place)
     tar, offsets = _tar(done)
-    tar_file = _write_part(out, unit, "tar", tar)
+    tar_file = _file(unit, "tar", tar)
     rows = [{**d.row, "part": tar_file.name, "offset": offsets[d.place]} if d.data is not None else d.row for d in done]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, columns), buffer)
-    parquet_file = _write_part(out, unit, "parquet", buffer.getvalue())
+    parquet_file = _file(unit, "parquet", buffer.getvalue())
+    compressed.begin_unit(out, unit, [tar_file.name, parquet_file.name])
+    for file, data in ((tar_file, tar), (parquet_file, buffer.getvalue())):
+        storage.write_once(storage.join(out, file.name), data)
     good = [d.row for d in done if d.data is not None]
     record = Record(
         unit=unit, tar=tar_file, parquet=parquet_file, pictures=len(done), failures=len(done) - len(good),
         bytes=sum(r["bytes"] for r in good), pixels=sum(r["width"] * r["height"] for r in good),
-        seconds={**seconds, "write": time.perf_counter() - started},
+        seconds={**whole.seconds, "write": time.perf_counter() - started}, left_out=whole.left_out,
     )  # fmt: skip
     return compressed.create_record(out, record)
 
 
-def _write_part(out: str, unit: int, extension: str, data: bytes) -> File:
+def _file(unit: int, extension: str, data: bytes) -> File:
     digest = hashlib.sha256(data).hexdigest()
-    name = f"part-{unit:05d}-{digest[:12]}.{extension}"
-    storage.write_bytes(storage.join(out, name), data, storage.PATIENT_ATTEMPTS)
-    return File(name, len(data), digest)
+    return File(compressed.part_name(unit, extension, digest), len(data), digest)
 
 
 def _tar(done: list[Done]) -> tuple[bytes, dict[int, int]]:

@@ -5,21 +5,25 @@
     OUT/_plan/...                  which pictures belong to which unit (inputs/units.py)
     OUT/part-00000-<hash>.tar      WebDataset: KEY.crdf, KEY.json
     OUT/part-00000-<hash>.parquet  a row for each picture, failures too
+    OUT/_writing/00000-...         written before a unit's files: that this compression writes them
     OUT/_units/00000.json          written after them: names, sizes and hashes of the unit's files
     OUT/_index/keys.parquet        written at the end: where each picture's file is, sorted by key
     OUT/summary.json               written last: totals, percentiles, failures (summary.py)
 
 Files are named by their content, and the first record of a unit counts. So doing a unit twice is harmless, whoever does
-it, and files that no record names count for nothing.
+it, and files that no record names count for nothing. What a worker wrote in vain is removed at the end; what was there
+before is neither written over nor removed, whatever it is called.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -31,11 +35,12 @@ from pipelines.files.storage import READERS
 from pipelines.files.tar import read_members
 
 PLAN, RATE, SUMMARY, INDEX = "plan.json", "rate.json", "summary.json", "_index/keys.parquet"
-PLANS, UNITS = "_plan", "_units"
+PLANS, WRITING, UNITS = "_plan", "_writing", "_units"
 FORMAT = "corrdiff-dataset-1"
 
 INDEX_COLUMNS = ("key", "part", "offset", "bytes")
 INDEX_GROUP_ROWS = 1 << 14
+PART_DIGITS = 12
 
 _FIRST_METRICS = ("psnr_db", "ms_ssim", "lpips")
 """These come first among the columns, in this order; what else is measured follows in the order of its own table."""
@@ -85,6 +90,8 @@ class Record:
     pixels: int
     seconds: dict[str, float]
     """What each stage took."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> what was found in a tar and not taken."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,10 @@ class Plan:
     units: int
     pictures: int | None
     """None where tars are among the input, which are not opened before their turn."""
+    files: tuple[str, ...] = ()
+    """SHA-256 of each file of the units' descriptions; none of a dataset of an older version."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> files that were found and not taken."""
 
 
 class Member(NamedTuple):
@@ -114,6 +125,53 @@ class PictureFile(NamedTuple):
 
     key: str
     data: bytes
+
+
+def part_name(unit: int, extension: str, sha256: str) -> str:
+    """The name of a part or its table, by its content."""
+    return f"part-{unit:05d}-{sha256[:PART_DIGITS]}.{extension}"
+
+
+_PART = re.compile(rf"part-(\d{{5,}})-[0-9a-f]{{{PART_DIGITS}}}\.(tar|parquet)")
+
+
+def strange_names(names: Iterable[str]) -> list[str]:
+    """Of the names in a directory without a plan, those that a compression would take for its own."""
+    ours = {RATE, SUMMARY, WRITING, UNITS, INDEX.partition("/")[0]}
+    return [name for name in names if name in ours or _PART.fullmatch(name)]
+
+
+def begin_unit(uri: str, unit: int, parts: Sequence[str]) -> None:
+    """Say, before a unit's files are written, that this compression writes those that are not there yet."""
+    marker = storage.join(uri, WRITING, f"{unit:05d}-{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:16]}.json")
+    if not storage.exists(marker):
+        new = [name for name in parts if not storage.exists(storage.join(uri, name))]
+        storage.create_bytes(marker, storage.sealed({"parts": new}))
+
+
+def remove_orphans(uri: str, records: Iterable[Record]) -> None:
+    """Remove what workers of this compression began to write, by their own word, and no record names."""
+    named = {file.name for record in records for file in (record.tar, record.parquet)}
+    for marker in storage.list_names(storage.join(uri, WRITING)):
+        where = storage.join(uri, WRITING, marker)
+        for name in storage.read_json(where)["parts"]:
+            if _PART.fullmatch(name) and name not in named:
+                storage.remove_file(storage.join(uri, name))
+        storage.remove_file(where)
+    storage.remove_empty(storage.join(uri, WRITING))
+
+
+def missing_parts(uri: str, records: Iterable[Record]) -> list[str]:
+    """Files that records name and that are not there."""
+    there = set(storage.list_names(uri))
+    return [file.name for record in records for file in (record.tar, record.parquet) if file.name not in there]
+
+
+def units_without_part(uri: str, units: int) -> list[int]:
+    """Numbers of the units of a finished dataset of which no tar, or no table, is there; by the names alone."""
+    found = filter(None, map(_PART.fullmatch, storage.list_names(uri)))
+    there = {(int(name[1]), name[2]) for name in found}
+    return [unit for unit in range(units) if not {(unit, "tar"), (unit, "parquet")} <= there]
 
 
 def read_plan(uri: str) -> Plan | None:
@@ -164,13 +222,16 @@ def read_record(uri: str, unit: int) -> Record:
 
 def create_record(uri: str, record: Record) -> Record:
     """Write a unit's record; returns the one that counts, which is an earlier one where there is one."""
-    created = storage.create_bytes(record_uri(uri, record.unit), storage.to_json(dataclasses.asdict(record)))
+    created = storage.create_bytes(record_uri(uri, record.unit), storage.sealed(dataclasses.asdict(record)))
     return record if created else read_record(uri, record.unit)
+
+
+_RECORD = re.compile(r"\d{5,}\.json")
 
 
 def finished_units(uri: str) -> list[int]:
     """Numbers of the units that are done."""
-    return [int(n.removesuffix(".json")) for n in storage.list_names(storage.join(uri, UNITS)) if n.endswith(".json")]
+    return [int(n.removesuffix(".json")) for n in storage.list_names(storage.join(uri, UNITS)) if _RECORD.fullmatch(n)]
 
 
 def read_records(uri: str, units: Iterable[int]) -> Iterator[Record]:
@@ -188,14 +249,35 @@ def find(uri: str, keys: Sequence[str]) -> list[Member]:
         return []
     try:
         with storage.open_ranges(storage.join(uri, INDEX)) as file:
-            rows = pq.read_table(file, columns=list(INDEX_COLUMNS), filters=[("key", "in", list(keys))]).to_pylist()
+            rows = pq.read_table(
+                file, columns=list(INDEX_COLUMNS), filters=[("key", "in", list(keys))], page_checksum_verification=True
+            ).to_pylist()
     except FileNotFoundError:
         raise UsageError(f"{uri} has no index: the compression is not complete; run it again") from None
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise _damaged_index(uri, error) from None
     found = {row["key"]: Member(**row) for row in rows}
     missing = [key for key in keys if key not in found]
     if missing:
         raise UsageError(f"{uri} has no compressed picture '{missing[0]}' ({len(missing)} of {len(keys)} are missing)")
     return [found[key] for key in keys]
+
+
+def all_keys(uri: str) -> Iterator[str]:
+    """The keys of all compressed pictures, a few at a time in memory. Raises `UsageError` where there is no index."""
+    try:
+        with storage.open_ranges(storage.join(uri, INDEX)) as file:
+            index = pq.ParquetFile(file, page_checksum_verification=True)
+            for batch in index.iter_batches(columns=["key"]):
+                yield from batch.column(0).to_pylist()
+    except FileNotFoundError:
+        raise UsageError(f"{uri} has no index: the compression is not complete; run it again") from None
+    except (pa.ArrowException, OSError, IndexError, UnicodeDecodeError) as error:
+        raise _damaged_index(uri, error) from None
+
+
+def _damaged_index(uri: str, error: Exception) -> UsageError:
+    return UsageError(f"{uri}/{INDEX} is damaged ({type(error).__name__}); copy it again")
 
 
 def read_member(uri: str, member: Member) -> bytes:
@@ -217,3 +299,15 @@ def read_part(uri: str, record: Record) -> list[PictureFile]:
     if hashlib.sha256(data).hexdigest() != record.tar.sha256:
         raise JobError(f"part {name} is damaged: its SHA-256 is not the record's; copy it again")
     return [PictureFile(key, file) for key, file in read_members(data, ".crdf")]
+
+
+def read_rows(uri: str, record: Record) -> pa.Table:
+    """The table of a part. Raises `JobError` where it is not what was written."""
+    name = storage.join(uri, record.parquet.name)
+    try:
+        data = storage.read_bytes(name, storage.PATIENT_ATTEMPTS)
+    except FileNotFoundError:
+        raise JobError(f"the table {name} is missing; copy it again") from None
+    if hashlib.sha256(data).hexdigest() != record.parquet.sha256:
+        raise JobError(f"the table {name} is damaged: its SHA-256 is not the record's; copy it again")
+    return pq.read_table(io.BytesIO(data))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,8 @@ class Summary:
     qualities: dict[str, int]
     """Pictures of each quality."""
     codec_fingerprint: str
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> files that were found and not taken: what was found is pictures, failures among them, and these."""
 
 
 def read_summary(uri: str) -> Summary | None:

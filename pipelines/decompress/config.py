@@ -27,6 +27,8 @@ class DecompressConfig:
     """Where it is not given, bf16 on GPUs and on CPUs that compute in it."""
     max_pixels: int = may_change(1 << 28)
     """Larger pictures end the job."""
+    overwrite: bool = may_change(False)
+    """Write over files that are there and that this job has not written."""
 
     def __post_init__(self) -> None:
         check_positive(self, "workers", "max_pixels")

@@ -2,19 +2,35 @@
 
 OUT/_decompressed/what.json    the dataset and the format: another is refused
 OUT/_decompressed/00000        written when a unit's pictures are all there; running again does the others
+
+What was in OUT before what.json is none of ours: where a picture would be called the same, the job is refused before it
+begins.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
+from corrdiff.errors import UsageError
+from corrdiff.uris import scheme
 from pipelines.dataset import format as compressed
 from pipelines.decompress.config import DecompressConfig
-from pipelines.decompress.stages import DecompressJob, decoded, open_dataset, save_portion
+from pipelines.decompress.stages import (
+    LONGEST_NAME_BYTES,
+    SHARD,
+    DecompressJob,
+    decoded,
+    file_name,
+    leads_out,
+    longest_part,
+    open_dataset,
+    save_portion,
+)
 from pipelines.display.progress import Progress
 from pipelines.files import storage
+from pipelines.files.listing import walk
 from pipelines.files.records import claim
 from pipelines.options import defaults, identity
 from pipelines.runtime.resources import pools
@@ -37,14 +53,16 @@ def decompress_dataset(
         JobError: a part is missing or damaged.
     """
     job, out = open_dataset(dataset, codec, config), storage.absolute(out)
-    rows, total = _of_keys(job, keys) if keys else _of_units(job, out)
+    if out == job.dataset or out.startswith(f"{job.dataset}/"):
+        raise UsageError(f"{out} lies in the compressed dataset; choose another directory")
+    rows, total = _of_keys(job, out, keys) if keys else _of_units(job, out)
     pictures = 0
     yield Progress(pictures, total, "pictures")
     if not rows:
         return pictures
     left: dict[int, int] = {}
     with ray_session(), ray_errors():
-        for row in rows_as_they_come(_saved(job, out, rows)):
+        for row in rows_as_they_come(_saved(job, out, rows, config.overwrite or not keys)):
             pictures += row["pictures"]
             unit = row["unit"]
             left[unit] = left.get(unit, row["portions"]) - 1
@@ -54,9 +72,10 @@ def decompress_dataset(
     return pictures
 
 
-def _of_keys(job: DecompressJob, keys: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+def _of_keys(job: DecompressJob, out: str, keys: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
     """Rows of some members each, and how many pictures they come to."""
     found = compressed.find(job.dataset, list(dict.fromkeys(keys)))
+    _check_names((member.key for member in found), out, job.config)
     runs = [found[i : i + KEYS_A_ROW] for i in range(0, len(found), KEYS_A_ROW)]
     return [{"unit": n, "members": json.dumps(members)} for n, members in enumerate(runs)], len(found)
 
@@ -64,17 +83,57 @@ def _of_keys(job: DecompressJob, keys: Sequence[str]) -> tuple[list[dict[str, An
 def _of_units(job: DecompressJob, out: str) -> tuple[list[dict[str, Any]], int]:
     """Rows of the units that are not done yet, and how many pictures they come to."""
     what = {"identity": {"dataset": job.plan.directory, **identity(job.config)}}
-    claim(storage.join(out, DONE, "what.json"), what, f"{out} holds other pictures", absent=defaults(DecompressConfig))
+    record = storage.join(out, DONE, "what.json")
+    if not storage.exists(record):
+        names = _there(out)
+        if not storage.exists(record):  # an equal job that has begun since has written nothing before that
+            _check_names(compressed.all_keys(job.dataset), out, job.config)
+            _check_free(job, names, out)
+    claim(record, what, f"{out} holds other pictures", absent=defaults(DecompressConfig))
     done = set(storage.list_names(storage.join(out, DONE)))
     rows = [{"unit": unit, "members": ""} for unit in range(job.plan.units) if f"{unit:05d}" not in done]
     skipped = compressed.read_records(job.dataset, [u for u in range(job.plan.units) if f"{u:05d}" in done])
     return rows, job.pictures - sum(r.pictures - r.failures for r in skipped)
 
 
-def _saved(job: DecompressJob, out: str, rows: list[dict[str, Any]]) -> Any:
+def _there(out: str) -> set[str]:
+    """Names of all files under a directory; none where there is none."""
+    return set(walk(out)) if storage.exists(out) else set()
+
+
+def _check_free(job: DecompressJob, names: set[str], out: str) -> None:
+    """Raises `UsageError` where a file that is there before the job is called as one that it would write."""
+    if any(name.startswith(f"{DONE}/") for name in names):
+        raise UsageError(f"{out} holds {DONE} of a job that is not known; choose another directory")
+    if job.config.overwrite or not names:
+        return
+    if job.config.shards:
+        taken = next((name for name in sorted(names) if SHARD.fullmatch(name)), None)
+    else:
+        written = (file_name(key, job.config.format) for key in compressed.all_keys(job.dataset))
+        taken = next((name for name in written if name in names), None)
+    if taken is not None:
+        raise UsageError(
+            f"{storage.join(out, taken)} exists, and is none of this job's; choose another directory, or say "
+            "--overwrite"
+        )
+
+
+def _check_names(keys: Iterable[str], out: str, config: DecompressConfig) -> None:
+    """Raises `UsageError` where a key can be no file's name in `out`."""
+    if config.shards:
+        return
+    for key in keys:
+        name = file_name(key, config.format)
+        if leads_out(name) or (scheme(out) is None and longest_part(name) > LONGEST_NAME_BYTES):
+            why = "leads out of the directory" if leads_out(name) else "is too long for the name of a file"
+            raise UsageError(f"the key '{key}' {why}: write shards instead, with --shards")
+
+
+def _saved(job: DecompressJob, out: str, rows: list[dict[str, Any]], overwrite: bool) -> Any:
     """A Ray dataset of the portions whose pictures are saved."""
     stages = pools(job.config.device, job.config.workers)
     return decoded(job, rows, stages).map(
         save_portion, **stages.tasks,
-        fn_kwargs={"out": out, "kind": job.config.format, "shards": job.config.shards},
+        fn_kwargs={"out": out, "kind": job.config.format, "shards": job.config.shards, "overwrite": overwrite},
     )  # fmt: skip

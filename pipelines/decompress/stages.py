@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ BATCH = 8
 Format = Literal["png", "webp", "jpeg"]
 EXTENSIONS: dict[Format, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 JPEG_QUALITY = 95
+
+LONGEST_NAME_BYTES = 255
+"""Of a file or a directory on the disks of Linux."""
 
 
 class Decoded(NamedTuple):
@@ -137,8 +141,8 @@ def _too_large(file: PictureFile, reason: str) -> NoReturn:
 class Decoder:
     """A Ray Data actor: the networks on one GPU or one core."""
 
-    def __init__(self, codec: str, device: str, config: DecompressConfig) -> None:
-        self.codec, self.config = codec_in_actor(codec, device, config.precision), config
+    def __init__(self, codec: str, device: str, config: DecompressConfig, fingerprint: str = "") -> None:
+        self.codec, self.config = codec_in_actor(codec, device, config.precision, fingerprint), config
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         portion: Portion[PictureFile] = row["portion"]
@@ -152,25 +156,40 @@ def decoded(job: DecompressJob, rows: list[dict[str, Any]], stages: Pools) -> An
     return each_row_at_once(
         one_block_each(rows)
         .map_batches(read_portions, batch_size=1, fn_kwargs=reading, **stages.tasks)
-        .map(Decoder, fn_constructor_args=(job.codec, stages.device, job.config), **stages.networks)
+        .map(
+            Decoder,
+            fn_constructor_args=(job.codec, stages.device, job.config, job.plan.identity["codec"]),
+            **stages.networks,
+        )
     )
 
 
-def save_portion(row: dict[str, Any], out: str, kind: Format, shards: bool) -> dict[str, Any]:
-    """A Ray task: pictures -> files, or one WebDataset shard of them."""
+def save_portion(row: dict[str, Any], out: str, kind: Format, shards: bool, overwrite: bool) -> dict[str, Any]:
+    """A Ray task: pictures -> files, or one WebDataset shard of them.
+
+    Raises `JobError` where a file is there with other bytes and may not be written over.
+    """
     portion: Portion[Decoded] = row["portion"]
-    files = {f"{p.key}.{EXTENSIONS[kind]}": to_file(p.pixels, kind) for p in portion.pictures}
+    write = _write_over if overwrite else storage.write_once
+    files = {file_name(p.key, kind): to_file(p.pixels, kind) for p in portion.pictures}
     if shards and files:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for name, data in files.items():
                 add_member(tar, name, data)
         name = f"shard-{portion.unit:05d}-{portion.number:03d}.tar"
-        storage.write_bytes(storage.join(out, name), buffer.getvalue(), storage.PATIENT_ATTEMPTS)
+        write(storage.join(out, name), buffer.getvalue())
     elif not shards:
         for name, data in files.items():
-            storage.write_bytes(storage.join(out, _safe(name)), data, storage.PATIENT_ATTEMPTS)
+            write(storage.join(out, _safe(name)), data)
     return {"unit": portion.unit, "portions": portion.of, "pictures": len(files)}
+
+
+SHARD = re.compile(r"shard-\d{5,}-\d{3,}\.tar")
+
+
+def _write_over(uri: str, data: bytes) -> None:
+    storage.write_bytes(uri, data, storage.PATIENT_ATTEMPTS)
 
 
 def to_file(pixels: Picture, kind: Format) -> bytes:
@@ -183,8 +202,23 @@ def to_file(pixels: Picture, kind: Format) -> bytes:
     return buffer.getvalue()
 
 
+def file_name(key: str, kind: Format) -> str:
+    """What the picture of a key is called."""
+    return f"{key}.{EXTENSIONS[kind]}"
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name is no path inside a directory."""
+    return name.startswith("/") or ".." in name.split("/")
+
+
+def longest_part(name: str) -> int:
+    """Bytes of the longest name in a path."""
+    return max(len(part.encode()) for part in name.split("/"))
+
+
 def _safe(name: str) -> str:
     """Raises `JobError` for a name that leads out of the directory."""
-    if name.startswith("/") or ".." in name.split("/"):
+    if leads_out(name):
         raise JobError(f"the key of '{name}' is no path inside a directory; write shards instead")
     return name

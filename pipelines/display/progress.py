@@ -18,9 +18,9 @@ LINE_EVERY_S = 5.0
 WORST_REASONS = 5
 """Lines that are printed of a long list of what went wrong."""
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 if not console.is_terminal:
-    console = Console(highlight=False, soft_wrap=True, width=120)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=120)
 
 T = TypeVar("T")
 
@@ -99,8 +99,9 @@ def display(title: str, total: int, unit: str) -> Iterator[Display]:
         yield Display(title, total, unit, None)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
     with rich.progress.Progress(*columns, console=console) as bar:
         yield Display(title, total, unit, bar)

@@ -84,11 +84,14 @@ def claim(
         UsageError: the directory is another job's.
     """
     record, known = json.loads(json.dumps([record, dict(absent or {})]))  # as they will be read again
-    if storage.create_bytes(uri, storage.to_json(record)):
+    if storage.create_bytes(uri, storage.sealed(record)):
         return record
     found = storage.read_json(uri)
     if not isinstance(found, dict) or not isinstance(found.get("identity"), dict):
         raise UsageError(f"{uri} is damaged, or of another version (it has no identity)")
+    strange = sorted(found.keys() - record.keys())
+    if strange:
+        raise UsageError(f"{uri} is damaged, or of another version (it has a field '{strange[0]}' that is not known)")
     changed = differences({**known, **found["identity"]}, {**known, **record["identity"]})
     if changed:
         raise UsageError(f"{holds} ({changed}); {instead}")

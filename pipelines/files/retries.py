@@ -21,12 +21,19 @@ FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 15.0
 
 _FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+_NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP, errno.EILSEQ)
+_READ_ONLY = errno.EROFS
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_ASK_AGAIN = (408, 425, 429)
+"""Of the answers that refuse, those that mean: not now."""
 _DRIVERS = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "urllib3")
 """Packages whose errors about the network are not `OSError`s."""
 _CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoAuthTokenError")
 """Their errors that no second attempt helps."""
+
+
+class NoCredentialsError(UsageError):
+    """Nobody has said who asks: that is no single file's fault."""
 
 
 def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -> T:
@@ -43,20 +50,22 @@ def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -
         except (*_FINAL, JobError, UsageError):
             raise
         except PermissionError as error:
-            raise UsageError(f"{what} is not permitted ({error}); check the path and the credentials") from None
+            raise UsageError(f"{what} is not permitted ({error}); check the path and the credentials") from error
         except Exception as error:
             if isinstance(error, OSError) and str(error).startswith("Forbidden: "):  # gcsfs says it in words alone
                 reason = str(error).splitlines()[-1]
                 raise UsageError(f"{what} is not permitted ({reason}); check the path and the credentials") from None
             if type(error).__name__ in _CREDENTIALS:
-                raise UsageError(f"{what} is not possible: {error}") from None
+                raise NoCredentialsError(f"{what} is not possible: {error}") from None
             if type(error).__name__ == "ParamValidationError":  # a mistake of ours
                 raise
             if getattr(error, "errno", None) in _NO_NAME:
                 raise
+            if getattr(error, "errno", None) == _READ_ONLY:
+                raise UsageError(f"{what} is not possible: the disk is read-only") from None
             if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _DRIVERS:
                 raise
-            if attempt == attempts or getattr(error, "errno", None) in _FULL:
+            if attempt == attempts or getattr(error, "errno", None) in _FULL or _is_answer(error):
                 times = "" if attempt == 1 else f" {attempt} times, last"
                 raise JobError(f"{what} failed{times} with: {error}") from error
             if attempt == ATTEMPTS:
@@ -64,3 +73,9 @@ def with_retries(what: str, action: Callable[[], T], attempts: int = ATTEMPTS) -
         time.sleep(delay_s * random.uniform(0.5, 1.0))  # many workers must not come back at the same moment
         delay_s = min(2 * delay_s, LONGEST_DELAY_S)
     raise AssertionError
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether a server of the web has answered that it will not, as 403 and 410 do: no second attempt helps."""
+    status = getattr(error, "status", None)
+    return isinstance(status, int) and 400 <= status < 500 and status not in _ASK_AGAIN

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import io
 import json
 import os
 import re
-import threading
-from collections.abc import Iterator
-from typing import Any
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import fsspec
 
 from corrdiff.config import BUILTIN_SCHEME
 from corrdiff.errors import JobError, UsageError
+from corrdiff.uris import has_secret, scheme
+from corrdiff.uris import open_fs as open_fs
 from pipelines.files.retries import ATTEMPTS, with_retries
 from pipelines.files.retries import PATIENT_ATTEMPTS as PATIENT_ATTEMPTS
+
+T = TypeVar("T")
 
 SAMPLE_SCHEME = "sample:"
 """Of pictures that installed packages bring; like `builtin:`, no place in any storage."""
@@ -24,10 +31,14 @@ SAMPLE_SCHEME = "sample:"
 READERS = 16
 """Small files that are read at the same time."""
 
+CHECKSUM, LIST = "checksum", "list"
+"""Of a JSON file of our own: the entry that says what the others are, and the one that holds what is no object."""
+
+TEMPORARY = re.compile(r"\.corrdiff-[0-9a-f]{32}\.tmp")
+"""The name of a file that is being written on a disk."""
+
 CHUNK_BYTES = 8 << 20
 """Most of an object that one request of `read_range` asks for, so that a broken connection repeats little."""
-
-_PASSWORD = re.compile(r"://[^/\s@:]*:[^\s@]*@")
 
 
 def absolute(uri: str) -> str:
@@ -36,21 +47,16 @@ def absolute(uri: str) -> str:
     Raises `UsageError` for a relative path in a Ray job, whose working directory goes away with the job, and for a URI
     with a password, which would be in logs and in MLflow.
     """
-    if _PASSWORD.search(uri):
+    if has_secret(uri):
         raise UsageError(
-            f"{uri.split('://')[0]}://...: leave user and password to the environment or a configuration file"
+            f"{uri.split('://')[0]}://...: leave user, password, token and signature to the environment or a "
+            "configuration file"
         )
-    if "://" in uri or uri.startswith((BUILTIN_SCHEME, SAMPLE_SCHEME)):
+    if scheme(uri) or uri.startswith((BUILTIN_SCHEME, SAMPLE_SCHEME)):
         return uri.rstrip("/")
     if in_job() and not uri.startswith(("/", "~")):
         raise UsageError(f"'{uri}' would be in the job's temporary directory: give a URI, or a path from the root")
     return os.path.abspath(os.path.expanduser(uri))
-
-
-def redacted(uri: str) -> str:
-    """A URI without user and password, fit for a log."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}" if "@" in rest else uri
 
 
 def in_job() -> bool:
@@ -64,20 +70,12 @@ def join(uri: str, *parts: str) -> str:
     return root + "/".join(parts)
 
 
-def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URI and the path in it. Raises `UsageError` for an unknown scheme."""
-    try:
-        fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"cannot open {uri}: {error}") from None
-    return fs, str(path)
-
-
 def read_bytes(uri: str, attempts: int = ATTEMPTS) -> bytes:
     """A whole object; transient errors are tried again. Raises `FileNotFoundError` where there is none."""
 
     def read() -> bytes:
         fs, path = open_fs(uri)
+        _check_regular(fs, path)
         data: bytes = fs.cat_file(path)
         return data
 
@@ -92,6 +90,7 @@ def read_range(uri: str, start: int, end: int) -> bytes:
         JobError: it ends before `end`, or cannot be read.
     """
     fs, path = open_fs(uri)
+    _check_regular(fs, path)
 
     def chunk(first: int, last: int) -> bytes:
         try:
@@ -120,6 +119,7 @@ def open_ranges(uri: str, buffer_bytes: int = 1 << 18) -> io.BufferedReader:
     Raises `FileNotFoundError` where there is none.
     """
     fs, path = open_fs(uri)
+    _check_regular(fs, path)
     size = with_retries(f"looking for {uri}", lambda: int(fs.info(path)["size"]), PATIENT_ATTEMPTS)
     return io.BufferedReader(_Ranges(uri, size), buffer_bytes)
 
@@ -161,8 +161,27 @@ def _check_length(fs: fsspec.AbstractFileSystem, path: str, uri: str, needed: in
         raise JobError(f"{uri} is truncated: it ends at byte {size:,}, byte {needed:,} is needed; copy it again")
 
 
+def _check_regular(fs: fsspec.AbstractFileSystem, path: str) -> None:
+    """Raises `NotAFileError` for a pipe, a device and the like, which one could wait for for ever."""
+    if not is_local(fs):
+        return
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # whoever reads says why
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise NotAFileError(errno.EINVAL, "it is a pipe, a device or a socket, and no file", path)
+
+
+class NotAFileError(IsADirectoryError):
+    """Something that has a name in a directory and no bytes."""
+
+
 def write_bytes(uri: str, data: bytes, attempts: int = ATTEMPTS) -> None:
-    """A whole object, visible only when it is complete: renamed into place on local disks, one PUT elsewhere."""
+    """A whole object, visible only when it is complete: renamed into place on local disks, one PUT elsewhere.
+
+    Raises `JobError` where there is no such bucket, or the disk does not take such a name.
+    """
 
     def write() -> None:
         fs, path = open_fs(uri)
@@ -173,7 +192,29 @@ def write_bytes(uri: str, data: bytes, attempts: int = ATTEMPTS) -> None:
         else:
             fs.pipe_file(path, data)
 
-    with_retries(f"writing {uri}", write, attempts)
+    _written(uri, write, attempts)
+
+
+def _written(uri: str, write: Callable[[], T], attempts: int) -> T:
+    """What `write` gives; an error that is about the place is a sentence."""
+    try:
+        return with_retries(f"writing {uri}", write, attempts)
+    except FileExistsError:
+        raise
+    except FileNotFoundError:
+        raise JobError(f"cannot write {uri}: there is no such bucket or place") from None
+    except (NotADirectoryError, IsADirectoryError):
+        raise JobError(
+            f"cannot write {uri}: something else of that name, or of a directory's above it, is there"
+        ) from None
+    except OSError as error:  # what no second attempt helps
+        raise JobError(f"cannot write {uri}: {error.strerror or error}") from None
+
+
+def write_once(uri: str, data: bytes) -> None:
+    """A file that must not be there yet with other bytes. Raises `JobError` where it is: it is left alone."""
+    if not create_bytes(uri, data) and read_bytes(uri, PATIENT_ATTEMPTS) != data:
+        raise JobError(f"{uri} exists, and is none of this job's; move it away, or choose another output")
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
@@ -198,15 +239,15 @@ def create_bytes(uri: str, data: bytes) -> bool:
         return True
 
     try:
-        return with_retries(f"writing {uri}", create, PATIENT_ATTEMPTS)
+        return _written(uri, create, PATIENT_ATTEMPTS)
     except FileExistsError:
         return False
 
 
 @contextlib.contextmanager
 def _beside(path: str, data: bytes) -> Iterator[str]:
-    """A finished file on the same disk, gone afterwards where it was not renamed."""
-    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
+    """A finished file on the same disk, gone afterwards where it was not renamed. Its name is always short."""
+    temporary = os.path.join(os.path.dirname(path), f".corrdiff-{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(data)
@@ -231,7 +272,7 @@ def is_file(uri: str) -> bool:
 
 
 def list_names(uri: str) -> list[str]:
-    """Names directly under a directory, sorted; empty where there is none."""
+    """Names directly under a directory, sorted; empty where there is none. Files that are being written are none."""
     fs, path = open_fs(uri)
 
     def ls() -> list[str]:
@@ -241,28 +282,73 @@ def list_names(uri: str) -> list[str]:
         except FileNotFoundError:
             return []
 
-    return [name for name in with_retries(f"listing {uri}", ls) if name]
+    return [name for name in with_retries(f"listing {uri}", ls) if name and not TEMPORARY.fullmatch(name)]
 
 
-def remove_tree(uri: str) -> None:
-    """Remove a file, or a directory with all that is in it, where there is one."""
+def remove_file(uri: str) -> None:
+    """Remove one file, where there is one; nothing else, whatever its name looks like."""
     fs, path = open_fs(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+
+    def remove() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+    with_retries(f"removing {uri}", remove)
+
+
+def remove_unfinished(uri: str) -> None:
+    """Remove from a directory of this machine what nobody writes any more and was not finished."""
+    fs, path = open_fs(uri)
+    if is_local(fs) and os.path.isdir(path):
+        for name in filter(TEMPORARY.fullmatch, os.listdir(path)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(path, name))
+
+
+def remove_empty(uri: str) -> None:
+    """Remove a directory of this machine, where nothing is in it; elsewhere directories are but names of files."""
+    fs, path = open_fs(uri)
+    if is_local(fs):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)
 
 
 def read_json(uri: str) -> Any:
-    """The value of a JSON file. Raises `UsageError` where it is not JSON, `FileNotFoundError` where it is missing."""
+    """The value of a JSON file that `sealed` made, or an older version, which gave it no checksum.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UsageError: it is not JSON, or not what was written.
+    """
     data = read_bytes(uri)
     try:
-        return json.loads(data)
-    except ValueError as error:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{uri} is damaged: not JSON ({error})") from None
+    if not isinstance(value, dict) or (CHECKSUM not in value and LIST not in value):
+        return value
+    if CHECKSUM not in value:
+        raise UsageError(f"{uri} is damaged: it has no checksum")
+    checksum = value.pop(CHECKSUM)
+    if checksum != _checksum(value):
+        raise UsageError(f"{uri} is damaged: it is not what its checksum says")
+    return value[LIST] if value.keys() == {LIST} else value
 
 
 def write_json(uri: str, value: Any) -> None:
-    """Write a value as JSON."""
-    write_bytes(uri, to_json(value))
+    """Write a value as JSON that is checked when it is read."""
+    write_bytes(uri, sealed(value))
+
+
+def sealed(value: Any) -> bytes:
+    """JSON with a checksum of what it says; a list becomes the one entry of an object."""
+    said = value if isinstance(value, dict) else {LIST: value}
+    said = json.loads(to_json(said))  # as it will be read again
+    return to_json({**said, CHECKSUM: _checksum(said)})
+
+
+def _checksum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode(errors="surrogatepass")).hexdigest()
 
 
 def to_json(value: Any) -> bytes:

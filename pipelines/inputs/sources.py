@@ -1,14 +1,16 @@
-"""Which pictures a command means: a directory, a glob, one file, names in braces, any fsspec URI, or `sample:`."""
+"""Which pictures a command means: a directory, a glob, one file, names in braces, any fsspec URI, or `sample:`.
+
+What is found and not taken is counted, by reason.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import importlib.util
 import itertools
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from typing import NamedTuple
 import fsspec.utils
 from braceexpand import braceexpand
 
+from corrdiff import uris
 from corrdiff.errors import UsageError
 from corrdiff.images import EXTENSIONS
 from pipelines.files import listing, storage
@@ -43,13 +46,16 @@ class Source(NamedTuple):
     key: str
     """Unique among the pictures of one listing; no dots in its last part: WebDataset ends a key at the first one."""
     uri: str
+    problem: str = ""
+    """Why it cannot be read, where its name says so; `uri` is then for people."""
 
 
 class Keys:
     """Names that come in the order of their bytes -> keys, remembering no more than the run of names that is open.
 
-    A name without its extension; where that is taken, has dots, or is no proper path, or where there is no extension, a
-    hash of the name is added.
+    A name without its extension is its key. Where that is taken, has dots, is no proper path, or where there is no
+    extension, the key is the whole name with `=` and hexadecimal digits for what a key cannot have: `a=2Epng` for
+    `a.png`. No two names have one key: the first kind of key has no `=`, the second can be read back.
     """
 
     def __init__(self) -> None:
@@ -60,25 +66,56 @@ class Keys:
         """The key of the name that comes next."""
         directory, slash, base = name.rpartition("/")
         stem, dot, _ = base.rpartition(".")
-        stem = f"{directory}{slash}{stem if dot else base}"
+        stem = f"{directory}{slash}{stem}"
         self._open = {known for known in self._open if name.startswith(f"{known}.")}
-        parts = stem.split("/")
-        proper = [part if part not in ("", ".", "..") else "_" for part in parts]
-        proper[-1] = proper[-1].replace(".", "_")
-        key = "/".join(proper)
-        if not dot or proper != parts or stem in self._open:
-            key = f"{key}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
+        if not dot or stem in self._open or not _is_plain(stem):
+            return _escaped(name)
         self._open.add(stem)
-        return key
+        return stem
 
 
-def iterate(images: str, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[Source]:
+_NO_KEY = re.compile(r"[=\0\ud800-\udfff]")
+_TARS = (".tar", ".tgz", ".tar.gz")
+"""A directory of such a name has a key that is none of a tar's."""
+
+
+def _is_plain(stem: str) -> bool:
+    """Whether a key may be this path itself."""
+    *above, last = stem.split("/")
+    proper = all(part not in ("", ".", "..") for part in (*above, last))
+    return proper and "." not in last and not _NO_KEY.search(stem) and not any(p.lower().endswith(_TARS) for p in above)
+
+
+def _escaped(name: str) -> str:
+    *above, last = name.split("/")
+    ended = _NO_KEY.sub(_code, last).replace(".", _code(".")) if last else _code("/")
+    return "/".join([*map(_escaped_directory, above), ended if "." in last else f"{ended}="])
+
+
+def _escaped_directory(part: str) -> str:
+    if not part:
+        return _code("/")
+    escaped = _NO_KEY.sub(_code, part)
+    return escaped.replace(".", _code(".")) if part in (".", "..") or part.lower().endswith(_TARS) else escaped
+
+
+def _code(character: re.Match[str] | str) -> str:
+    number = ord(character if isinstance(character, str) else character[0])
+    return f"={number:02X}" if number < 128 else f"=u{number:04X}"
+
+
+def iterate(
+    images: str, extensions: tuple[str, ...] = EXTENSIONS, left_out: Counter[str] | None = None
+) -> Iterator[Source]:
     """The pictures that an argument names, in the order of their URIs, as they are found.
 
     `sample:` is the colour photographs inside installed packages; `sample:train` and `sample:held-out` are parts of it,
     `sample:NAME` is one. A directory is searched through all levels for the extensions; a glob and a single file are
-    taken as they are. Braces (`shards-{0000..0099}.tar`, `photos/{2023,2024}`) stand for all that they expand to,
-    unless there is something of that very name.
+    taken as they are. Braces (`shards-{0000..0099}.tar`, `photos/{2023,2024}`) stand for all that they expand to. What
+    exists under the very name that was given is taken as it is, whatever signs are in it, and so is every directory
+    above.
+
+    `left_out` is told, by reason, of the files that are there and are not taken.
 
     Raises `UsageError` where that cannot be listed, or something that braces name is not there.
     """
@@ -86,37 +123,76 @@ def iterate(images: str, extensions: tuple[str, ...] = EXTENSIONS) -> Iterator[S
         yield from _samples(images.removeprefix(storage.SAMPLE_SCHEME))
         return
     uri = storage.absolute(images)
-    keys = Keys()
+    keys, skipped = Keys(), Counter() if left_out is None else left_out
     try:
-        root, names = _find_all(uri, extensions)
+        root, names = _find_all(uri, extensions, skipped)
         for name in names:
-            if not name.isprintable() and name.encode(errors="ignore").decode() != name:
-                raise UsageError(f"{root}: the name of {name!a} is not UTF-8; rename it")
-            yield Source(keys.of(name), storage.join(root, name))
+            key, found = keys.of(name), storage.join(root, name)
+            shown = found.encode(errors="backslashreplace").decode()
+            yield Source(key, shown, "" if shown == found else "its name is not UTF-8; rename it")
     except OSError as error:
         raise UsageError(f"cannot list {images}: {error}") from None
 
 
-def _find_all(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[str]]:
+def left_out_as(name: str, extensions: tuple[str, ...]) -> str | None:
+    """Why a file that is found is not taken; None where it is. There are few reasons, whatever the names."""
+    base = name.rpartition("/")[2]
+    if is_of_macos(name):
+        return "macOS's own (._NAME, __MACOSX)"
+    if base.lower().endswith(extensions):
+        return None
+    ending = re.search(r"(\.tar)?\.[a-z0-9_]{1,8}$", base.lower())
+    return ending[0] if ending and ending.start() else "without an extension"
+
+
+def is_of_macos(name: str) -> bool:
+    """Whether a file is one that macOS puts beside every other on foreign disks and into its archives."""
+    *above, base = name.split("/")
+    return base.startswith("._") or "__MACOSX" in above
+
+
+def _find_all(uri: str, extensions: tuple[str, ...], left_out: Counter[str]) -> tuple[str, Iterator[str]]:
     """Where the names begin, and the names of the files, with braces expanded."""
-    expanded, directory = _expand(uri), _directory(uri)
-    if expanded == [uri] or ("{" in (directory or uri) and storage.exists(directory or uri)):
-        return _find(uri, extensions) or (uri, iter(()))
+    start = _as_it_is(uri)
+    expanded, directory = [uri[:start] + rest for rest in _expand(uri[start:])], _directory(uri, start)
+    if expanded == [uri]:
+        return _find(uri, extensions, left_out) or (uri, iter(()))
     globs: defaultdict[str, list[str]] = defaultdict(list)  # those of one directory are found in one walk through it
-    if directory and "{" not in directory:
-        globs[directory].append(uri)  # names may have these braces too
+    if directory and "{" not in directory[start:]:
+        globs[directory].append(_pattern(uri, start))  # names may have these braces too
     places: list[str] = []
     for each in expanded:
-        of_glob = _directory(each)
-        (globs[of_glob] if of_glob else places).append(each)
+        literal = max(start, _as_it_is(each))
+        of_glob = _directory(each, literal)
+        if of_glob:
+            globs[of_glob].append(_pattern(each, literal))
+        else:
+            places.append(each)
     with ThreadPoolExecutor(storage.READERS) as pool:
-        found = list(pool.map(lambda place: _find(place, extensions), places))
+        found = list(pool.map(lambda place: _find(place, extensions, left_out), places))
     missing = [place for place, there in zip(places, found, strict=True) if there is None]
     if missing:
         raise UsageError(f"{uri}: of {len(expanded):,} names {len(missing):,} are not there, such as {missing[0]}")
-    root = _parent(re.split(r"[*?\[{]", uri)[0])
-    parts = [*filter(None, found), *((directory, _glob(directory, patterns)) for directory, patterns in globs.items())]
+    special = _SPECIAL.search(uri, start)
+    root = _parent(uri[: special.start()] if special else uri)
+    of_globs = ((directory, _glob(directory, patterns, left_out)) for directory, patterns in globs.items())
+    parts = [*filter(None, found), *of_globs]
     return root, (name for name, _ in itertools.groupby(heapq.merge(*(_seen_from(root, *part) for part in parts))))
+
+
+_SPECIAL = re.compile(r"[*?\[{]")
+"""Signs that may be a pattern's, or just in a name."""
+
+
+def _as_it_is(uri: str) -> int:
+    """How much of a URI exists under that very name, up to a slash or the end: signs in there are none of a pattern."""
+    bucket, end = len(f"{scheme}://") if (scheme := uris.scheme(uri)) else 0, 0
+    while (sign := _SPECIAL.search(uri, end)) is not None:
+        stop = uri.find("/", sign.start())
+        end = len(uri) if stop < 0 else stop
+        if "/" not in uri[bucket:end] or not storage.exists(uri[:end]):
+            return uri.rfind("/", 0, sign.start()) + 1
+    return len(uri)
 
 
 def _seen_from(root: str, directory: str, names: Iterator[str]) -> Iterator[str]:
@@ -124,35 +200,55 @@ def _seen_from(root: str, directory: str, names: Iterator[str]) -> Iterator[str]
     return (storage.join(directory, name).removeprefix(storage.join(root, "")) for name in names)
 
 
-def _expand(uri: str) -> list[str]:
-    """What braces stand for, in order and once each; a URI without, or with what is no such expression, is itself."""
+def _expand(rest: str) -> list[str]:
+    """What braces stand for, in order and once each; what has none, or is no such expression, is itself."""
     try:
-        return sorted(set(braceexpand(uri, escape=False)))
+        return sorted(set(braceexpand(rest, escape=False)))
     except ValueError:  # braces without their other half
-        return [uri]
+        return [rest]
 
 
-def _find(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[str]] | None:
+def _find(uri: str, extensions: tuple[str, ...], left_out: Counter[str]) -> tuple[str, Iterator[str]] | None:
     """Where the names begin, and the names of the files; None where there is nothing."""
-    directory = _directory(uri)
+    start = _as_it_is(uri)
+    directory = _directory(uri, start)
     if directory:
-        return directory, _glob(directory, [uri])
+        return directory, _glob(directory, [_pattern(uri, start)], left_out)
     if storage.is_file(uri):
         return _parent(uri), iter([uri.rpartition("/")[2]])
     if not storage.exists(uri):
         return None
-    return uri, (name for name in listing.walk(uri) if name.lower().endswith(extensions))
+    return uri, _taken(uri, extensions, left_out)
 
 
-def _directory(uri: str) -> str | None:
-    """Where the files of a glob are, through all levels; None of what is no glob."""
-    magic = re.search(r"[*?\[]", uri)
+def _taken(directory: str, extensions: tuple[str, ...], left_out: Counter[str]) -> Iterator[str]:
+    for name in listing.walk(directory):
+        reason = left_out_as(name, extensions)
+        if reason is None:
+            yield name
+        else:
+            left_out[reason] += 1
+
+
+def _directory(uri: str, start: int) -> str | None:
+    """Where the files of a glob are, through all levels; None of what is no glob from `start` on."""
+    magic = re.compile(r"[*?\[]").search(uri, start)
     return _parent(uri[: magic.start()]) if magic else None
 
 
-def _glob(directory: str, patterns: list[str]) -> Iterator[str]:
-    fits = re.compile("|".join(map(fsspec.utils.glob_translate, patterns))).fullmatch
-    return (name for name in listing.walk(directory) if fits(storage.join(directory, name)))
+def _pattern(uri: str, start: int) -> str:
+    """A regular expression of the URIs that fit; up to `start` nothing stands for anything but itself."""
+    return re.escape(uri[:start]) + str(fsspec.utils.glob_translate(uri[start:]))
+
+
+def _glob(directory: str, patterns: list[str], left_out: Counter[str]) -> Iterator[str]:
+    fits = re.compile("|".join(patterns)).fullmatch
+    for name in listing.walk(directory):
+        if fits(storage.join(directory, name)):
+            if is_of_macos(name):
+                left_out[left_out_as(name, ()) or ""] += 1
+            else:
+                yield name
 
 
 def _parent(uri: str) -> str:
@@ -161,16 +257,27 @@ def _parent(uri: str) -> str:
     return f"{directory}{slash}" if directory in ("", uri.partition("://")[0] + ":/") else directory
 
 
-def list_pictures(images: str) -> list[Source]:
+def left_out_sentence(left_out: Mapping[str, int]) -> str:
+    """What was left out, most of it first, to stand behind a sentence; empty where nothing was."""
+    if not left_out:
+        return ""
+    reasons = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    return f", left out: {', '.join(f'{count:,} {reason}' for reason, count in reasons)}"
+
+
+def list_pictures(images: str, left_out: Counter[str] | None = None) -> list[Source]:
     """All that `iterate` finds. Raises `UsageError` where that is nothing."""
-    found = list(iterate(images))
+    skipped = Counter() if left_out is None else left_out
+    found = list(iterate(images, left_out=skipped))
     if not found:
-        raise UsageError(f"no pictures at {images} (looked for {', '.join(EXTENSIONS)})")
+        raise UsageError(f"no pictures at {images}{left_out_sentence(skipped)} (looked for {', '.join(EXTENSIONS)})")
     return found
 
 
 def read(source: Source) -> bytes:
     """The bytes of one picture. Raises `OSError` or `JobError` where they cannot be had."""
+    if source.problem:
+        raise OSError(source.problem)
     return storage.read_bytes(source.uri)
 
 

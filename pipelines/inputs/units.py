@@ -9,18 +9,23 @@ is its turn.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
-import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corrdiff.errors import UsageError
+from corrdiff.errors import JobError, UsageError
 from corrdiff.images import EXTENSIONS
+from corrdiff.uris import redacted, scheme
 from pipelines.files import storage
+from pipelines.files.retries import ATTEMPTS, NoCredentialsError
+from pipelines.inputs import archives
 from pipelines.inputs import sources as pictures
 from pipelines.inputs.sources import Keys, Source
 
@@ -34,7 +39,7 @@ Kind = Literal["files", "shard", "table"]
 
 SCHEMA = pa.schema([
     ("kind", pa.string()), ("uris", pa.list_(pa.string())), ("keys", pa.list_(pa.string())), ("column", pa.string()),
-    ("group", pa.int64()), ("first", pa.int64()), ("pictures", pa.int64()),
+    ("group", pa.int64()), ("first", pa.int64()), ("pictures", pa.int64()), ("problems", pa.list_(pa.string())),
 ])  # fmt: skip
 
 
@@ -53,6 +58,8 @@ class Unit(NamedTuple):
     first: int = 0
     pictures: int = 0
     """0 where it is not `counted`."""
+    problems: list[str] = []  # noqa: RUF012  # a tuple's default, which nobody changes
+    """Of each picture, why its name alone says that it cannot be read; none where none does."""
 
     @property
     def counted(self) -> bool:
@@ -81,21 +88,26 @@ class Count(NamedTuple):
     units: int
     pictures: int | None
     """None where shards are among them."""
+    files: tuple[str, ...]
+    """SHA-256 of each file that says what it is."""
 
 
-def plan_units(images: str, column: str | None, size: int) -> Iterator[Unit]:
+def plan_units(images: str, column: str | None, size: int, left_out: Counter[str] | None = None) -> Iterator[Unit]:
     """The units of what an argument names, as they are found.
 
-    Tars are shards, Parquet files tables (with `column`), everything else is files, `size` of them in a unit.
+    Tars, gzipped or not, are shards, Parquet files tables (with `column`), everything else is files, `size` of them in
+    a unit. `left_out` is told, by reason, of the files that are there and in no unit.
     """
     if images.startswith(storage.SAMPLE_SCHEME):
         yield from _of_files(pictures.iterate(images), size)
     elif column is not None:
-        for source in pictures.iterate(images, (".parquet",)):
+        for source in pictures.iterate(images, (".parquet",), left_out):
             yield from _of_table(source, column, size)
     else:
-        found = pictures.iterate(images, (*EXTENSIONS, ".tar"))
-        for is_shard, run in itertools.groupby(found, lambda source: source.uri.lower().endswith(".tar")):
+        found = pictures.iterate(images, (*EXTENSIONS, *archives.EXTENSIONS), left_out)
+        for is_shard, run in itertools.groupby(
+            found, lambda source: source.uri.lower().endswith(archives.EXTENSIONS) and not source.problem
+        ):
             if is_shard:
                 yield from (Unit("shard", [source.uri], [f"{source.key}.tar"]) for source in run)
             else:
@@ -104,7 +116,11 @@ def plan_units(images: str, column: str | None, size: int) -> Iterator[Unit]:
 
 def _of_files(sources: Iterator[Source], size: int) -> Iterator[Unit]:
     while unit := list(itertools.islice(sources, size)):
-        yield Unit("files", [s.uri for s in unit], [s.key for s in unit], pictures=len(unit))
+        problems = [s.problem for s in unit]
+        yield Unit(
+            "files", [s.uri for s in unit], [s.key for s in unit], pictures=len(unit),
+            problems=problems if any(problems) else [],
+        )  # fmt: skip
 
 
 def _of_table(source: Source, column: str, size: int) -> Iterator[Unit]:
@@ -121,7 +137,7 @@ def _of_table(source: Source, column: str, size: int) -> Iterator[Unit]:
                 for first in range(0, rows, step):
                     yield Unit("table", [source.uri], [source.key], column, group, first, min(step, rows - first))
     except _NO_TABLE as error:
-        raise UsageError(f"{source.uri} is no Parquet file ({error})") from None
+        raise UsageError(f"{source.uri} is no Parquet file ({str(error).splitlines()[0]})") from None
 
 
 def _open_table(uri: str) -> pq.ParquetFile:
@@ -131,46 +147,76 @@ def _open_table(uri: str) -> pq.ParquetFile:
 def write_plan(directory: str, units: Iterator[Unit]) -> Count:
     """Write units down as they come; no more than a file of them is in memory."""
     number, count, known = 0, 0, True
+    digests: list[str] = []
     for file in itertools.count():
         written = list(itertools.islice(units, UNITS_A_FILE))
         if not written:
-            return Count(number, count if known else None)
+            return Count(number, count if known else None, tuple(digests))
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist([unit._asdict() for unit in written], SCHEMA), buffer)
         storage.write_bytes(_plan_file(directory, file), buffer.getvalue(), storage.PATIENT_ATTEMPTS)
+        digests.append(hashlib.sha256(buffer.getvalue()).hexdigest())
         number += len(written)
         count += sum(unit.pictures for unit in written)
         known &= all(unit.counted for unit in written)
     raise AssertionError
 
 
-def read_units(directory: str, file: int) -> list[Unit]:
-    """The units of one file of the plan."""
-    data = storage.read_bytes(_plan_file(directory, file), storage.PATIENT_ATTEMPTS)
-    return [Unit(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+def remove_plan(directory: str, count: Count) -> None:
+    """Remove what `write_plan` wrote."""
+    for file in range(len(count.files)):
+        storage.remove_file(_plan_file(directory, file))
+    storage.remove_empty(directory)
 
 
-def read_unit(directory: str, number: int) -> Unit:
-    """One unit of the plan, by its number."""
+class PlannedUnits(NamedTuple):
+    """Where units are written down."""
+
+    directory: str
+    files: tuple[str, ...] = ()
+    """SHA-256 of each file; none of a plan of an older version."""
+
+
+def read_units(planned: PlannedUnits, file: int) -> list[Unit]:
+    """The units of one file of the plan. Raises `JobError` where it is missing or is not what was written."""
+    uri = _plan_file(planned.directory, file)
+    try:
+        data = storage.read_bytes(uri, storage.PATIENT_ATTEMPTS)
+        if planned.files and hashlib.sha256(data).hexdigest() != planned.files[file]:
+            raise JobError(f"{uri} is damaged: its SHA-256 is not the plan's")
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        return [Unit(**{name: value for name, value in row.items() if value is not None}) for row in rows]
+    except FileNotFoundError:
+        raise JobError(f"{uri} is missing, which says what is to be compressed") from None
+    except (*_NO_TABLE, TypeError, ValueError) as error:
+        raise JobError(f"{uri} is damaged ({type(error).__name__})") from None
+
+
+def read_unit(planned: PlannedUnits, number: int) -> Unit:
+    """One unit of the plan, by its number. Raises as `read_units`."""
     file, place = divmod(number, UNITS_A_FILE)
-    return read_units(directory, file)[place]
+    return read_units(planned, file)[place]
 
 
 def _plan_file(directory: str, file: int) -> str:
     return storage.join(directory, f"{file:05d}.parquet")
 
 
-def read_pictures(unit: Unit, every: int = 1) -> Iterator[Found]:
+def read_pictures(unit: Unit, every: int = 1, left_out: Counter[str] | None = None) -> Iterator[Found]:
     """The files of a unit's pictures, or of each `every`-th, in order. What is not there or may not be read is said; a
     shard or a table that breaks off ends with that.
 
-    Raises `JobError` where storage cannot be reached for long: that is no picture's fault.
+    `left_out` is told, by reason, of what is in a shard and is no picture.
+
+    Raises `JobError` where storage cannot be reached for long: that is no picture's fault. A web address is a picture's
+    own: whatever its host answers, or that there is none, is said of that picture.
     """
     if unit.keyed:
-        chosen = itertools.islice(zip(unit.keys, unit.uris, strict=True), 0, None, every)
-        yield from (_read(key, uri, uri) for key, uri in chosen)
+        problems = unit.problems or itertools.repeat("")
+        chosen = itertools.islice(zip(unit.keys, unit.uris, problems, strict=False), 0, None, every)
+        yield from (_read(key, uri, uri, problem) for key, uri, problem in chosen)
     else:
-        found = _rows(unit) if unit.kind == "table" else _members(unit)
+        found = _rows(unit) if unit.kind == "table" else _members(unit, Counter() if left_out is None else left_out)
         yield from itertools.islice(found, 0, None, every)
 
 
@@ -178,78 +224,115 @@ def read_picture(unit: Unit, key: str) -> Found | None:
     """One picture of a unit."""
     if unit.keyed:
         place = unit.keys.index(key)
-        return _read(key, unit.uris[place], unit.uris[place])
+        return _read(key, unit.uris[place], unit.uris[place], unit.problems[place] if unit.problems else "")
     return next((found for found in read_pictures(unit) if found.key == key), None)
 
 
-def _read(key: str, source: str, uri: str) -> Found:
+def _read(key: str, source: str, uri: str, problem: str = "") -> Found:
+    source = redacted(source)
+    if problem:
+        return Found(key, source, None, problem)
+    web = scheme(uri) in ("http", "https")
     try:
-        return Found(key, source, storage.read_bytes(uri, storage.PATIENT_ATTEMPTS))
+        return Found(key, source, storage.read_bytes(uri, ATTEMPTS if web else storage.PATIENT_ATTEMPTS))
     except FileNotFoundError:
         return Found(key, source, None, "there is no such file")
+    except NoCredentialsError:
+        raise
     except (OSError, ValueError) as error:  # no file, or nothing that could be the name of one
-        return Found(key, source, None, str(error))
+        return Found(key, source, None, _reason(error))
+    except JobError as error:
+        if not web:
+            raise
+        return Found(key, source, None, _reason(error.__cause__ or error))
+
+
+def _reason(error: BaseException) -> str:
+    """Why a file cannot be read, without its name, which stands beside it: failures are counted by reason."""
+    status = getattr(error, "status", None)
+    if status is not None:
+        return f"the server answers {status}"
+    if isinstance(error, UsageError):
+        return "reading it is not permitted" if isinstance(error.__cause__, PermissionError) else redacted(str(error))
+    if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
+        return error.strerror
+    if isinstance(error, storage.NotAFileError):
+        return str(error.strerror)
+    return f"it cannot be read ({type(error).__name__})" if not isinstance(error, ValueError) else redacted(str(error))
 
 
 def _rows(unit: Unit) -> Iterator[Found]:
+    """As many rows as were planned, whatever has become of the table."""
     (uri,), (prefix,) = unit.uris, unit.keys
-    row = -1
+    source, done, first = redacted(uri), 0, unit.first
+    reason = "there is no such row any more"
     try:
         with _open_table(uri) as table:
-            row = sum(table.metadata.row_group(i).num_rows for i in range(unit.group)) + unit.first
+            if unit.column not in table.schema_arrow.names:
+                raise UsageError(f"the table has no column '{unit.column}' any more")
+            first = sum(table.metadata.row_group(i).num_rows for i in range(unit.group)) + unit.first
             batches = table.iter_batches(ROWS_AT_ONCE, row_groups=[unit.group], columns=[unit.column])
             values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
             for value in itertools.islice(values, unit.first, unit.first + unit.pictures):
-                yield _cell(unit, f"{prefix}/{row:09d}", row, value.as_py())
-                row += 1
+                found = _cell(unit, f"{prefix}/{first + done:09d}", first + done, value.as_py())
+                done += 1
+                yield found
     except FileNotFoundError:
-        yield Found(f"{prefix}/-", uri, None, "there is no such file")
-    except _NO_TABLE as error:
-        yield Found(f"{prefix}/{row:09d}", uri, None, f"the table is broken from row {row} on: {error}")
+        reason = "there is no such file"
+    except UsageError as error:
+        reason = str(error)
+    except (*_NO_TABLE, IndexError) as error:
+        reason = f"the table is broken ({type(error).__name__})"
+    for row in range(first + done, first + unit.pictures):
+        yield Found(f"{prefix}/{row:09d}", f"{source}, row {row}", None, reason)
 
 
 def _cell(unit: Unit, key: str, row: int, value: Any) -> Found:
+    """A picture's bytes, its path or URI, or both of them in a struct, as Hugging Face writes it."""
     (uri,) = unit.uris
-    source = f"{uri}, row {row}"
+    source = f"{redacted(uri)}, row {row}"
+    if isinstance(value, dict):
+        value = next((value[name] for name in ("bytes", "path") if value.get(name) is not None), None)
     if isinstance(value, bytes):
         return Found(key, source, value)
     if isinstance(value, str):
-        here = "://" in value or value.startswith("/")
+        here = scheme(value) or value.startswith("/")
         return _read(key, value, value if here else storage.join(uri.rpartition("/")[0], value))
     kind = "nothing" if value is None else type(value).__name__
     return Found(key, source, None, f"column '{unit.column}' holds {kind}, neither a path nor bytes")
 
 
-def _members(unit: Unit) -> Iterator[Found]:
+def _members(unit: Unit, left_out: Counter[str]) -> Iterator[Found]:
     """Pictures among a tar's members; the tar streams through."""
     (uri,), (prefix,) = unit.uris, unit.keys
     used: set[str] = set()
-    key, source = f"{prefix}/-", uri
+    key, source = f"{prefix}/-", redacted(uri)
     try:
-        with storage.open_ranges(uri, storage.CHUNK_BYTES) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                if info.isfile() and info.name.lower().endswith(EXTENSIONS):
-                    name = info.name.encode(errors="replace").decode()
-                    wanted, source = f"{prefix}/{Keys().of(name)}", f"{uri}/{name}"
-                    candidates = itertools.chain([wanted], (f"{wanted}-{n}" for n in itertools.count(2)))
-                    key = next(candidate for candidate in candidates if candidate not in used)
-                    used.add(key)
-                    member = tar.extractfile(info)
-                    assert member is not None
-                    yield Found(key, source, member.read())
-                    key, source = f"{prefix}/-", uri
-            file.seek(tar.offset)  # a header that is damaged or cut short looks like the end
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"no header and no end at byte {tar.offset:,}")
+        with storage.open_ranges(uri, storage.CHUNK_BYTES) as file:
+            for member in archives.members(file, uri):
+                name = member.name.encode(errors="replace").decode()
+                reason = pictures.left_out_as(member.name, EXTENSIONS) or member.left_out
+                if reason:
+                    left_out[reason] += 1
+                    continue
+                wanted, source = f"{prefix}/{Keys().of(member.name)}", f"{redacted(uri)}/{name}"
+                candidates = itertools.chain([wanted], (f"{wanted}-{n}" for n in itertools.count(2)))
+                key = next(candidate for candidate in candidates if candidate not in used)
+                used.add(key)
+                yield Found(key, source, member.read())
+                key, source = f"{prefix}/-", redacted(uri)
     except FileNotFoundError:
         yield Found(key, source, None, "there is no such file")
-    except (UsageError, tarfile.TarError) as error:
+    except UsageError as error:
         yield Found(key, source, None, f"the shard is broken: {error}")
+    except OSError as error:
+        yield Found(key, source, None, f"the shard cannot be read: {_reason(error)}")
 
 
-def nothing_at(images: str) -> str:
+def nothing_at(images: str, left_out: Mapping[str, int] = MappingProxyType({})) -> str:
     """What to say where there are no units."""
     return (
-        f"no pictures at {images} (looked for {', '.join(EXTENSIONS)} and .tar; for Parquet tables give --column with "
+        f"no pictures at {images}{pictures.left_out_sentence(left_out)} (looked for "
+        f"{', '.join((*EXTENSIONS, *archives.EXTENSIONS))}; for Parquet tables give --column with "
         "the column of paths or bytes)"
     )

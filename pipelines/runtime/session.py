@@ -65,12 +65,15 @@ def ray_errors() -> Iterator[None]:
         if not isinstance(error, ray.exceptions.RayError):
             raise
         text = str(error).strip()
-        ours = re.findall(r"^corrdiff[\w.]*\.(\w+Error): (.+)$", text, re.MULTILINE)
+        ours = re.findall(r"^(?:corrdiff|pipelines)[\w.]*\.(\w+Error): (.+)$", text, re.MULTILINE)
         if ours:
             kind, sentence = ours[-1]
             raise (JobError if kind == "JobError" else UsageError)(sentence) from None
-        others = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): .+$", text, re.MULTILINE)
-        raise JobError(f"Ray: {[type(error).__name__, *text.splitlines()[-1:], *others][-1]}") from error
+        raised = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception)(?:: .+)?$", text, re.MULTILINE)
+        of_tasks = [line for line in raised if not line.startswith("ray.")]  # what Ray says of it says nothing
+        if of_tasks:
+            raise JobError(f"a task failed with {of_tasks[-1]}") from error
+        raise JobError(f"Ray: {[type(error).__name__, *text.splitlines()[-1:], *raised][-1]}") from error
 
 
 def quiet_execution(context: Any) -> None:

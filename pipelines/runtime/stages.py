@@ -6,7 +6,10 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from corrdiff.errors import is_out_of_memory
+from corrdiff.errors import JobError, is_out_of_memory
+
+PINNED_DIGITS = 16
+"""Of a fingerprint: those that every file carries."""
 
 if TYPE_CHECKING:
     from corrdiff.codec import CorrDiffCodec, Precision
@@ -41,12 +44,26 @@ def keep_to_one_core(device: str) -> None:
         torch.set_num_threads(1)
 
 
-def codec_in_actor(uri: str, device: str, precision: Precision | None) -> CorrDiffCodec:
-    """Load the codec of an actor that has a GPU, or a core, to itself."""
+def codec_in_actor(uri: str, device: str, precision: Precision | None, fingerprint: str = "") -> CorrDiffCodec:
+    """Load the codec of an actor that has a GPU, or a core, to itself.
+
+    Raises `JobError` as `check_pinned`.
+    """
     from corrdiff.codec_directory import load_codec
 
     keep_to_one_core(device)
-    return load_codec(uri, device, precision)
+    codec = load_codec(uri, device, precision)
+    check_pinned(uri, codec.fingerprint.hex(), fingerprint)
+    return codec
+
+
+def check_pinned(uri: str, found: str, fingerprint: str) -> None:
+    """Raises `JobError` where a codec is not the one with which its job began; an empty fingerprint is any codec's."""
+    if found[:PINNED_DIGITS] != (fingerprint or found)[:PINNED_DIGITS]:
+        raise JobError(
+            f"the codec at {uri} is another one now: the job began with {fingerprint[:PINNED_DIGITS]}, and "
+            f"{found[:PINNED_DIGITS]} is there; put the first one back, and run the same command again"
+        )
 
 
 def as_many_as_fit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from corrdiff.errors import JobError
 from pipelines.display.progress import console, print_first, show
 from pipelines.files import storage
+from pipelines.inputs.sources import left_out_sentence
 from pipelines.shards.config import ShardConfig
 from pipelines.shards.format import MANIFEST, Manifest
 from pipelines.shards.job import cut_shards, verify_shards
@@ -22,6 +23,9 @@ def run_sharding(images: str, out: str, config: ShardConfig, only: str | None = 
         )
         if manifest.flat:
             console.print(f"  left out as flat: {manifest.flat:,} crops")
+        if manifest.left_out:
+            number = sum(manifest.left_out.values())
+            console.print(f"  {number:,} files are no pictures{left_out_sentence(manifest.left_out)}")
         print_first([f"skipped {uri}: {reason}" for uri, reason in manifest.skipped], MANIFEST)
     return manifests["train"]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +62,8 @@ class Manifest:
     """Pictures that gave no crops: URI and reason."""
     flat: int = 0
     """Crops that were left out because next to nothing is in them."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason -> files that were found and not taken; in the manifest of the training shards, for all of them."""
 
     @property
     def count(self) -> int:

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -76,7 +79,8 @@ def cut_shards(
         UsageError: no pictures, no such shard, or `out` holds shards of something else.
         JobError: not one crop could be cut.
     """
-    pictures = sources.list_pictures(images)
+    left_out: Counter[str] = Counter()
+    pictures = sources.list_pictures(images, left_out)
     groups = {group.name: group for group in plan_groups(pictures, config)}
     plan = _plan_hash(groups, config)
     again = _find(groups, only) if only else None
@@ -88,11 +92,29 @@ def cut_shards(
         yield _progress(len(pictures), len(pictures), crops)
         return manifests
     records = _finished(out, plan)
+    if not records:  # those that there are name this job's plan
+        _check_free(out, groups)
     _claim(out, pictures, config)
     if again:
         records.pop(again, None)
     yield from _cut_missing(out, config, plan, groups, records)
-    return _write_manifests(out, config, plan, groups, records)
+    return _write_manifests(out, config, plan, groups, records, left_out)
+
+
+def _check_free(out: str, groups: dict[str, Group]) -> None:
+    """Raises `UsageError` where nobody has claimed `out` and something there is called as what would be written."""
+    if storage.exists(storage.join(out, PLAN)):
+        return
+    for split in _splits(groups):
+        directory = _directory(out, split)
+        there = set(storage.list_names(directory))
+        shards = (Shard(group.shard_name, 0, 0, "", "") for group in groups.values() if group.split == split)
+        names = itertools.chain([MANIFEST], *((shard.name, shard.index_name) for shard in shards))
+        taken = next((name for name in names if name in there), None)
+        if taken is not None and not storage.exists(storage.join(out, PLAN)):
+            raise UsageError(
+                f"{storage.join(directory, taken)} exists, and is of no job that is known; choose another directory"
+            )
 
 
 def _cut_missing(
@@ -164,8 +186,9 @@ def _cut(row: dict[str, Any], out: str, config: ShardConfig, plan: str) -> dict[
 
 
 def _write_manifests(
-    out: str, config: ShardConfig, plan: str, groups: dict[str, Group], records: dict[str, GroupRecord]
-) -> dict[Split, Manifest]:
+    out: str, config: ShardConfig, plan: str, groups: dict[str, Group], records: dict[str, GroupRecord],
+    left_out: Counter[str],
+) -> dict[Split, Manifest]:  # fmt: skip
     manifests: dict[Split, Manifest] = {}
     for split in _splits(groups):
         of_split = [records[name] for name in sorted(records) if groups[name].split == split]
@@ -178,7 +201,7 @@ def _write_manifests(
                 f"no crop of {config.crop} pixels could be cut from the {count} pictures of '{split}' "
                 f"({flat} were too flat); first that gave none: {skipped[:1]}"
             )
-        manifests[split] = Manifest(config.crop, shards, skipped, flat)
+        manifests[split] = Manifest(config.crop, shards, skipped, flat, dict(left_out) if split == "train" else {})
     for split, manifest in reversed(manifests.items()):  # training's is last: it says that all is there
         write_manifest(_directory(out, split), plan, manifest)
     return manifests
@@ -204,9 +227,12 @@ def _find(groups: dict[str, Group], only: str) -> str:
     )
 
 
+_RECORD = re.compile(r"(train|val)-\d{5,}\.json")
+
+
 def _finished(out: str, plan: str) -> dict[str, GroupRecord]:
     """Records of the groups that an earlier run of the same plan has finished."""
-    names = [name for name in storage.list_names(storage.join(out, GROUPS)) if name.endswith(".json")]
+    names = [name for name in storage.list_names(storage.join(out, GROUPS)) if _RECORD.fullmatch(name)]
     found = (read_record(storage.join(out, GROUPS, name), GroupRecord) for name in names)
     records = {record.group: record for record in found}
     if any(record.plan != plan for record in records.values()):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from corrdiff.errors import UsageError
+from corrdiff.uris import redacted
 from pipelines.files import storage
 from pipelines.files.records import read_record
 from pipelines.tracking import lineage
@@ -33,7 +34,7 @@ CLOSE_TIMEOUT_S = 60.0
 def tracking_uri() -> str:
     """Say where MLflow is: MLFLOW_TRACKING_URI, else a sqlite file in the working directory.
 
-    Raises `UsageError` where that would be the temporary directory of a Ray job.
+    Raises `UsageError` where that would be the temporary directory of a Ray job, or cannot be said.
     """
     given = os.environ.get("MLFLOW_TRACKING_URI")
     lost = not given or (given.startswith("sqlite:") and not given.startswith("sqlite:////"))
@@ -41,6 +42,11 @@ def tracking_uri() -> str:
         raise UsageError(
             "a Ray job needs an MLflow server, for its working directory goes away: set MLFLOW_TRACKING_URI on the "
             "cluster's machines, or for this job with corrdiff submit --env MLFLOW_TRACKING_URI=http://HOST:5000"
+        )
+    if not given and "?" in os.getcwd():
+        raise UsageError(
+            f"MLflow's database would be in {os.getcwd()}, and no sqlite address can have the '?' in that path: set "
+            "MLFLOW_TRACKING_URI, or work in another directory"
         )
     return given or f"sqlite:///{os.path.abspath('mlflow.db')}"
 
@@ -102,6 +108,8 @@ class Tracker:
         self._backlog: list[_Item] = []
         self._offline = False
         self._retry_at = 0.0
+        self._closing = self._no_artifacts = False
+        self._artifacts_at = 0.0
         self._client: Any = None
         self._run_id = spec.run_id
         self._begun = threading.Event()
@@ -157,7 +165,7 @@ class Tracker:
             items = [self._queue.get()]
             while not self._queue.empty() and len(items) < 200:
                 items.append(self._queue.get())
-            closing = None in items
+            closing = self._closing = None in items
             self._backlog += [item for item in items if item is not None]
             if closing or not self._offline or time.monotonic() >= self._retry_at:
                 self._backlog = self._try_send(self._backlog)
@@ -165,24 +173,44 @@ class Tracker:
             self._keep(self._backlog)
 
     def _try_send(self, items: list[_Item]) -> list[_Item]:
-        """Send items in their order; returns what could not be sent."""
+        """Send items in their order; returns what could not be sent. An artifact that is refused holds nothing back."""
         left = list(items)
+        aside: list[_Item] = []
         try:
             self._begin()
             while left:
                 batch = _joined(left)
-                self._send(batch)
+                if batch[0].what != "artifact":
+                    self._send(batch)
+                elif not self._send_artifact(batch):
+                    aside += batch
                 left = left[len(batch) :]
             self._offline = False
         except Exception as error:  # whatever the server, the network or the database raise must not reach the job
             if not self._offline:
                 kind = type(error).__name__
                 self._say(
-                    f"MLflow at {storage.redacted(self._uri)} cannot be reached ({kind}); going on, "
+                    f"MLflow at {redacted(self._uri)} cannot be reached ({kind}); going on, "
                     f"measurements are kept and go to {self._local} unless it comes back"
                 )
             self._offline, self._retry_at = True, time.monotonic() + RETRY_EVERY_S
-        return left
+        return aside + left
+
+    def _send_artifact(self, batch: list[_Item]) -> bool:
+        """Whether an artifact was taken; where its store has refused one, it is left alone for a while."""
+        if time.monotonic() < self._artifacts_at and not self._closing:
+            return False
+        try:
+            self._send(batch)
+        except Exception as error:  # whatever a store raises
+            if not self._no_artifacts:
+                self._say(
+                    f"MLflow at {redacted(self._uri)} takes no artifacts ({type(error).__name__}: its artifact store "
+                    f"refuses); going on, they go to {self._local} unless that is mended"
+                )
+            self._no_artifacts, self._artifacts_at = True, time.monotonic() + RETRY_EVERY_S
+            return False
+        return True
 
     def _begin(self) -> None:
         if self._client is not None:
@@ -245,7 +273,13 @@ class Tracker:
                 client.log_artifact(run_id, str(file), None if parent == "." else parent)
 
     def _keep(self, items: list[_Item]) -> None:
-        """Write what could not be sent beside the job's own output."""
+        """Write what could not be sent beside the job's own output; where that cannot be, it is said."""
+        try:
+            self._write_down(items)
+        except Exception as error:
+            self._say(f"what MLflow did not get could not be written to {self._local} either ({error})")
+
+    def _write_down(self, items: list[_Item]) -> None:
         stamp = f"{int(time.time())}-{os.getpid()}"
         lines = [
             json.dumps({"time_ms": i.time_ms, "step": i.step, "what": i.what, **i.values})
@@ -253,7 +287,10 @@ class Tracker:
             if i.what in ("metrics", "tags")
         ]
         directory = storage.join(self._local, "untracked")
-        storage.write_bytes(storage.join(directory, f"measurements-{stamp}.jsonl"), "\n".join(lines).encode() + b"\n")
+        if lines:
+            storage.write_bytes(
+                storage.join(directory, f"measurements-{stamp}.jsonl"), "\n".join(lines).encode() + b"\n"
+            )
         for item in items:
             if item.what == "artifact":
                 storage.write_bytes(storage.join(directory, item.values["path"]), item.values["data"])

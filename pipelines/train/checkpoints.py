@@ -10,6 +10,7 @@ A directory without COMPLETE.json is not a checkpoint. A plain program reads the
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -67,10 +68,22 @@ class Complete:
     parts: dict[str, PartFile]
 
 
+_NAME = re.compile(r"crops-(\d{12,})")
+_PART = re.compile(r"part-\d+-of-\d+\.safetensors")
+
+
+def begun(directory: str) -> list[str]:
+    """List the URIs of all checkpoints under RUN/PHASE/checkpoints, finished or not, the newest first.
+
+    What is called otherwise, say a copy that somebody keeps there, is none.
+    """
+    names = [name for name in storage.list_names(directory) if _NAME.fullmatch(name)]
+    return [storage.join(directory, name) for name in sorted(names, key=lambda name: int(name[6:]), reverse=True)]
+
+
 def finished(directory: str) -> list[str]:
     """List the URIs of the finished checkpoints under RUN/PHASE/checkpoints, the newest first."""
-    names = [n for n in storage.list_names(directory) if storage.exists(storage.join(directory, n, COMPLETE))]
-    return [storage.join(directory, name) for name in reversed(names)]
+    return [uri for uri in begun(directory) if storage.exists(storage.join(uri, COMPLETE))]
 
 
 def latest(directory: str) -> str | None:
@@ -197,11 +210,19 @@ def _part_file(data: bytes) -> PartFile:
 
 
 def _retire(directory: str, keep: int) -> None:
-    """Remove all but the newest finished checkpoints, and unfinished ones older than those."""
+    """Remove all but the newest finished checkpoints, and unfinished ones older than those: of each what `save` writes,
+    and the directory where nothing else is in it. What a killed worker was writing goes everywhere."""
     kept = finished(directory)[:keep]
-    for name in storage.list_names(directory):
-        if kept and storage.join(directory, name) < kept[-1]:
-            storage.remove_tree(storage.join(directory, name))
+    every = begun(directory)
+    for uri in every[: every.index(kept[-1]) + 1] if kept else ():
+        storage.remove_unfinished(uri)
+    for uri in every[every.index(kept[-1]) + 1 :] if kept else ():
+        storage.remove_file(storage.join(uri, COMPLETE))  # the first to go: without it the rest is no checkpoint
+        for name in storage.list_names(uri):
+            if _PART.fullmatch(name):
+                storage.remove_file(storage.join(uri, name))
+        storage.remove_unfinished(uri)
+        storage.remove_empty(uri)
 
 
 def _failure_of(write: Callable[[], None]) -> str | None:

@@ -50,11 +50,11 @@ def run_all(config: TrainConfig, phase2_crops_total: int | None, phase3_crops_to
         return run_phase(dataclasses.replace(config, init_from=codec, crops_total=phase3_crops_total), "phase3")
 
 
-def run_export(run: str, out: str, compact: bool, correction: Correction | None) -> None:
+def run_export(run: str, out: str, compact: bool, correction: Correction | None, overwrite: bool) -> None:
     """Export the newest checkpoint of a run and say the codec's fingerprint."""
     from pipelines.train.export import export
 
-    print(f"{out}: codec {export(run, out, compact, correction)}")
+    print(f"{out}: codec {export(run, out, compact, correction, overwrite)}")
 
 
 def codecs_of(codec: str, out: str) -> list[str]:

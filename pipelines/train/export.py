@@ -15,7 +15,9 @@ from pipelines.train.phases.table import PHASES
 from pipelines.train.run_directory import CHECKPOINTS, RUN_FILE, START_CODEC, has_codec, read_run
 
 
-def export(run: str, out: str, compact: bool = False, correction: Correction | None = None) -> str:
+def export(
+    run: str, out: str, compact: bool = False, correction: Correction | None = None, overwrite: bool = False
+) -> str:
     """Export the newest checkpoint of a run; returns the codec's fingerprint.
 
     Args:
@@ -23,9 +25,11 @@ def export(run: str, out: str, compact: bool = False, correction: Correction | N
         out: the codec directory to write.
         compact: write weights of 8 bits.
         correction: how the codec corrects its process; as it is configured where it is not given.
+        overwrite: write over another codec; what it wrote can then be read with a copy of it alone.
 
     Raises:
-        UsageError: there is no checkpoint, or run.json beside it is missing, damaged or of another version.
+        UsageError: there is no checkpoint, run.json beside it is missing, damaged or of another version, or `out` holds
+            another codec.
         JobError: the checkpoint is damaged.
     """
     run = storage.absolute(run)
@@ -33,7 +37,7 @@ def export(run: str, out: str, compact: bool = False, correction: Correction | N
     for root in [run, *(storage.join(run, phase) for phase in phases)]:
         newest = checkpoints.latest(storage.join(root, CHECKPOINTS))
         if newest is not None:
-            return _export_checkpoint(root, newest, storage.absolute(out), compact, correction)
+            return _export_checkpoint(root, newest, storage.absolute(out), compact, correction, overwrite)
     looked = " and ".join(f"{phase}/" for phase in phases)
     raise UsageError(f"no finished checkpoint under {run} (looked in {CHECKPOINTS}/, {looked})")
 
@@ -61,14 +65,16 @@ def export_all(run: str, out: str) -> list[str]:
         for checkpoint in reversed(checkpoints.finished(storage.join(root, CHECKPOINTS))):
             codec = storage.join(out, read_run(root).phase, checkpoint.rpartition("/")[2])
             if not has_codec(codec):
-                _export_checkpoint(root, checkpoint, codec, compact=False, correction=None)
+                _export_checkpoint(root, checkpoint, codec, compact=False, correction=None, overwrite=False)
             found.append(codec)
     if not found:
         raise UsageError(f"no finished checkpoint under {run}")
     return found
 
 
-def _export_checkpoint(root: str, checkpoint: str, out: str, compact: bool, correction: Correction | None) -> str:
+def _export_checkpoint(
+    root: str, checkpoint: str, out: str, compact: bool, correction: Correction | None, overwrite: bool
+) -> str:
     """Write the codec of a checkpoint under RUN/PHASE; returns its fingerprint."""
     record = read_run(root)
     phase, config = PHASES[record.phase], record.config
@@ -80,4 +86,4 @@ def _export_checkpoint(root: str, checkpoint: str, out: str, compact: bool, corr
         diffusion = model.config.diffusion.corrected_by(correction)
         model.config = dataclasses.replace(model.config, diffusion=diffusion)
     known = provenance(phase, config, restored.progress.crops_seen, recorded_run(root))
-    return save_codec(model, tables, out, known, compact)
+    return save_codec(model, tables, out, known, compact, overwrite)

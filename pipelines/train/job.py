@@ -123,7 +123,7 @@ def _trainer(config: TrainConfig, manifest: Manifest, scaling: ScalingConfig, lo
         dataset_config=ingest.PlannedData(config.shards, manifest, config.seed, config.batch),
         run_config=RunConfig(
             # Ray Train keeps only its own state here, under a name that is never used twice: checkpoints are ours.
-            name=f"{config.name}-{loop['phase']}-{time.time_ns()}",
+            name=f"{re.sub(r'[^A-Za-z0-9._-]+', '-', config.name)}-{loop['phase']}-{time.time_ns()}",
             storage_path=os.path.join(tempfile.gettempdir(), "corrdiff-ray-train"),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),

@@ -109,7 +109,7 @@ class Observer:
         out = storage.join(self.run, EXPORTED_CODEC)
         model, tables = trainer.averaged_codec()
         known = provenance(self.phase, self.config, trainer.progress.crops_seen, self.mlflow_run)
-        digest = save_codec(model, tables, out, known)
+        digest = save_codec(model, tables, out, known, overwrite=True)
         self.tracker.artifact(f"codec/{CONFIG_FILE}", storage.read_bytes(storage.join(out, CONFIG_FILE)))
         self.tracker.tags({FINGERPRINT: digest, CODEC: out})
 

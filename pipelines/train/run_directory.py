@@ -21,6 +21,7 @@ from pipelines.files import storage
 from pipelines.files.records import claim, read_record
 from pipelines.options import defaults, identity
 from pipelines.shards.format import Manifest
+from pipelines.train import checkpoints
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.phases.base import Phase
 
@@ -44,8 +45,13 @@ def claim_run(run: str, phase: Phase, config: TrainConfig, manifest: Manifest) -
 
     Returns the configuration with that copy as its start. Raises `UsageError` where it is another run's.
     """
-    shards = hashlib.sha256(json.dumps(dataclasses.asdict(manifest), sort_keys=True).encode()).hexdigest()
+    crops = {name: value for name, value in dataclasses.asdict(manifest).items() if name != "left_out"}
+    shards = hashlib.sha256(json.dumps(crops, sort_keys=True).encode()).hexdigest()
     start = read_config(config.init_from)[1] if config.init_from else None
+    if not storage.exists(storage.join(run, RUN_FILE)):
+        stray = checkpoints.begun(storage.join(run, CHECKPOINTS))
+        if stray and not storage.exists(storage.join(run, RUN_FILE)):
+            raise UsageError(f"{stray[0]} is of no run that is known; choose another --name or move it away")
     record = RunRecord({**identity(config), "shards": shards, "init_from": start}, config, phase.name)
     claim(
         storage.join(run, RUN_FILE), dataclasses.asdict(record), f"{run} holds a different run",

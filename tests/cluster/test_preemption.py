@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import http.client
 import json
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -52,7 +55,7 @@ def test_an_answer_that_cannot_be_read_is_a_notice_with_two_minutes(said: bytes)
 def test_the_time_of_a_notice_is_read() -> None:
     said = json.dumps({"action": "stop", "time": "2026-01-31T08:22:00Z"}).encode()
     at = datetime.datetime(2026, 1, 31, 8, 22, tzinfo=datetime.UTC).timestamp()
-    assert preemption.read_notice(said, 0.0) == Notice("stop", at)
+    assert preemption.read_notice(said, at - 100) == Notice("stop", at)
 
 
 def test_google_cloud_says_that_a_machine_goes_half_a_minute_ahead(service: MetadataServer) -> None:
@@ -118,3 +121,53 @@ def test_a_drain_that_is_not_accepted_is_tried_again_until_the_time_is_up(
     with pytest.raises(JobError, match="Ray is not there"):
         preemption.watch(Watch("127.0.0.1:1", "ab" * 28, "aws", service.url, every=0.1))
     assert tried >= 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"[" * 60_000, b'{"action": "a", "time": "0001-01-01T00:00:00+23:59"}', b'{"action": 1, "time": 5}', b"<html>"],
+)
+def test_an_answer_that_nobody_would_give_is_a_notice_too(said: bytes) -> None:
+    notice = preemption.read_notice(said, 1000.0)
+    assert notice.at <= 1000.0 + preemption.LONGEST_S
+    assert notice.action.isascii()
+
+
+def test_a_notice_has_a_word_and_an_end_that_can_be_passed_on() -> None:
+    for action in ("a\0b", "\ud800", "tökén", "--address=evil", "x" * 10_000):
+        said = json.dumps({"action": action, "time": "9999-12-31T23:59:59Z"}).encode()
+        notice = preemption.read_notice(said, 1000.0)
+        assert notice.at == 1000.0 + preemption.LONGEST_S
+        assert len(notice.action) <= preemption.LONGEST_ACTION
+        assert notice.action.isascii() and notice.action.isprintable()
+
+
+@pytest.mark.parametrize(
+    "token", [b"<html>\n<body>login</body></html>\n", "tökén".encode(), b"", b"t" * 65_000, b"a b"]
+)
+def test_a_token_that_is_none_is_asked_for_again(token: bytes) -> None:
+    with pytest.raises(OSError, match="its token is none"):
+        preemption.read_token(token)
+    assert preemption.read_token(b"AQAEAK4t-==") == "AQAEAK4t-=="
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.0 200 OK\r\nContent-Length: 60000\r\n\r\n", b"HTTP/1.0 200 OK\r\nX: "])
+def test_a_service_that_sends_byte_after_byte_is_not_waited_for(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "ASKING_S", 0.5)
+    closed = threading.Event()
+
+    class Trickle(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                self.request.recv(1 << 16)
+                self.request.sendall(head)
+                while not closed.wait(0.05):
+                    self.request.sendall(b"x")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Trickle) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        metadata = Metadata(f"http://127.0.0.1:{server.server_address[1]}")
+        with pytest.raises((OSError, http.client.HTTPException)):
+            metadata.notice()
+        closed.set()
+        server.shutdown()

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import aiohttp
+import pathspec
 import pytest
 from ray.job_submission import JobStatus
 
@@ -47,7 +48,11 @@ def test_what_lies_beside_the_code_stays_here(tmp_path: Path, monkeypatch: pytes
     assert sent == {"cluster/submit.py", "corrdiff/codec.py", "corrdiff/builtin/config.json"}
 
 
-@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "db_password", "APIKEY"])
+@pytest.mark.parametrize("name", [
+        "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "db_password", "APIKEY", "DB_PASS", "OPENAI_KEY", "SSH_PRIVATE_KEY",
+        "PASSPHRASE", "GH_PAT", "PGPASS", "COOKIE", "ENCRYPTION_KEY", "BASIC_AUTH",
+    ],
+)  # fmt: skip
 def test_secrets_are_not_taken_for_the_environment(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name}.*seen by everyone"):
         submit.submit(Submit(env=(f"{name}=planted",)), ["train"])
@@ -128,3 +133,27 @@ def test_a_command_is_wanted(capfd: pytest.CaptureFixture[str]) -> None:
 def test_the_commands_for_clusters_have_help(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert "Example: corrdiff" in " ".join(capfd.readouterr().out.split())
+
+
+def test_the_plain_command_sends_code_alone_whatever_lies_in_the_checkout(tmp_path: Path) -> None:
+    """As Ray reads .rayignore: by gitignore's rules, directory by directory."""
+    root = Path(submit.__file__).resolve().parent.parent
+    ignored = pathspec.PathSpec.from_lines("gitwildmatch", (root / ".rayignore").read_text().splitlines(keepends=True))
+    code = [str(file) for file in submit.package_files(root)]
+    others = [
+        "shards/shard-00000.tar", "compressed/part-00000.tar", "pictures/a.png", "report/index.html",
+        "codec/config.json", "demo-out/a", "runs/first/run.json", "mlflow.db", ".env", ".git/config", "my photos/a.jpg",
+        "key.pem", "out.crdf", "cluster/.aws/credentials", "corrdiff/__pycache__/a.pyc", "pipelines/id.pem",
+        ".ssh/id", "tests/test_docs.py",
+    ]  # fmt: skip
+    for name in (*code, *others):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+
+    def sent(directory: Path) -> list[str]:
+        entries = [path for path in directory.iterdir() if not ignored.match_file(str(path.relative_to(tmp_path)))]
+        below = [name for path in entries if path.is_dir() for name in sent(path)]
+        return [str(path.relative_to(tmp_path)) for path in entries if path.is_file()] + below
+
+    assert not ignored.match_file(".")  # the directory itself
+    assert sorted(sent(tmp_path)) == sorted(code)

@@ -299,7 +299,54 @@ def test_a_file_that_cannot_be_replaced_is_left_whole(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", refuse)
-    assert main(["encode", str(room / "picture.png"), str(room / "whole.crdf"), "--codec", str(codec_dir)]) == 2
+    assert (
+        main(["encode", str(room / "picture.png"), str(room / "whole.crdf"), "--codec", str(codec_dir), "--overwrite"])
+        == 2
+    )
     assert "No space left on device" in capsys.readouterr().err
     assert (room / "whole.crdf").read_bytes() == before
     assert not list(room.glob("*.tmp")) + list(room.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("encode picture.png whole.crdf", "whole.crdf exists: name another file to write, or say --overwrite"),
+        ("encode picture.png picture.png", "picture.png is what is read"),
+        ("encode picture.png picture.png --overwrite", "picture.png is what is read"),
+        ("encode picture.png link.crdf --overwrite", "link.crdf is what is read"),
+        ("encode picture.png new.crdf --reconstruction picture.png --overwrite", "picture.png is what is read"),
+        ("encode picture.png new.crdf --reconstruction new.crdf", "new.crdf is named twice"),
+        ("encode other.png", "other.crdf exists"),
+        ("decode whole.crdf other.png", "other.png exists"),
+        ("decode whole.crdf whole.crdf --overwrite", "whole.crdf is what is read"),
+        ("decode other.crdf", "other.png exists"),
+    ],
+)
+def test_what_was_there_is_left_alone(
+    room: Path, codec_dir: Path, tmp_path: Path, arguments: str, said: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    tmp_path = tmp_path / "there"
+    tmp_path.mkdir()
+    for name in ("picture.png", "whole.crdf"):
+        (tmp_path / name).write_bytes((room / name).read_bytes())
+    (tmp_path / "link.crdf").hardlink_to(tmp_path / "picture.png")
+    (tmp_path / "other.png").write_bytes((room / "picture.png").read_bytes())
+    (tmp_path / "other.crdf").write_bytes((room / "whole.crdf").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main([*arguments.split(), "--codec", str(codec_dir)]) == 2
+    assert said in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_may_be_written_over_is(room: Path, codec_dir: Path, tmp_path: Path) -> None:
+    tmp_path = tmp_path / "there"
+    tmp_path.mkdir()
+    name = "写" * 83 + ".crdf"
+    (tmp_path / name).write_bytes(b"somebody's")
+    encode = ["encode", str(room / "picture.png"), str(tmp_path / name), "--codec", str(codec_dir), "--steps", "1"]
+    assert main([*encode, "--overwrite"]) == 0
+    assert bitstream.unpack((tmp_path / name).read_bytes()).header.steps == 1
+    assert [path.name for path in tmp_path.iterdir()] == [name]

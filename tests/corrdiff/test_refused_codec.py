@@ -104,7 +104,7 @@ def test_storage_without_a_driver_is_reported(uri: str, monkeypatch: pytest.Monk
     ],
 )
 def test_a_configuration_that_is_not_right_is_refused(copy: Path, edit: Edit, said: str) -> None:
-    data = json.loads((copy / CONFIG_FILE).read_text())
+    data = _unsealed(copy)
     edit(data)
     replace_file(copy, CONFIG_FILE, json.dumps(data).encode())
     with pytest.raises(UsageError, match=said):
@@ -125,11 +125,18 @@ def test_weights_of_another_shape_are_refused(copy: Path) -> None:
     weights = {name: p.detach() for name, p in model.named_parameters()}
     name, tensor = next(iter(weights.items()))
     weights[name] = tensor[:-1].clone()
-    data = json.loads((copy / CONFIG_FILE).read_text())
+    data = _unsealed(copy)
     data["fingerprint"] = fingerprint(read_config(str(copy))[0], weights, tables.tensors)
     replace_file(copy, CONFIG_FILE, json.dumps(data).encode())
     replace_file(copy, WEIGHTS_FILE, safetensors.torch.save(weights))
     assert "weights.safetensors does not fit config.json" in refusal(copy)
+
+
+def _unsealed(directory: Path) -> dict[str, Any]:
+    """The configuration as an older version wrote it, without a checksum."""
+    data: dict[str, Any] = json.loads((directory / CONFIG_FILE).read_text())
+    del data["checksum"]
+    return data
 
 
 def _sealed(directory: Path, change: Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], object]) -> None:
@@ -137,7 +144,7 @@ def _sealed(directory: Path, change: Callable[[dict[str, Any], dict[str, Any], d
     model, tables, _ = load_networks(str(directory))
     weights = {name: p.detach() for name, p in model.named_parameters()}
     tensors = dict(tables.tensors)
-    data = json.loads((directory / CONFIG_FILE).read_text())
+    data = _unsealed(directory)
     change(data, weights, tensors)
     data["fingerprint"] = fingerprint(CodecConfig.from_dict(data["codec"]), weights, tensors)
     replace_file(directory, CONFIG_FILE, json.dumps(data).encode())

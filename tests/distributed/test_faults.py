@@ -77,7 +77,7 @@ def test_a_lasting_fault_names_the_shard(truncated: bool, said: str, remote: str
     manifest = read_manifest(remote)
     uri = f"{remote}/{manifest.shards[1].name}"
     kept = storage.read_bytes(uri)
-    storage.write_bytes(uri, kept[: len(kept) // 2]) if truncated else storage.remove_tree(uri)
+    storage.write_bytes(uri, kept[: len(kept) // 2]) if truncated else storage.remove_file(uri)
     try:
         with pytest.raises(JobError, match=rf"{manifest.shards[1].name} {said}") as caught:
             keys_of(remote, manifest)

@@ -21,13 +21,86 @@ def file_of(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def png(header: bytes, rows: bytes) -> bytes:
-    """A PNG of this header and these filtered rows."""
+def chunk(name: bytes, data: bytes, wrong: int = 0) -> bytes:
+    """A chunk of a PNG, its checksum changed by `wrong`."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data) ^ wrong)
 
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def png(header: bytes, rows: bytes, between: bytes = b"") -> bytes:
+    """A PNG of this header, other chunks, and these filtered rows."""
+    pixels = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + between + pixels + chunk(b"IEND", b"")
+
+
+def packed(samples: npt.NDArray[np.integer[Any]], bits: int, order: str) -> bytes:
+    """Rows of samples [H, W * C] of so many bits, each row in whole bytes."""
+    if bits > 8 and bits % 8 == 0:
+        return samples.astype(f"{order}u{bits // 8}").tobytes()
+    high_first = samples[..., None] >> np.arange(bits - 1, -1, -1) & 1
+    return np.packbits(high_first.reshape(len(samples), -1).astype(np.uint8), axis=1).tobytes()
+
+
+def png_of(samples: npt.NDArray[np.integer[Any]], bits: int, between: bytes = b"") -> bytes:
+    """A PNG of grey, grey and alpha, colour, or colour and alpha. samples: [H, W, C]."""
+    height, width, channels = samples.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    row_bytes = -(-width * channels * bits // 8)
+    rows = packed(samples.reshape(height, -1), bits, ">")
+    filtered = b"".join(b"\0" + rows[i : i + row_bytes] for i in range(0, len(rows), row_bytes))
+    return png(struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0), filtered, between)
+
+
+def tiff_of(
+    samples: npt.NDArray[Any], bits: int, photometric: int, *, planes: bool = False, alpha: int | None = None,
+    kind: int = 1, order: str = "<", profile: bytes = b"",
+) -> bytes:  # fmt: skip
+    """A TIFF without compression.
+
+    Args:
+        samples: [H, W, C].
+        bits: of a sample.
+        photometric: 0 white is zero, 1 black is zero, 2 RGB.
+        planes: channel after channel, and not pixel after pixel.
+        alpha: 0, 1 or 2: the last channel is something, alpha that is multiplied in, or alpha that is not.
+        kind: of a sample: 1 unsigned, 2 signed, 3 floating point.
+        order: "<" or ">".
+        profile: an ICC profile.
+    """
+    height, width, channels = samples.shape
+    if kind == 1:
+        parts = [samples[..., i] for i in range(channels)] if planes else [samples.reshape(height, -1)]
+        strips = [packed(part, bits, order) for part in parts]
+    else:
+        parts = [samples[..., i] for i in range(channels)] if planes else [samples]
+        strips = [part.astype(f"{order}{'i' if kind == 2 else 'f'}{bits // 8}").tobytes() for part in parts]
+    entries: list[tuple[int, str, list[int]]] = [
+        (256, "I", [width]), (257, "I", [height]), (258, "H", [bits] * channels), (259, "H", [1]),
+        (262, "H", [photometric]), (273, "I", [0] * len(strips)), (277, "H", [channels]), (278, "I", [height]),
+        (279, "I", [len(strip) for strip in strips]), (284, "H", [2 if planes else 1]),
+    ]  # fmt: skip
+    if alpha is not None:
+        entries.append((338, "H", [alpha]))
+    entries.append((339, "H", [kind] * channels))
+    if profile:
+        entries.append((34675, "B", list(profile)))
+    start = 8 + 2 + 12 * len(entries) + 4
+    extra, places, where = b"", b"", start + sum(
+        len(values) * struct.calcsize(code) for _, code, values in entries if len(values) * struct.calcsize(code) > 4
+    )  # fmt: skip
+    for strip in strips:
+        places += struct.pack(f"{order}I", where)
+        where += len(strip)
+    directory = struct.pack(f"{order}H", len(entries))
+    for tag, code, values in entries:
+        data = places if tag == 273 else struct.pack(f"{order}{len(values)}{code}", *values)
+        head = struct.pack(f"{order}HHI", tag, {"B": 7, "H": 3, "I": 4}[code], len(values))
+        if len(data) <= 4:
+            directory += head + data.ljust(4, b"\0")
+        else:
+            directory += head + struct.pack(f"{order}I", start + len(extra))
+            extra += data
+    begin = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    return begin + directory + bytes(4) + extra + b"".join(strips)
 
 
 def png16(values: npt.NDArray[np.uint16], colour_type: int) -> bytes:

@@ -62,3 +62,51 @@ def test_nothing_to_compress_is_an_error(place: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no pictures at .*--column"):
         claim(str(tmp_path / "in"), place, "f" * 64, CompressConfig())
     assert compressed.read_plan(place) is None
+
+
+def test_what_was_found_and_not_taken_is_in_the_plan(place: str, tmp_path: Path) -> None:
+    for name in ("a.png", "b.heic", "._a.png", "c"):
+        storage.write_bytes(str(tmp_path / "in" / name), b"x")
+    plan = claim(str(tmp_path / "in"), place, "f" * 64, CompressConfig())
+    assert plan.left_out == {".heic": 1, "macOS's own (._NAME, __MACOSX)": 1, "without an extension": 1}
+    assert (plan.pictures or 0) + sum(plan.left_out.values()) == 4
+    assert compressed.read_plan(place) == plan
+
+
+@pytest.mark.parametrize("name", [
+    "summary.json", "rate.json", "_units/00000.json", "_index/keys.parquet", "part-00000-0123456789ab.tar",
+    "part-00000-0123456789ab.parquet", "_writing/x",
+])  # fmt: skip
+def test_a_directory_that_holds_what_a_compression_would_take_for_its_own_is_left_alone(
+    place: str, tmp_path: Path, name: str
+) -> None:
+    storage.write_bytes(str(tmp_path / "in" / "a.png"), b"x")
+    storage.write_bytes(storage.join(place, name), b"somebody's")
+    with pytest.raises(UsageError, match=f"holds {name.partition('/')[0]}, and no plan of a compression"):
+        claim(str(tmp_path / "in"), place, "f" * 64, CompressConfig())
+    assert storage.read_bytes(storage.join(place, name)) == b"somebody's"
+    assert storage.list_names(place) == [name.partition("/")[0]]
+
+
+def test_a_directory_with_files_of_others_is_taken(place: str, tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "in" / "a.png"), b"x")
+    for name in (
+        "part-0000.tar",
+        "part-notes/thesis.txt",
+        "summary.txt",
+        "a.png",
+        "_plan/left-by-a-kill/00000.parquet",
+    ):
+        storage.write_bytes(storage.join(place, name), b"somebody's")
+    assert claim(str(tmp_path / "in"), place, "f" * 64, CompressConfig()).units == 1
+
+
+def test_a_plan_of_an_older_version_is_gone_on_with(place: str, tmp_path: Path) -> None:
+    """One that names neither files nor what was left out."""
+    storage.write_bytes(str(tmp_path / "in" / "a.png"), b"x")
+    plan = claim(str(tmp_path / "in"), place, "f" * 64, CompressConfig())
+    value = storage.read_json(storage.join(place, "plan.json"))
+    older = {name: value[name] for name in value if name not in ("files", "left_out")}
+    storage.write_bytes(storage.join(place, "plan.json"), storage.to_json(older))
+    again = claim(str(tmp_path / "in"), place, "f" * 64, CompressConfig())
+    assert (again.directory, again.files, again.left_out) == (plan.directory, (), {})

@@ -12,6 +12,7 @@ from corrdiff.codec import CorrDiffCodec
 from corrdiff.errors import JobError, UsageError
 from corrdiff.format.bitstream import MAX_PIXELS
 from pipelines.compress import job
+from pipelines.compress.chunk import Whole
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.tally import Tally
 from pipelines.compress.write import write_unit
@@ -30,7 +31,7 @@ def test_what_is_compressed_is_decoded_from_its_part(
     pictures = [draw(16, 24, 0), draw(24, 16, 1), draw(16, 24, 2)]
     chunks = encode_pictures(pictures, str(codec_dir))
     shown = {e.opened.key: e.shown for c in chunks for e in c.pictures}
-    record = write_unit(str(tmp_path), 0, code_chunks(chunks, str(codec_dir)), {}, columns())
+    record = write_unit(str(tmp_path), 0, Whole(code_chunks(chunks, str(codec_dir)), {}, {}), columns())
     files = compressed.read_part(str(tmp_path), record)
     decoded = list(decode(codec, files, "corrected", MAX_PIXELS))
     assert [d.key for d in decoded] == ["k/0", "k/1", "k/2"]

@@ -35,7 +35,7 @@ def test_units_that_come_mixed_are_kept_apart() -> None:
 
 
 def test_a_unit_without_pictures_is_whole_at_once() -> None:
-    assert Assembly().add(chunk_of(0, [], total=0)) == ([], {})
+    assert Assembly().add(chunk_of(0, [], total=0)) == ([], {}, {})
 
 
 def test_what_is_done_is_counted_over_all_runs_and_the_pace_in_this_one() -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from corrdiff.errors import JobError
+from pipelines.compress.chunk import Whole
 from pipelines.compress.write import write_unit
 from pipelines.dataset import format as compressed
 from pipelines.dataset.format import Member, PictureFile, columns
@@ -23,7 +24,7 @@ def test_a_unit_becomes_a_part_and_a_record_of_it(place: str) -> None:
         coded(3, None),
         coded(1, b"b" * 513, "deep/" + "n" * 150),
     ]
-    record = write_unit(place, 4, done, {"read": 1.0}, columns())
+    record = write_unit(place, 4, Whole(done, {"read": 1.0}, {}), columns())
     assert record == compressed.read_record(place, 4)
     assert (record.unit, record.pictures, record.failures) == (4, 4, 1)
     assert (record.bytes, record.pixels) == (1223, 20 * (10 + 11 + 12))
@@ -43,7 +44,7 @@ def test_a_unit_becomes_a_part_and_a_record_of_it(place: str) -> None:
 
 
 def test_a_part_is_a_webdataset_in_the_order_of_the_unit(place: str) -> None:
-    record = write_unit(place, 0, [coded(1, b"bb"), coded(0, b"a")], {}, columns())
+    record = write_unit(place, 0, Whole([coded(1, b"bb"), coded(0, b"a")], {}, {}), columns())
     with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(storage.join(place, record.tar.name)))) as tar:
         files = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
     assert list(files) == ["k0.crdf", "k0.json", "k1.crdf", "k1.json"]
@@ -55,34 +56,82 @@ def test_a_part_is_a_webdataset_in_the_order_of_the_unit(place: str) -> None:
 
 def test_the_same_pictures_give_the_same_files_whatever_order_they_come_in(place: str) -> None:
     done = [coded(i, bytes([i]) * 100) for i in range(4)]
-    first = write_unit(storage.join(place, "1"), 0, done, {}, columns())
-    second = write_unit(storage.join(place, "2"), 0, done[::-1], {}, columns())
+    first = write_unit(storage.join(place, "1"), 0, Whole(done, {}, {}), columns())
+    second = write_unit(storage.join(place, "2"), 0, Whole(done[::-1], {}, {}), columns())
     assert (first.tar, first.parquet) == (second.tar, second.parquet)
 
 
 def test_a_unit_that_is_done_twice_keeps_its_first_record_and_both_parts(place: str) -> None:
-    first = write_unit(place, 0, [coded(0, b"first")], {}, columns())
-    second = write_unit(place, 0, [coded(0, b"second")], {}, columns())
+    first = write_unit(place, 0, Whole([coded(0, b"first")], {}, {}), columns())
+    second = write_unit(place, 0, Whole([coded(0, b"second")], {}, {}), columns())
     assert second == first == compressed.read_record(place, 0)
     assert compressed.read_part(place, second) == [PictureFile("k0", b"first")]
     assert len([n for n in storage.list_names(place) if n.startswith("part-")]) == 4
 
 
 def test_a_unit_of_failures_alone_is_written(place: str) -> None:
-    record = write_unit(place, 0, [coded(0, None), coded(1, None)], {}, columns())
+    record = write_unit(place, 0, Whole([coded(0, None), coded(1, None)], {}, {}), columns())
     assert (record.pictures, record.failures, record.bytes, record.pixels) == (2, 2, 0, 0)
     assert compressed.read_part(place, record) == []
 
 
 def test_there_is_no_record_before_all_files_of_the_unit(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = storage.write_bytes
+    original = storage.write_once
 
-    def no_tables(uri: str, data: bytes, attempts: int = 1) -> None:
+    def no_tables(uri: str, data: bytes) -> None:
         if uri.endswith(".parquet"):
             raise JobError("full")
-        original(uri, data, attempts)
+        original(uri, data)
 
-    monkeypatch.setattr(storage, "write_bytes", no_tables)
+    monkeypatch.setattr(storage, "write_once", no_tables)
     with pytest.raises(JobError, match="full"):
-        write_unit(place, 0, [coded(0, b"a")], {}, columns())
+        write_unit(place, 0, Whole([coded(0, b"a")], {}, {}), columns())
     assert compressed.finished_units(place) == []
+
+
+def test_what_a_worker_wrote_in_vain_is_removed_and_nothing_else(place: str) -> None:
+    record = write_unit(place, 0, Whole([coded(0, b"first")], {}, {}), columns())
+    write_unit(place, 0, Whole([coded(0, b"second")], {}, {}), columns())
+    others = {name: name.encode() for name in (
+        "part-0000.tar", "part-notes/thesis.txt", "part-00000-1234.snappy.parquet", "part-00000-0123456789ab.tar",
+        "part-00001-0123456789ab.parquet", "_units/notes.txt", "_writing.txt", "part-[0].tar", "summary.json.bak",
+    )}  # fmt: skip
+    for name, data in others.items():
+        storage.write_bytes(storage.join(place, name), data)
+    compressed.remove_orphans(place, [record])
+    assert {name: storage.read_bytes(storage.join(place, name)) for name in others} == others
+    parts = [name for name in storage.list_names(place) if name.startswith("part-0")]
+    assert sorted(parts) == sorted(
+        [record.tar.name, record.parquet.name, *(n for n in others if n.startswith("part-0"))]
+    )
+    assert "_writing" not in storage.list_names(place)
+    assert compressed.read_part(place, record) == [PictureFile("k0", b"first")]
+
+
+def test_a_file_that_is_called_as_a_part_is_left_alone_and_named(place: str) -> None:
+    done = Whole([coded(0, b"a")], {}, {})
+    name = write_unit(storage.join(place, "elsewhere"), 0, done, columns()).tar.name
+    storage.write_bytes(storage.join(place, name), b"somebody's")
+    with pytest.raises(JobError, match=rf"{name} exists, and is none of this job's"):
+        write_unit(place, 0, done, columns())
+    assert storage.read_bytes(storage.join(place, name)) == b"somebody's"
+    compressed.remove_orphans(place, [])
+    assert storage.read_bytes(storage.join(place, name)) == b"somebody's"
+
+
+def test_a_part_that_was_there_before_with_the_same_bytes_is_taken_and_never_removed(place: str) -> None:
+    done = Whole([coded(0, b"a")], {}, {})
+    before = write_unit(storage.join(place, "elsewhere"), 0, done, columns())
+    for file in (before.tar, before.parquet):
+        storage.write_bytes(
+            storage.join(place, file.name), storage.read_bytes(storage.join(place, "elsewhere", file.name))
+        )
+    record = write_unit(place, 0, done, columns())
+    assert record.tar == before.tar
+    compressed.remove_orphans(place, [])
+    assert {before.tar.name, before.parquet.name} <= set(storage.list_names(place))
+
+
+def test_what_is_left_out_is_in_the_record(place: str) -> None:
+    record = write_unit(place, 0, Whole([coded(0, b"a")], {}, {".json": 3}), columns())
+    assert record.left_out == compressed.read_record(place, 0).left_out == {".json": 3}

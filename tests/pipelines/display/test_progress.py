@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Generator
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from pipelines.display import progress
 from pipelines.display.progress import WORST_REASONS, Progress, print_first, show
@@ -59,3 +62,32 @@ def test_of_a_long_list_the_first_lines_are_printed_and_where_all_are(capsys: py
     assert lines == [*(f"  picture {i}" for i in range(WORST_REASONS)), "  ... and 3 more, all in all.csv"]
     print_first(["the only one"], "all.csv")
     assert capsys.readouterr().out == "  the only one\n"
+
+
+ODD = "a [/b] [final] :smile: [bold]x"
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.console.print(f"{ODD}: 3 pictures")
+    print_first([ODD], "all.csv")
+
+    def odd() -> Generator[Progress, None, None]:
+        yield Progress(1, 1, "pictures", ODD)
+
+    show(ODD, odd())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{ODD}: 3 pictures", f"  {ODD}", f"{ODD}: 1 of 1 pictures, {ODD}"]
+    with progress.console.capture() as drawn:
+        table = Table(title=ODD)
+        table.add_column(ODD)
+        table.add_row(ODD)
+        progress.console.print(table)
+    assert drawn.get().count(ODD) == 3
+
+
+def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=200, markup=False, emoji=False)
+    monkeypatch.setattr(progress, "console", terminal)
+    with progress.display(ODD, 2, "pictures") as shown:
+        shown.update(1, ODD)
+    assert terminal.file.getvalue().count(ODD) >= 2  # type: ignore[attr-defined]

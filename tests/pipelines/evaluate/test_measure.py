@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pipelines.evaluate.sets import measure_set, set_points
 from pipelines.evaluate.systems import System
 from pipelines.evaluate.viewer import viewer
 from pipelines.evaluate.windows import WINDOW
+from pipelines.files import storage
 from pipelines.inputs import units
 
 HEIGHT, WIDTH = 168, 480
@@ -51,7 +51,7 @@ def places(draw: Draw, tmp_path: Path) -> list[Place]:
 
 
 def _rows(out: Path, directory: str, key: str, system: str) -> Any:
-    return json.loads((out / directory / f"{stem(key, system)}.json").read_text())
+    return storage.read_json(str(out / directory / f"{stem(key, system)}.json"))
 
 
 def test_an_anchors_rows_are_of_its_own_files(places: list[Place], draw: Draw, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from corrdiff.errors import UsageError
+from pipelines.files import storage
 from pipelines.files.records import claim, differences, read_record, to_record
 
 
@@ -157,3 +158,47 @@ def test_a_record_of_an_older_version_means_the_defaults_of_options_that_it_does
     claim(uri, {"identity": {"sides": (1, 2), "new": 0.0}}, "taken", absent=defaults)
     with pytest.raises(UsageError, match=r"taken \(new: 0.0 there, 0.5 now\)"):
         claim(uri, {"identity": {"sides": (1, 2), "new": 0.5}}, "taken", absent=defaults)
+
+
+def test_a_file_of_which_a_bit_is_flipped_is_an_error_or_the_same(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.json")
+    for value in (asdict(WHOLE), [1, "two", {"three": [None, True, 1.5e-9]}], {"identity": {"seed": 1}, "ä": "é"}):
+        storage.write_json(uri, value)
+        whole, expected, same = Path(uri).read_bytes(), storage.read_json(uri), 0
+        for bit in range(8 * len(whole)):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            Path(uri).write_bytes(flipped)
+            try:
+                found = storage.read_json(uri)
+            except UsageError as error:
+                assert len(str(error).splitlines()) == 1
+                continue
+            if isinstance(value, dict) and found.keys() - value.keys():
+                continue  # the name of the checksum itself: what reads a record refuses a field that it does not know
+            assert found == expected
+            same += 1
+        assert same < len(whole)
+
+
+def test_a_record_or_a_claim_of_which_a_bit_is_flipped_is_an_error_or_the_same(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.json")
+
+    def read() -> Any:
+        return read_record(uri, Outer), claim(uri, {"identity": {}, **asdict(WHOLE)}, "taken")
+
+    storage.write_json(uri, {"identity": {}, **asdict(WHOLE)})
+    with pytest.raises(UsageError, match="'identity' that is not known"):
+        read()
+    for kind, value in ((Outer, asdict(WHOLE)), (None, {"identity": {"seed": 1, "names": ["a", "b"]}, "token": "t"})):
+        storage.write_json(uri, value)
+        whole = Path(uri).read_bytes()
+        for bit in range(8 * len(whole)):
+            flipped = bytearray(whole)
+            flipped[bit // 8] ^= 1 << bit % 8
+            Path(uri).write_bytes(flipped)
+            try:
+                found: Any = asdict(read_record(uri, kind)) if kind else claim(uri, value, "taken")
+            except UsageError:
+                continue
+            assert json.loads(json.dumps(found)) == json.loads(json.dumps(value))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import re
+import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,7 @@ def test_a_directory_is_searched_and_keys_are_unique_and_without_dots(tmp_path: 
     assert len(set(keys.values())) == len(keys)
     assert not any("." in key.rpartition("/")[2] for key in keys.values())
     assert [keys[name] for name in ("a.jpg", "b_c.png", "d.PNG", "sub.1/a.png")] == ["a", "b_c", "d", "sub.1/a"]
-    assert re.fullmatch(r"a-[0-9a-f]{8}", keys["a.png"])
-    assert re.fullmatch(r"b_c-[0-9a-f]{8}", keys["b.c.png"])
+    assert (keys["a.png"], keys["b.c.png"]) == ("a=2Epng", "b=2Ec=2Epng")
     assert pictures.list_pictures(str(tmp_path)) == found
 
 
@@ -64,24 +64,29 @@ def _keys(names: list[str]) -> list[str]:
 
 
 def test_the_first_of_equal_stems_keeps_the_stem() -> None:
-    first, *others = _keys(["a.bmp", "a.jpg", "a.png"])
-    assert first == "a"
-    assert len({first, *others}) == 3
-    assert all(re.fullmatch(r"a-[0-9a-f]{8}", key) for key in others)
+    assert _keys(["a.bmp", "a.jpg", "a.png"]) == ["a", "a=2Ejpg", "a=2Epng"]
 
 
 def test_a_stem_is_taken_though_other_names_come_between() -> None:
-    keys = _keys(["a.jpg", "a.x.jpg", "a.x.png", "a.zzz"])
-    assert keys[0] == "a"
-    assert len(set(keys)) == 4
-    assert all(re.fullmatch(r"a(_x)?-[0-9a-f]{8}", key) for key in keys[1:])
+    assert _keys(["a.jpg", "a.x.jpg", "a.x.png", "a.zzz"]) == ["a", "a=2Ex=2Ejpg", "a=2Ex=2Epng", "a=2Ezzz"]
 
 
-@pytest.mark.parametrize("name", ["a", ".png", "..png", "../a.png", "a/../b.png", "/a.png", "a//b.png", "./a.png"])
-def test_a_name_that_is_no_proper_path_or_has_no_extension_gets_a_hash_and_leads_nowhere(name: str) -> None:
-    (key,) = _keys([name])
-    assert re.search(r"-[0-9a-f]{8}$", key)
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("a", "a="), (".png", "=2Epng"), ("..png", "=2E=2Epng"), ("../a.png", "=2E=2E/a=2Epng"),
+        ("a/../b.png", "a/=2E=2E/b=2Epng"), ("/a.png", "=2F/a=2Epng"), ("a//b.png", "a/=2F/b=2Epng"),
+        ("./a.png", "=2E/a=2Epng"), ("a\0b.png", "a=00b=2Epng"), ("a=b.png", "a=3Db=2Epng"),
+        ("\udce9.png", "=uDCE9=2Epng"), ("s.tar/x.png", "s=2Etar/x=2Epng"), ("std::map.png", "std::map"),
+        ("x [1].png", "x [1]"),
+    ],
+)  # fmt: skip
+def test_a_name_that_no_key_can_be_is_written_so_that_it_leads_nowhere_and_can_be_read_back(
+    name: str, key: str
+) -> None:
+    assert _keys([name]) == [key]
     assert not {"", ".", ".."} & {*key.split("/")}
+    assert key.encode()
 
 
 def test_a_key_does_not_depend_on_names_of_other_stems() -> None:
@@ -96,16 +101,26 @@ def test_keys_remember_no_more_than_the_run_of_names_that_is_open() -> None:
     assert len(keys._open) == 1
 
 
-_PART = st.text(st.sampled_from("ab.-_/ä"), min_size=1, max_size=6)
+_PART = st.text(st.sampled_from("ab.-_/ä=2E3DFu\0\udce9"), min_size=1, max_size=6)
 _NAME = st.one_of(
     _PART, st.builds("{}.{}".format, _PART, st.sampled_from(["png", "jpg", "c.png"])), st.text(max_size=8)
 )
 
 
-@settings(max_examples=200)
-@given(names=st.sets(_NAME.filter(lambda name: not any("\ud800" <= c <= "\udfff" for c in name)), max_size=30))
+def _bytes(name: str) -> bytes:
+    return name.encode(errors="surrogatepass")
+
+
+def _with_likes(names: set[str]) -> set[str]:
+    """Names, and others that are made to have the keys of these: what one key would be, with each extension."""
+    keys = _keys(sorted(names, key=_bytes))
+    return {*names, *(f"{key}{extension}" for key in keys for extension in ("", ".png", ".jpg", "=.png"))}
+
+
+@settings(max_examples=300)
+@given(names=st.sets(_NAME, max_size=12).map(_with_likes).map(_with_likes))
 def test_keys_of_any_names_in_order_are_unique_proper_and_without_dots(names: set[str]) -> None:
-    ordered = sorted(names, key=str.encode)
+    ordered = sorted(names, key=_bytes)
     keys = _keys(ordered)
     assert len(set(keys)) == len(keys)
     assert not any("." in key.rpartition("/")[2] for key in keys)
@@ -159,8 +174,7 @@ def test_a_glob_reaches_as_far_as_it_says(tmp_path: Path, scheme: str) -> None:
 def test_a_single_file_is_taken_whatever_its_extension(tmp_path: Path) -> None:
     (tmp_path / "photo").write_bytes(b"x")
     (source,) = pictures.list_pictures(str(tmp_path / "photo"))
-    assert source.uri == str(tmp_path / "photo")
-    assert source.key.startswith("photo-")
+    assert (source.uri, source.key) == (str(tmp_path / "photo"), "photo=")
 
 
 @pytest.mark.parametrize("where", ["/none/of/this", "memory://pictures-none"])
@@ -227,3 +241,73 @@ def test_what_braces_name_and_is_not_there_is_said(place: str) -> None:
         _names(place, "s-{0..4}.tar")
     assert _names(place, "{s}-0.tar") == []
     assert _names(place, "s-{0..") == []
+
+
+_ODD = [
+    "a::b",
+    "x?versionId=1",
+    "v [1]",
+    "[b]",
+    "a*",
+    "{x}",
+    "ends ",
+    "~",
+    "%41",
+    "#",
+    "file:",
+    "memory:",
+    "a@b",
+    "&;|",
+    "\n",
+]
+
+
+@pytest.mark.parametrize("odd", _ODD)
+def test_a_directory_and_a_file_of_any_name_are_what_they_are(tmp_path: Path, odd: str) -> None:
+    """Among others that a pattern, a chain of file systems or a scheme could be taken to name."""
+    place = tmp_path / odd / "deeper"
+    place.mkdir(parents=True)
+    for name in ("a.png", f"{odd}.png", f"a.png::{odd}.png"):
+        (place / name).write_bytes(name.encode())
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "wrong.png").write_bytes(b"wrong")
+    for argument in (place, f"{place}/*.png"):
+        found = pictures.list_pictures(str(argument))
+        assert {pictures.read(source).decode() for source in found} == {"a.png", f"{odd}.png", f"a.png::{odd}.png"}
+    (one,) = pictures.list_pictures(str(place / f"{odd}.png"))
+    assert pictures.read(one) == f"{odd}.png".encode()
+
+
+def test_a_directory_is_taken_literally_from_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "Photos [2024]" / "in").mkdir(parents=True)
+    (tmp_path / "Photos [2024]" / "in" / "a.png").write_bytes(b"x")
+    monkeypatch.chdir(tmp_path / "Photos [2024]")
+    assert [s.key for s in pictures.list_pictures("in")] == ["a"]
+    assert [s.key for s in pictures.list_pictures("in/*.png")] == ["a"]
+
+
+def test_what_is_not_taken_is_counted_by_few_reasons(tmp_path: Path) -> None:
+    names = [
+        "a.png", "b.JFIF", "c.heic", "d.heic", "e", "._a.png", "__MACOSX/._a.png", "f.tar.gz", "notes.txt", ".hidden",
+        "g.averylongending",
+    ]  # fmt: skip
+    for name in names:
+        storage.write_bytes(str(tmp_path / name), b"x")
+    left_out: Counter[str] = Counter()
+    found = pictures.list_pictures(str(tmp_path), left_out)
+    assert [s.key for s in found] == ["a", "b"]
+    assert left_out == {
+        ".heic": 2, "macOS's own (._NAME, __MACOSX)": 2, ".tar.gz": 1, ".txt": 1, "without an extension": 3,
+    }  # fmt: skip
+    assert len(found) + left_out.total() == len(names)
+
+
+def test_a_name_that_is_not_utf_8_is_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+    good, bad = pictures.list_pictures(str(tmp_path))
+    assert (good.key, good.problem) == ("a", "")
+    assert (bad.key, bad.problem) == ("caf=uDCE9=2Epng", "its name is not UTF-8; rename it")
+    assert bad.uri == f"{tmp_path}/caf\\udce9.png"
+    with pytest.raises(OSError, match="not UTF-8"):
+        pictures.read(bad)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from corrdiff.errors import UsageError
@@ -111,14 +112,40 @@ def test_a_table_that_is_gone_or_damaged_is_a_failure_and_values_that_name_no_fi
     (unit,) = plan(tmp_path, "image")
     data = (tmp_path / "t.parquet").read_bytes()
     write("t.parquet", b"PAR1" + bytes(len(data) - 8) + b"PAR1")
-    (broken,) = units.read_pictures(unit)
-    assert "the table is broken" in broken.error
+    broken = list(units.read_pictures(unit))
+    assert len(broken) == 6
+    assert all("the table is broken" in found.error for found in broken)
     with pytest.raises(UsageError, match="is no Parquet file"):
         plan(tmp_path, "image")
     (tmp_path / "t.parquet").unlink()
-    (gone,) = units.read_pictures(unit)
-    assert gone.error == "there is no such file"
+    assert [found.error for found in units.read_pictures(unit)] == 6 * ["there is no such file"]
     write("t.parquet", table_of({"path": ["a\0b", "x" * 300, "none.png"]}))
     found = read(plan(tmp_path, "path"))
     assert [f.data for f in found] == [None] * 3
     assert all(f.error for f in found)
+
+
+def test_a_table_with_fewer_rows_or_without_the_column_has_a_row_for_each_that_was_planned(
+    tmp_path: Path, write: Write
+) -> None:
+    write("t.parquet", table_of_bytes(6, 6))
+    (unit,) = plan(tmp_path, "image")
+    write("t.parquet", table_of_bytes(4, 6))
+    found = list(units.read_pictures(unit))
+    assert [f.data for f in found] == [b"\0", b"\1", b"\2", b"\3", None, None]
+    assert {f.error for f in found[4:]} == {"there is no such row any more"}
+    write("t.parquet", table_of({"other": [1, 2, 3, 4, 5, 6]}))
+    assert {f.error for f in units.read_pictures(unit)} == {"the table has no column 'image' any more"}
+    assert len({f.key for f in found}) == 6
+
+
+def test_a_struct_of_bytes_and_a_path_is_a_picture(tmp_path: Path, write: Write) -> None:
+    write("b.png", b"of the path")
+    values = [
+        {"bytes": b"of the bytes", "path": "a.png"},
+        {"bytes": None, "path": "b.png"},
+        {"bytes": None, "path": None},
+    ]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    write("t.parquet", table_of({"image": pa.array(values, kind)}))
+    assert [f.data for f in read(plan(tmp_path, "image"))] == [b"of the bytes", b"of the path", None]

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import http.server
+import io
+import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from corrdiff.errors import JobError
 from pipelines.files import retries, storage
 from pipelines.inputs import units
-from pipelines.inputs.units import Count, Found, Unit
-from tests.support.inputs import plan, read, table_of_bytes, tar_of
+from pipelines.inputs.units import Count, Found, PlannedUnits, Unit
+from tests.support.inputs import plan, read, table_of, table_of_bytes, tar_of
 
 Write = Callable[[str, bytes], None]
 
@@ -67,10 +73,11 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path, write: Write, mon
         write(f"in/{i}.png", bytes([i]))
     planned = plan(tmp_path / "in", size=1)
     directory = str(tmp_path / "planned")
-    assert units.write_plan(directory, iter(planned)) == Count(7, 7)
+    count = units.write_plan(directory, iter(planned))
+    assert (count.units, count.pictures, len(count.files)) == (7, 7, 3)
     assert storage.list_names(directory) == ["00000.parquet", "00001.parquet", "00002.parquet"]
-    assert [units.read_unit(directory, i) for i in range(7)] == planned
-    assert [u for file in range(3) for u in units.read_units(directory, file)] == planned
+    assert [units.read_unit(PlannedUnits(directory), i) for i in range(7)] == planned
+    assert [u for file in range(3) for u in units.read_units(PlannedUnits(directory, count.files), file)] == planned
 
 
 def test_units_of_every_kind_are_read_back_on_any_storage(tmp_path: Path, write: Write) -> None:
@@ -80,18 +87,18 @@ def test_units_of_every_kind_are_read_back_on_any_storage(tmp_path: Path, write:
     planned = [*plan(tmp_path / "a"), *plan(tmp_path / "b", "image")]
     assert {u.kind for u in planned} == {"files", "shard", "table"}
     units.write_plan("memory://units-planned", iter(planned))
-    assert units.read_units("memory://units-planned", 0) == planned
+    assert units.read_units(PlannedUnits("memory://units-planned"), 0) == planned
 
 
 def test_the_number_of_pictures_is_known_without_shards_alone(tmp_path: Path, write: Write) -> None:
     write("in/a.png", b"1")
     write("in/t.parquet", table_of_bytes(5, 2))
     images, out = tmp_path / "in", str(tmp_path / "planned")
-    assert units.write_plan(out, iter(plan(images))) == Count(1, 1)
-    assert units.write_plan(out, iter(plan(images, "image", 2))) == Count(3, 5)
+    assert units.write_plan(out, iter(plan(images)))[:2] == (1, 1)
+    assert units.write_plan(out, iter(plan(images, "image", 2)))[:2] == (3, 5)
     write("in/s.tar", b"")
-    assert units.write_plan(out, iter(plan(images))) == Count(2, None)
-    assert units.write_plan(out, iter([])) == Count(0, 0)
+    assert units.write_plan(out, iter(plan(images)))[:2] == (2, None)
+    assert units.write_plan(out, iter([])) == Count(0, 0, ())
 
 
 def test_a_plan_is_written_as_its_units_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,3 +169,118 @@ def test_one_picture_of_a_unit_is_read_by_its_key(tmp_path: Path, write: Write) 
         for found in units.read_pictures(unit):
             assert units.read_picture(unit, found.key) == found
     assert [units.read_picture(unit, "none") for unit in planned if unit.kind != "files"] == [None] * 3
+
+
+def test_a_plan_of_which_a_bit_is_flipped_or_a_file_is_gone_is_an_error(tmp_path: Path, write: Write) -> None:
+    write("in/a.png", b"1")
+    directory = str(tmp_path / "planned")
+    planned = plan(tmp_path / "in")
+    count = units.write_plan(directory, iter(planned))
+    file = tmp_path / "planned" / "00000.parquet"
+    whole = file.read_bytes()
+    for byte in range(0, len(whole), 7):
+        file.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1 << byte % 8]) + whole[byte + 1 :])
+        with pytest.raises(JobError, match=r"00000\.parquet is damaged"):
+            units.read_unit(PlannedUnits(directory, count.files), 0)
+    file.unlink()
+    with pytest.raises(JobError, match=r"00000\.parquet is missing"):
+        units.read_unit(PlannedUnits(directory, count.files), 0)
+
+
+def test_a_plan_of_an_older_version_is_read(tmp_path: Path, write: Write) -> None:
+    write("in/a.png", b"1")
+    planned = plan(tmp_path / "in")
+    older = pa.schema([field for field in units.SCHEMA if field.name != "problems"])
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([unit._asdict() for unit in planned], older), buffer)
+    storage.write_bytes(str(tmp_path / "planned" / "00000.parquet"), buffer.getvalue())
+    assert units.read_units(PlannedUnits(str(tmp_path / "planned")), 0) == planned
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_is_a_failure_and_is_not_waited_for(tmp_path: Path, write: Write) -> None:
+    write("a.png", b"1")
+    os.mkfifo(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "c.tar")
+    assert [(f.data, "no file" in f.error) for f in read(plan(tmp_path))] == [(b"1", False), (None, True), (None, True)]
+
+
+def test_a_name_that_is_not_utf_8_is_a_failure_that_passes_through_the_plan(tmp_path: Path, write: Write) -> None:
+    write("a.png", b"1")
+    write(os.fsdecode(b"\xe9.png"), b"2")
+    write(os.fsdecode(b"\xe9.tar"), tar_of({"a.png": b"3"}))
+    directory = str(tmp_path / "planned")
+    units.write_plan(directory, units.plan_units(str(tmp_path), None, 4))
+    found = read(units.read_units(PlannedUnits(directory), 0))
+    assert [f.data for f in found] == [b"1", None, None]
+    assert {f.error for f in found[1:]} == {"its name is not UTF-8; rename it"}
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    """A server of the web: /200/x has the byte x, any other number is the answer."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            code = int(self.path.split("/")[1])
+            self.send_response(code)
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_whatever_a_web_address_answers_is_said_of_its_picture(
+    tmp_path: Path, write: Write, web: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.0)
+    gone = ["http://127.0.0.1:9/x.png", "http://no-such-host.invalid/x.png"]
+    urls = [f"{web}/{code}/x.png" for code in (200, 403, 404, 410, 500, 503)]
+    signed = f"{web}/403/x.png?X-Amz-Signature=planted&v=1"
+    write("t.parquet", table_of({"url": [*urls, *gone, signed, f"{web}/200/last.png"]}))
+    found = read(plan(tmp_path, "url", size=20))
+    assert [f.data for f in found] == [b"x", *[None] * 8, b"x"]
+    assert [f.error for f in found[1:6]] == [
+        "the server answers 403", "there is no such file", "the server answers 410", "the server answers 500",
+        "the server answers 503",
+    ]  # fmt: skip
+    assert all("cannot be read" in f.error for f in found[6:8])
+    assert "planted" not in f"{found}"
+
+
+def test_an_answer_that_no_second_attempt_helps_is_asked_for_once(monkeypatch: pytest.MonkeyPatch, web: str) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(retries.time, "sleep", pauses.append)
+    with pytest.raises(JobError):
+        storage.read_bytes(f"{web}/410/x", storage.PATIENT_ATTEMPTS)
+    assert pauses == []
+    with pytest.raises(JobError):
+        storage.read_bytes(f"{web}/429/x", 3)
+    assert len(pauses) == 2
+
+
+def test_a_plan_without_checksums_that_is_damaged_is_one_sentence(tmp_path: Path, write: Write) -> None:
+    write("in/a.png", b"1")
+    directory = str(tmp_path / "planned")
+    units.write_plan(directory, iter(plan(tmp_path / "in")))
+    file = tmp_path / "planned" / "00000.parquet"
+    whole, refused = file.read_bytes(), 0
+    for bit in range(0, 8 * len(whole), 5):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            units.read_units(PlannedUnits(directory), 0)
+        except JobError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1
+    assert refused > len(whole) // 5

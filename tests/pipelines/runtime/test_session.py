@@ -46,7 +46,15 @@ TASK = """ray::Map(_cut)() (pid=12, ip=10.0.0.1)
         (f"{TASK}corrdiff.errors.JobError: the shard is missing", JobError, "the shard is missing"),
         (f"{TASK}corrdiff.images.ImageError: not a picture", UsageError, "not a picture"),
         (f"{TASK}corrdiff.format.bitstream.BitstreamError: the CRC differs", UsageError, "the CRC differs"),
-        (f"{TASK}ValueError: 3 is not 4", JobError, "Ray: ValueError: 3 is not 4"),
+        (f"{TASK}ValueError: 3 is not 4", JobError, "a task failed with ValueError: 3 is not 4"),
+        (f"{TASK}AssertionError", JobError, "a task failed with AssertionError"),
+        (
+            f"{TASK}OSError: [Errno 36] File name too long: 'x'\n\nThe above exception was the direct cause of:\n"
+            "ray.exceptions.UserCodeException: UDF failed to process a data block.",
+            JobError, "a task failed with OSError: [Errno 36] File name too long: 'x'",
+        ),
+        (f"{TASK}pipelines.inputs.archives.BrokenArchiveError: no end", UsageError, "no end"),
+        ("ray.exceptions.ActorDiedError: it died", JobError, "Ray: ray.exceptions.ActorDiedError: it died"),
         ("The node died", JobError, "Ray: The node died"),
         (
             f"{TASK}corrdiff.errors.JobError: the first\n\nThe above exception was the cause of:\n"
@@ -54,7 +62,8 @@ TASK = """ray::Map(_cut)() (pid=12, ip=10.0.0.1)
             UsageError, "the last",
         ),
     ],
-    ids=["usage", "job", "one module deep", "two modules deep", "not ours", "of Ray itself", "the last of several"],
+    ids=["usage", "job", "one module deep", "two modules deep", "not ours", "without words",
+        "under Ray's own", "of the pipelines", "Ray's own", "of Ray itself", "the last of several"],
 )  # fmt: skip
 def test_what_a_task_raised_comes_out_as_the_plain_error_that_it_was(
     text: str, kind: type[Exception], sentence: str

@@ -77,5 +77,26 @@ def test_a_record_that_is_not_of_this_job_is_one_sentence(
 def test_what_a_killed_job_was_writing_counts_for_nothing(pictures: str, tmp_path: Path) -> None:
     groups = tmp_path / "out" / job.GROUPS
     groups.mkdir(parents=True)
-    (groups / "train-00000.json.17.23.tmp").write_text('{"gro')
+    for name in ("train-00000.json.17.23.tmp", ".corrdiff-0123456789abcdef0123456789abcdef.tmp", "notes.json"):
+        (groups / name).write_text('{"gro')
     assert next(cut_shards(pictures, str(tmp_path / "out"), ShardConfig(crop=64))).done == 0
+
+
+@pytest.mark.parametrize("name", ["shard-00000.tar", "shard-00000.index", "manifest.json", "val/shard-00000.tar"])
+def test_what_was_there_before_is_left_alone_and_named(pictures: str, tmp_path: Path, name: str) -> None:
+    foreign = tmp_path / "out" / name
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_bytes(b"{}")
+    with pytest.raises(UsageError, match=rf"{name} exists, and is of no job|manifest\.json is of no format"):
+        next(cut_shards(pictures, str(tmp_path / "out"), ShardConfig(crop=64, val_fraction=0.4)))
+    assert foreign.read_bytes() == b"{}"
+    assert not (tmp_path / "out" / job.PLAN).exists()
+
+
+def test_files_that_are_called_otherwise_may_be_there(pictures: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("shard-00009.tar", "shard-0.tar", "a.png", "shard-00000.tar.bak"):
+        (tmp_path / "out" / name).write_bytes(b"x")
+    next(cut_shards(pictures, str(tmp_path / "out"), ShardConfig(crop=64)))
+    (tmp_path / "out" / "shard-00000.tar").write_bytes(b"cut before the job was killed")
+    next(cut_shards(pictures, str(tmp_path / "out"), ShardConfig(crop=64)))

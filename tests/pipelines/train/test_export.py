@@ -18,6 +18,7 @@ from corrdiff.config import tiny
 from corrdiff.errors import JobError, UsageError
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.cli import main
+from pipelines.files import storage
 from pipelines.shards.format import Manifest, Shard
 from pipelines.train import checkpoints
 from pipelines.train.command import codecs_of
@@ -111,7 +112,7 @@ def test_the_correction_is_a_property_of_the_codec_and_changes_no_weight(phase1:
 def test_the_last_phase_that_has_a_checkpoint_is_exported(phase1: Path, codec_dir: Path, tmp_path: Path) -> None:
     run = started(tmp_path, "phase2", codec_dir)
     out = tmp_path / "codec"
-    export(str(phase1.parent), str(out))
+    export(str(phase1.parent), str(out), overwrite=True)
     assert "phase2_crops" not in read_config(str(out))[2]
     write_checkpoint(run, decoder_of(codec_dir))
     export(str(phase1.parent), str(out))
@@ -148,7 +149,7 @@ def test_a_run_of_another_version_is_one_sentence(
     change: Callable[[dict[str, Any]], None], sentence: str, phase1: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    record = json.loads((phase1 / "run.json").read_text())
+    record = storage.read_json(str(phase1 / "run.json"))
     change(record)
     (phase1 / "run.json").write_text(json.dumps(record))
     assert main(["export", str(phase1), str(tmp_path / "codec")]) == 2
@@ -206,3 +207,23 @@ def test_a_codec_is_itself_and_another_runs_codecs_are_not_taken_for_a_runs(
     (tmp_path / "codecs" / "run" / "run.json").write_text(json.dumps({"identity": {"run": "/elsewhere/run"}}))
     with pytest.raises(UsageError, match="holds another run's codecs"):
         codecs_of(str(phase1.parent), str(tmp_path / "codecs"))
+
+
+def test_another_codec_is_not_written_over_unless_that_is_said(
+    phase1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "codec"
+    assert main(["export", str(phase1), str(out)]) == main(["export", str(phase1), str(out)]) == 0
+    there = read_config(str(out))[1]
+    assert main(["export", str(phase1), str(out), "--compact"]) == 2
+    assert "holds another codec" in capsys.readouterr().err
+    assert read_config(str(out))[1] == there
+    assert main(["export", str(phase1), str(out), "--compact", "--overwrite"]) == 0
+    assert read_config(str(out))[1] != there
+
+
+def test_checkpoints_of_no_run_are_not_gone_on_with(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "run" / "phase1", {})
+    with pytest.raises(UsageError, match=r"crops-000000000008 is of no run that is known"):
+        started(tmp_path, "phase1")
+    assert not (tmp_path / "run" / "phase1" / "run.json").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from corrdiff.errors import UsageError
+from pipelines.files import storage
 from pipelines.shards.format import Manifest, Shard
 from pipelines.train.config import TrainConfig
 from pipelines.train.phases.table import PHASES
@@ -24,7 +24,7 @@ def test_a_run_says_what_it_is_so_that_it_can_be_read_again(tmp_path: Path) -> N
     assert claim_run(run, PHASES["phase1"], CONFIG, MANIFEST) == CONFIG
     record = read_run(run)
     assert (record.config, record.phase) == (CONFIG, "phase1")
-    assert json.loads((tmp_path / "phase1" / "run.json").read_text()) == asdict(record)
+    assert storage.read_json(str(tmp_path / "phase1" / "run.json")) == asdict(record)
     assert record.identity["batch"] == 16
     assert len(record.identity["shards"]) == 64
 
