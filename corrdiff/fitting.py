@@ -94,8 +94,10 @@ class Fit:
 
     def _along(self, products: _Products, plane: int, band: int | None) -> Tensor:
         """Compute the combination's energy at each level of one plane, the other held if there is one: [L, B, ...]."""
-        others = [other for other in range(self._planes) if other != plane]
-        h = dequantise(self._levels_BPRC, self._bits)[:, others].sum(1)
+        g_BPRC = dequantise(self._levels_BPRC, self._bits)
+        h = torch.zeros_like(g_BPRC[:, 0])
+        for other in range(self._planes):
+            h = h if other == plane else g_BPRC[:, other]
         if band is not None:
             h = _cells_to_blocks(h, self._grid, products.aa.shape[-2:], 1 << band)
         aa, al, ah, ll, lh, hh = products

@@ -14,7 +14,7 @@ import torch
 
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import load_codec, load_networks, save_codec
-from corrdiff.config import CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig
+from corrdiff.config import QUALITIES, CodecConfig, DenoiserConfig, DiffusionConfig, TransformConfig
 from corrdiff.networks.entropy_model import EntropyModel
 from corrdiff.networks.model import CorrDiffModel
 from tests.support import drawn
@@ -39,7 +39,7 @@ def codec_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = CorrDiffModel(first_codec())
     with torch.no_grad():
-        model.gain.log_gain_QM.add_(0.5)
+        model.gain.log_gain_QM.copy_((0.5 + torch.linspace(-0.824, 0.824, QUALITIES))[:, None])
         model.entropy.hyper_analysis.layers[-1].weight.mul_(10.0)
         model.entropy.hyper_synthesis.conv3.weight.mul_(4.0)
     directory = tmp_path_factory.mktemp("codec") / "tiny"

@@ -14,12 +14,7 @@ from torch import Tensor
 
 from corrdiff import diffusion
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE, QUALITIES, TransformConfig
-from pipelines.shards import crop_png
-from pipelines.shards.format import read_crops, read_manifest
 from pipelines.train.batch import Batch
-
-FIRST_SHARDS = 8
-"""From which the first crops are taken, where there are so many."""
 
 
 class Sample(NamedTuple):
@@ -84,19 +79,3 @@ def micro_batches(sample: Sample, size: int) -> list[Sample]:
     count = len(sample.x_BCHW) // size
     columns = [torch.split(tensor, size) for tensor in sample]
     return [Sample(*(column[i] for column in columns)) for i in range(count)]
-
-
-def first_crops(uri: str, count: int) -> Tensor:
-    """Read about that many crops of a dataset, from shards all over it: x_BCHW in [-1, 1], the same at each call.
-
-    Their sides are cut to multiples of the latents' stride.
-
-    Raises `JobError` where a shard is not the manifest's.
-    """
-    shards = read_manifest(uri).shards
-    chosen = shards[:: -(-len(shards) // FIRST_SHARDS)]
-    each = -(-count // len(chosen))
-    files = [data for shard in chosen for data in read_crops(uri, shard, 0, min(each, shard.count))]
-    pixels_BHWC = np.stack([crop_png.decode(data) for data in files])
-    side = pixels_BHWC.shape[1] // LATENT_STRIDE * LATENT_STRIDE
-    return torch.from_numpy(pixels_BHWC[:, :side, :side]).permute(0, 3, 1, 2) / 127.5 - 1

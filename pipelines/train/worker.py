@@ -23,12 +23,13 @@ from corrdiff.errors import JobError, UsageError
 from pipelines.files import storage
 from pipelines.runtime.ray_private import is_leaving
 from pipelines.shards.format import Manifest, read_manifest
-from pipelines.train import checkpoints, ingest, samples, validation
+from pipelines.train import checkpoints, ingest, validation
 from pipelines.train.batch import Batch
 from pipelines.train.board import BoardState
 from pipelines.train.config import TrainConfig
 from pipelines.train.costs import Meter
 from pipelines.train.epoch_order import Cursor
+from pipelines.train.first_crops import first_crops
 from pipelines.train.observer import Observer
 from pipelines.train.phases.base import Phase
 from pipelines.train.phases.table import PHASES
@@ -114,7 +115,7 @@ def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, ob
 def _restore(config: TrainConfig, phase: Phase, run: str, device: torch.device, observer: Observer | None) -> Trainer:
     """Build the trainer as the newest readable checkpoint has it, the same on all workers; collective."""
     restored, problems = checkpoints.load_newest(storage.join(run, CHECKPOINTS))
-    trainer = Trainer(config, phase, device, restored, functools.partial(samples.first_crops, config.shards))
+    trainer = Trainer(config, phase, device, restored, functools.partial(first_crops, config.shards))
     _check_agreement(trainer)
     if observer:
         for problem in problems:

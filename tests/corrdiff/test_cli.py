@@ -160,7 +160,7 @@ def test_a_box_and_a_quick_look_and_a_map(
     coded: tuple[Path, str], codec: CorrDiffCodec, codec_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out, share = coded[0] / "33x17.crdf", tmp_path / "out.png", tmp_path / "map.png"
-    decode = ["decode", str(file), str(out), "--codec", str(codec_dir), "--precision", "fp32"]
+    decode = ["decode", str(file), str(out), "--codec", str(codec_dir), "--precision", "fp32", "--overwrite"]
     whole, privileged = (codec.decompress(file.read_bytes(), decoding) for decoding in ("corrected", "privileged"))  # type: ignore[arg-type]
     assert main([*decode, "--box", "3,4,20,5"]) == 0
     assert np.array_equal(open_image(out.read_bytes()).pixels, whole[4:9, 3:23])

@@ -71,7 +71,8 @@ class Counted(TorchDispatchMode):
 
 
 def _line() -> str:
-    ours = [f for f in traceback.extract_stack() if str(ROOT) in f.filename and "/tests/" not in f.filename]
+    packages = tuple(str(ROOT / name) for name in ("corrdiff", "pipelines"))
+    ours = [f for f in traceback.extract_stack() if f.filename.startswith(packages)]
     return f"{Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}" if ours else "?"
 
 

@@ -62,7 +62,7 @@ def test_pictures_without_steps_and_between_levels_go_through_the_stages(
     assert [(d.row["status"], d.row["quality"], d.row["quality_source"]) for d in done] == [
         ("ok", 3.4375, "decoded file")
     ] * 2
-    record = write_unit(str(tmp_path), 0, done, {}, columns())
+    record = write_unit(str(tmp_path), 0, Whole(done, {}, {}), columns())
     decoded = list(decode(sliced, compressed.read_part(str(tmp_path), record), "corrected", MAX_PIXELS))
     shown = [e.shown for c in chunks for e in c.pictures]
     assert all(np.array_equal(d.pixels, s) for d, s in zip(decoded, shown, strict=True))

@@ -100,7 +100,9 @@ def test_a_picture_too_large_for_the_memory_of_whoever_allocates_is_a_failure_wi
 
     monkeypatch.setattr(CorrDiffCodec, "compress_batch", little_memory)
     out = tmp_path / "out"
-    assert Measurer(str(out), CONFIG, "cpu")({"place": places[1], "system": System("tiny", str(codec_dir))})["errors"]
+    assert Measurer(str(out), CONFIG, len(places))(
+        {"place": places[1], "system": System("tiny", "codec", str(codec_dir))}
+    )["errors"]
     assert _rows(out, "_failed", "b", "tiny")[0]["error"] == "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
 
 

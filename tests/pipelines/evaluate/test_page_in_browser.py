@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipelines.evaluate.measure import Measurer, Place, stem
 from pipelines.evaluate.page import Evaluation, compare_all, curves_of, page
 from pipelines.evaluate.sets import measure_set, set_points
 from pipelines.evaluate.systems import description, systems_of
+from pipelines.files import storage
 from pipelines.inputs import units
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -44,7 +44,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, draw: Callable[..., Picture
     for place in places:
         for system in systems:
             assert measurer({"place": place, "system": system}) == {"errors": 0}
-            rows += json.loads((root / "out" / "_rows" / f"{stem(place.key, system.name)}.json").read_text())
+            rows += storage.read_json(str(root / "out" / "_rows" / f"{stem(place.key, system.name)}.json"))
     table = numbers(pd.DataFrame(rows, columns=COLUMNS.names), COLUMNS)
     of_sets = [measure_set(out, point) for point in set_points(table)]
     sets = numbers(pd.DataFrame(of_sets, columns=SET_COLUMNS.names), SET_COLUMNS)

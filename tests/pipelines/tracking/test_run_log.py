@@ -44,13 +44,13 @@ def test_numbers_of_a_run_with_any_name_are_set_and_written(
             set_to.append((value, {name: tag.encode("ascii").decode() for name, tag in tags.items()}))
 
     monkeypatch.setattr("ray.util.metrics.Gauge", Gauge)
-    log.values({"loss/größe": 2.0}, step=8)
+    log.values({"pictures": 2.0}, step=8)
     log.event("ünd")
     assert set_to == [(2.0, {"kind": "compress", "run": plain(ODD)})]
     (file,) = tmp_path.glob("corrdiff-compress-*.log")
     assert file.name.isascii()
     numbers, event = map(json.loads, file.read_text().splitlines())
-    assert (numbers["step"], numbers["loss/größe"], event["event"]) == (8, 2.0, "ünd")
+    assert (numbers["step"], numbers["pictures"], event["event"]) == (8, 2.0, "ünd")
 
 
 def test_no_measurement_ends_a_job(

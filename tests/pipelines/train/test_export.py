@@ -112,10 +112,10 @@ def test_the_correction_is_a_property_of_the_codec_and_changes_no_weight(phase1:
 def test_the_last_phase_that_has_a_checkpoint_is_exported(phase1: Path, codec_dir: Path, tmp_path: Path) -> None:
     run = started(tmp_path, "phase2", codec_dir)
     out = tmp_path / "codec"
-    export(str(phase1.parent), str(out), overwrite=True)
+    export(str(phase1.parent), str(out))
     assert "phase2_crops" not in read_config(str(out))[2]
     write_checkpoint(run, decoder_of(codec_dir))
-    export(str(phase1.parent), str(out))
+    export(str(phase1.parent), str(out), overwrite=True)
     assert read_config(str(out))[2]["phase2_crops"] == 8
 
 

@@ -49,9 +49,9 @@ def _assert_fluent(gpu: Counted) -> None:
 def test_phase_1_keeps_its_layout_and_hardly_waits(gpu: Counted, codec: CorrDiffCodec, recomputed: bool) -> None:
     module = Phase1Module(CorrDiffModel(codec.config), 0.0066, checkpoint_activations=recomputed).to(CUDA)
     sample = _sample(codec.config)
-    module(sample, 1.0)  # what is copied once
+    module(sample, "together", 1.0)  # what is copied once
     gpu.begin()
-    assert module(sample, 1.0).device.type == "cuda"
+    assert module(sample, "together", 1.0).device.type == "cuda"
     _assert_fluent(gpu)
 
 
@@ -60,7 +60,7 @@ def test_phase_2_keeps_its_layout_and_hardly_waits(gpu: Counted, codec: CorrDiff
     on_gpu = CorrDiffCodec(frozen, copy.copy(codec.tables), bytes(8), CUDA)
     module = Phase2Module(on_gpu, other.decoder).to(CUDA)
     sample = _sample(codec.config)
-    module(sample, 1.0)
+    module(sample, "whole", 1.0)
     gpu.begin()
-    assert module(sample, 1.0).device.type == "cuda"
+    assert module(sample, "whole", 1.0).device.type == "cuda"
     _assert_fluent(gpu)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from corrdiff import trajectory
-from corrdiff.codec_directory import codec_weights, load_codec, load_networks
+from corrdiff.codec_directory import codec_weights, load_codec, load_networks, read_config
 from corrdiff.correction import Parts, coarse_part
 from corrdiff.diffusion import sampling_times
 from corrdiff.errors import UsageError
@@ -26,7 +26,6 @@ from pipelines.train.epoch_order import Cursor
 from pipelines.train.phases.phase3 import Phase3Module
 from pipelines.train.phases.table import PHASES
 from pipelines.train.samples import Sample
-from tests.support.codecs import first_codec
 
 CPU = torch.device("cpu")
 
@@ -48,15 +47,21 @@ class NoFactors:
         return torch.zeros(len(parts.xhat0_BCHW), len(parts.planes), 1, 1)
 
 
+@pytest.fixture(scope="module")
+def codec_dir(sliced_dir: Path) -> Path:
+    """A codec that has all groups of weights."""
+    return sliced_dir
+
+
 def config_of(codec_dir: Path) -> TrainConfig:
     return TrainConfig(shards="shards", init_from=str(codec_dir))
 
 
 @pytest.fixture(scope="module")
-def sample() -> Sample:
+def sample(codec_dir: Path) -> Sample:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     batch = Batch(0, ["a", "b"], pixels, np.ones(2, np.float32), 2, Cursor(0, 0), 0)
-    return samples.draw(batch, 0, 64, first_codec().transform, CPU)
+    return samples.draw(batch, 0, 64, read_config(str(codec_dir))[0].transform, CPU)
 
 
 @every_phase
@@ -134,7 +139,8 @@ def test_one_backward_pass_gives_the_score_network_and_the_discriminator_their_o
     torch.nn.init.normal_(judge.verdict.weight, generator=torch.Generator().manual_seed(0))
     x_BCHW = sample.x_BCHW
     made_BCHW = (x_BCHW * 0.8).requires_grad_()
-    y_BMhw = torch.randn(2, first_codec().transform.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    channels = read_config(str(codec_dir))[0].transform.latent_channels
+    y_BMhw = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(0))
     weights = list(judge.parameters())
 
     def fine(picture_BCHW: torch.Tensor) -> torch.Tensor:
@@ -160,7 +166,8 @@ def test_the_codec_of_unchanged_averages_is_the_start_codec(name: PhaseName, cod
     module = PHASES[name].module(config, CPU, None)
     averaged = {n: p.detach().clone() for n, p in trained_parameters(module)}
     model, tables = PHASES[name].codec(config, averaged)
-    assert model.config.diffusion.steps == (config.steps if name == "phase3" else first_codec().diffusion.steps)
+    before = read_config(str(codec_dir))[0].diffusion.steps
+    assert model.config.diffusion.steps == (config.steps if name == "phase3" else before)
     start, start_tables, _ = load_networks(str(codec_dir))
     for n, weight in codec_weights(start).items():
         assert torch.equal(model.get_parameter(n), weight), n
