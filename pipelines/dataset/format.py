@@ -291,23 +291,22 @@ def read_member(uri: str, member: Member) -> bytes:
 
 def read_part(uri: str, record: Record) -> list[PictureFile]:
     """All files of a part. Raises `JobError` where it is not what was written."""
-    name = storage.join(uri, record.tar.name)
-    try:
-        data = storage.read_bytes(name, storage.PATIENT_ATTEMPTS)
-    except FileNotFoundError:
-        raise JobError(f"part {name} is missing; copy it again") from None
-    if hashlib.sha256(data).hexdigest() != record.tar.sha256:
-        raise JobError(f"part {name} is damaged: its SHA-256 is not the record's; copy it again")
+    data = _read_recorded("part", storage.join(uri, record.tar.name), record.tar.sha256)
     return [PictureFile(key, file) for key, file in read_members(data, ".crdf")]
 
 
 def read_rows(uri: str, record: Record) -> pa.Table:
     """The table of a part. Raises `JobError` where it is not what was written."""
-    name = storage.join(uri, record.parquet.name)
+    data = _read_recorded("the table", storage.join(uri, record.parquet.name), record.parquet.sha256)
+    return pq.read_table(io.BytesIO(data))
+
+
+def _read_recorded(what: str, name: str, sha256: str) -> bytes:
+    """Read a file that a record names. Raises `JobError`, saying what it is, where it is not what was written."""
     try:
         data = storage.read_bytes(name, storage.PATIENT_ATTEMPTS)
     except FileNotFoundError:
-        raise JobError(f"the table {name} is missing; copy it again") from None
-    if hashlib.sha256(data).hexdigest() != record.parquet.sha256:
-        raise JobError(f"the table {name} is damaged: its SHA-256 is not the record's; copy it again")
-    return pq.read_table(io.BytesIO(data))
+        raise JobError(f"{what} {name} is missing; copy it again") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise JobError(f"{what} {name} is damaged: its SHA-256 is not the record's; copy it again")
+    return data
