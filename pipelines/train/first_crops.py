@@ -8,7 +8,7 @@ from torch import Tensor
 
 from corrdiff.config import LATENT_STRIDE
 from pipelines.shards import crop_png
-from pipelines.shards.format import read_crops, read_manifest
+from pipelines.shards.format import read_first, read_manifest
 
 FIRST_SHARDS = 8
 """From which the first crops are taken, where there are so many."""
@@ -23,8 +23,6 @@ def first_crops(uri: str, count: int) -> Tensor:
     """
     shards = read_manifest(uri).shards
     chosen = shards[:: -(-len(shards) // FIRST_SHARDS)]
-    each = -(-count // len(chosen))
-    files = [data for shard in chosen for data in read_crops(uri, shard, 0, min(each, shard.count))]
-    pixels_BHWC = np.stack([crop_png.decode(data) for data in files])
+    pixels_BHWC = np.stack([crop_png.decode(data) for data in read_first(uri, chosen, count)])
     side = pixels_BHWC.shape[1] // LATENT_STRIDE * LATENT_STRIDE
     return torch.from_numpy(pixels_BHWC[:, :side, :side]).permute(0, 3, 1, 2) / 127.5 - 1

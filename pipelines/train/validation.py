@@ -16,7 +16,7 @@ from pipelines.display import curves
 from pipelines.display.contact_sheet import Panel
 from pipelines.files import storage
 from pipelines.shards import crop_png
-from pipelines.shards.format import VALIDATION, has_validation, read_crops, read_manifest
+from pipelines.shards.format import VALIDATION, has_validation, read_first, read_manifest
 
 QUALITIES = (1, 4, 7)
 CROPS = 24
@@ -51,9 +51,7 @@ def read_held_out(shards: str) -> HeldOut:
     name = "val" if has_validation(shards) else "train_crops"
     uri = storage.join(shards, VALIDATION) if name == "val" else shards
     chosen = read_manifest(uri).shards[: CROPS if name == "val" else 1]
-    each = -(-CROPS // len(chosen))
-    files = [data for shard in chosen for data in read_crops(uri, shard, 0, min(each, shard.count))]
-    return HeldOut(name, [crop_png.decode(data) for data in files[:CROPS]])
+    return HeldOut(name, [crop_png.decode(data) for data in read_first(uri, chosen, CROPS)[:CROPS]])
 
 
 def measure(
