@@ -164,7 +164,7 @@ def _validation() -> set[str]:
         with (
             mock.patch.object(validation, "has_validation", lambda uri, held_out=held_out: held_out),
             mock.patch.object(validation, "read_manifest", lambda uri: SimpleNamespace(shards=[mock.Mock(count=1)])),
-            mock.patch.object(validation, "read_crops", lambda *_: [b""]),
+            mock.patch.object(validation, "read_first", lambda *_: [b""]),
             mock.patch.object(validation.crop_png, "decode", lambda data: crop),
             mock.patch.object(validation, "dist", alone),
         ):
