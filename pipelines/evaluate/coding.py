@@ -39,10 +39,11 @@ class Coder:
 
         Raises:
             OSError: the system could not; a sentence. An encoder or decoder of ours may raise what torch raises.
+            JobError: the codec is another one than when the evaluation began.
         """
         self._run_first(original, system)
         if system.kind == "codec":
-            codec = self._codec(system.source)
+            codec = self._codec(system)
             for settings in self.config.settings():
                 yield from through_codec(codec, original, settings, self.config.decodes_both(settings))
         elif system.kind == "anchor":
@@ -71,7 +72,7 @@ class Coder:
         self.ran.add(known)
         part = original if on_gpu else original[:FIRST_RUN_SIDE, :FIRST_RUN_SIDE].copy()
         if system.kind == "codec":
-            for _ in through_codec(self._codec(system.source), part, self.config.settings()[0], both=False):
+            for _ in through_codec(self._codec(system), part, self.config.settings()[0], both=False):
                 pass
         elif system.kind == "anchor":
             through_anchor(system.source, part, anchors.ANCHORS[system.source].qualities[0])
@@ -79,9 +80,10 @@ class Coder:
             for point in system.points:
                 compressai_models.code(system.source, part, point, self.config.weights)
 
-    def _codec(self, uri: str) -> CorrDiffCodec:
+    def _codec(self, system: System) -> CorrDiffCodec:
+        uri = system.source
         if uri not in self.codecs:
-            self.codecs[uri] = codec_in_actor(uri, self.device, self.config.precision)
+            self.codecs[uri] = codec_in_actor(uri, self.device, self.config.precision, system.fingerprint)
         return self.codecs[uri]
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from pipelines.display.progress import console, print_first, show
 from pipelines.evaluate.config import EvaluateConfig
 from pipelines.files import storage
+from pipelines.inputs.sources import left_out_sentence
 
 if TYPE_CHECKING:
     from pipelines.evaluate.job import Finished
@@ -36,7 +37,10 @@ def run_evaluation(images: str, out: str, codecs: Sequence[str], config: Evaluat
     console.print(table)
     if refused:
         console.print(f"{refused} more have no BD-rate: the report says why")
-    print_first([f"left out {error}" for error in finished.errors], "results.csv")
+    if finished.left_out:
+        number = sum(finished.left_out.values())
+        console.print(f"{number:,} files are no pictures{left_out_sentence(finished.left_out)}")
+    print_first([f"not measured: {error}" for error in finished.errors], "results.csv")
     console.print(f"report: {finished.report}")
     return finished
 

@@ -19,6 +19,7 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -76,6 +77,8 @@ class Finished(NamedTuple):
     comparisons: list[Comparison]
     errors: list[str]
     """Pictures that could not be measured, and why."""
+    left_out: dict[str, int]
+    """Files that are there and are no pictures, by reason."""
 
 
 def evaluate(
@@ -92,7 +95,8 @@ def evaluate(
     tracking_uri()  # refused before anything is written
     systems = systems_of(codecs, config)
     descriptions = _claim(images, out, systems, config)
-    places = _places(images, config)
+    left_out: Counter[str] = Counter()
+    places = _places(images, config, left_out)
     tracker = _begin(images, out, systems, config)
     status = "FAILED"
     try:
@@ -102,7 +106,9 @@ def evaluate(
             if not whole_pictures(table):
                 raise JobError(f"not one picture could be measured: {table['error'].dropna().iloc[0]}")
             sets = yield from _measure_sets(table, out)
-        evaluation = Evaluation(images, out, places, systems, descriptions, table, sets, config, _crops(systems))
+        evaluation = Evaluation(
+            images, out, places, systems, descriptions, table, sets, config, _crops(systems), left_out
+        )
         finished = _finish(evaluation, tracker)
         status = "FINISHED"
         return finished
@@ -115,7 +121,8 @@ def _begin(images: str, out: str, systems: list[System], config: EvaluateConfig)
     known = recorded_run(out)
     codecs = [system.source for system in systems if system.ours]
     configs = [read_config(codec) for codec in codecs]
-    tags = {KIND: "evaluate", FINGERPRINT: ",".join(read[1] for read in configs), CODEC: ",".join(codecs)}
+    fingerprints = [system.fingerprint for system in systems if system.ours]
+    tags = {KIND: "evaluate", FINGERPRINT: ",".join(fingerprints), CODEC: ",".join(codecs)}
     for i, read in enumerate(configs):
         tags |= lineage_tags(read[2], f"{i + 1}_" if i else "")
     params = {"images": images, "out": out, **dataclasses.asdict(config)}
@@ -137,7 +144,7 @@ def _claim(images: str, out: str, systems: list[System], config: EvaluateConfig)
             codec = read_config(system.source)[0]
             for settings in config.settings():
                 codec.check(settings)
-    made_by = descriptions | {system.name: read_config(system.source)[1] for system in systems if system.ours}
+    made_by = descriptions | {system.name: system.fingerprint for system in systems if system.ours}
     measured = [metric.name for metric in (*METRICS, *SET_METRICS) if not missing(metric, config.weights)]
     record = {"identity": {
         "images": images, **identity(config), "systems": made_by, "metrics": measured, "corrdiff": __version__,
@@ -155,18 +162,22 @@ def _crops(systems: list[System]) -> dict[str, int]:
     }
 
 
-def _places(images: str, config: EvaluateConfig) -> list[Place]:
-    """The pictures, of shards and tables too. Raises `UsageError` where there are none."""
-    every = ((key, unit) for unit in units.plan_units(images, config.column, 1) for key in _keys(unit))
+def _places(images: str, config: EvaluateConfig, left_out: Counter[str]) -> list[Place]:
+    """The pictures, of shards and tables too; `left_out` is told, by reason, of what is passed over on the way.
+
+    Raises `UsageError` where there are none.
+    """
+    planned = units.plan_units(images, config.column, 1, left_out)
+    every = ((key, unit) for unit in planned for key in _keys(unit, left_out))
     found = list(itertools.islice(every, config.limit))
     if not found:
-        raise UsageError(units.nothing_at(images))
+        raise UsageError(units.nothing_at(images, left_out))
     shown = set(np.linspace(0, len(found) - 1, min(config.show, len(found))).astype(int).tolist())
     return [Place(key, unit, i in shown, i) for i, (key, unit) in enumerate(found)]
 
 
-def _keys(unit: units.Unit) -> Iterator[str]:
-    return iter(unit.keys) if unit.keyed else (found.key for found in units.read_pictures(unit))
+def _keys(unit: units.Unit, left_out: Counter[str]) -> Iterator[str]:
+    return iter(unit.keys) if unit.keyed else (found.key for found in units.read_pictures(unit, 1, left_out))
 
 
 def _measure(places: list[Place], systems: list[System], out: str, config: EvaluateConfig) -> Iterator[Progress]:
@@ -241,7 +252,9 @@ def _finish(evaluation: Evaluation, tracker: Tracker) -> Finished:
             rates = "" if c.bpp_range is None else f"/{c.bpp_range[0]:g}_to_{c.bpp_range[1]:g}_bpp"
             name = f"against_{evaluation.config.reference}/{c.metric}{rates}/{_metric_name(c.curve)}"
             tracker.metrics({f"bd_rate_{name}": c.rate.value, f"overlap_{name}": c.overlap})
-    return Finished(storage.join(out, "index.html"), compared.with_reference, failures(table))
+    tracker.metrics({"left_out": float(sum(evaluation.left_out.values()))})
+    report = storage.join(out, "index.html")
+    return Finished(report, compared.with_reference, failures(table), dict(evaluation.left_out))
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

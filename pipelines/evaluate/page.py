@@ -6,8 +6,9 @@ import dataclasses
 import importlib.resources
 import itertools
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -24,6 +25,7 @@ from pipelines.evaluate.config import EvaluateConfig
 from pipelines.evaluate.measure import PEAKS, SECONDS, Place
 from pipelines.evaluate.systems import System
 from pipelines.evaluate.viewer import viewer
+from pipelines.inputs.sources import left_out_sentence
 
 OTHERS = ("#3b4cc0", "#00695c", "#6a1b9a", "#455a64", "#1b5e20", "#0277bd")
 """Colours of the systems that are neither ours nor anchors."""
@@ -52,6 +54,8 @@ class Evaluation(NamedTuple):
     config: EvaluateConfig
     crops: dict[str, int]
     """Of each checkpoint of a training run: how many crops it had seen, by the name of its system."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """Files that are there and are no pictures, by reason."""
 
 
 class Compared(NamedTuple):
@@ -95,7 +99,7 @@ def page(evaluation: Evaluation, every: Sequence[SystemCurve], compared: Compare
     pictures = len(comparison.whole_pictures(evaluation.table))
     return environment.from_string(template).render(
         title=f"{', '.join(_named_in_title(evaluation.systems))} on {pictures} picture{'s' * (pictures != 1)}",
-        subtitle=f"{evaluation.images}; corrdiff {__version__}",
+        subtitle=f"{evaluation.images}{left_out_sentence(evaluation.left_out)}; corrdiff {__version__}",
         errors=failures(evaluation.table),
         pictures=pictures,
         legend=[

@@ -26,6 +26,8 @@ class System:
     """URI of the codec, name of the anchor or model, command line, URI of the folder."""
     points: tuple[str, ...] = ()
     """Of its curve, as they are written; a codec's and an anchor's are known to them."""
+    fingerprint: str = ""
+    """Of a codec of ours as the evaluation found it; another one that comes to its place is refused."""
 
     @property
     def ours(self) -> bool:
@@ -46,7 +48,9 @@ class System:
 
 def systems_of(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
     """List what is compared. Raises `UsageError` where something named is not there or not as it has to be."""
-    found = [*_codecs(codecs, config), *(System(name, "anchor", name) for name in config.anchors)]
+    ours = codec_names(codecs, config).items()
+    found = [System(name, "codec", uri, fingerprint=read_config(uri)[1]) for uri, name in ours]
+    found += (System(name, "anchor", name) for name in config.anchors)
     for (name, text), points in zip(config.named("command"), config.command_points(), strict=True):
         commands.parse(text)
         found.append(System(name, "command", text, points))
@@ -62,8 +66,8 @@ def systems_of(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
     return found
 
 
-def _codecs(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
-    """Name codecs by the ends of their URIs, as far as that tells them apart from each other and from the rest."""
+def codec_names(codecs: Sequence[str], config: EvaluateConfig) -> dict[str, str]:
+    """Name codecs, by URI, by the ends of those, as far as that tells them apart from each other and from the rest."""
     uris = [storage.absolute(codec) for codec in dict.fromkeys(codecs)]
     parts = [[p for p in uri.split("/") if p and p != "codec"] or [uri] for uri in uris]
     given = [name for name, _ in (*config.named("command"), *config.named("reconstructions"))]
@@ -73,13 +77,13 @@ def _codecs(codecs: Sequence[str], config: EvaluateConfig) -> list[System]:
         short = ["/".join(p[-length:]) for p in parts]
         if len(set(short)) == len(short) and not taken & set(short):
             names = short
-    return [System(name, "codec", uri) for name, uri in zip(names, uris, strict=True)]
+    return dict(zip(uris, names, strict=True))
 
 
 def description(system: System) -> str:
     """Say what makes a system's files, with versions: of two that differ the rows would not belong together."""
     if system.kind == "codec":
-        return f"{system.source}, fingerprint {read_config(system.source)[1]}"
+        return f"{system.source}, fingerprint {system.fingerprint}"
     if system.kind == "anchor":
         return anchors.description(system.source)
     points = f"points {', '.join(system.points)}"

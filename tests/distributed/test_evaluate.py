@@ -146,10 +146,13 @@ def test_a_failed_picture_is_tried_again(
     picture = (photographs / "picture_0.png").read_bytes()
     (images / "a.png").write_bytes(picture)
     (images / "b.png").write_bytes(picture[:1000])
+    (images / "notes.txt").write_bytes(b"of the day")
     command = ["evaluate", str(images), "--out", str(out), "--codec", str(codec_dir), "--anchors", "jpeg",
                "--qualities", "0", "7", "--fidelities", "1", "--steps"]  # fmt: skip
     assert main(command) == 0
-    assert "left out b (tiny, jpeg)" in capsys.readouterr().out.replace("\n", " ")
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert "not measured: b (tiny, jpeg)" in said and "left out: 1 .txt" in said
+    assert "left out: 1 .txt" in (out / "index.html").read_text()
     (images / "b.png").write_bytes(picture)
     assert main(command) == 0
     table = pd.read_parquet(out / "results.parquet")

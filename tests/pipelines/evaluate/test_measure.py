@@ -106,6 +106,15 @@ def test_a_picture_too_large_for_the_memory_of_whoever_allocates_is_a_failure_wi
     assert _rows(out, "_failed", "b", "tiny")[0]["error"] == "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"
 
 
+def test_a_codec_that_came_to_the_first_one_s_place_ends_the_evaluation(
+    places: list[Place], codec_dir: Path, tmp_path: Path
+) -> None:
+    system = System("tiny", "codec", str(codec_dir), fingerprint="0" * 64)
+    with pytest.raises(JobError, match=f"the codec at {codec_dir} is another one now: the job began with 0000"):
+        Measurer(str(tmp_path / "out"), CONFIG, 3)({"place": places[1], "system": system})
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_viewer_shows_the_middle_of_what_was_decoded_with_every_pixel(
     places: list[Place], draw: Draw, tmp_path: Path
 ) -> None:
