@@ -47,13 +47,11 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
     parsed = bitstream.unpack(data, header.fingerprint, header.width * header.height)
     if parsed.header != header:
         raise BitstreamError("the file's header is not what was to be written")
-    tiles = zip(parsed.tiles, pending.symbols, pending.factors, strict=True)
-    for i, (streams, symbols, levels) in enumerate(tiles):
+    tiles = zip(layout_of(header), pending.symbols, pending.factors, strict=True)
+    for i, (tile, symbols, levels) in enumerate(tiles):
         try:
-            y_hat_1Mhw = tables.decode(
-                [LatentStreams(streams.z, streams.y)], symbols.z_Nuv[0].shape, quality_of([header])
-            )
-            found = _factor_levels(header, streams.factors, levels.shape[2:])
+            y_hat_1Mhw = read_latents([parsed], tile, tables)
+            found = _factor_levels(header, parsed.tiles[i].factors, levels.shape[2:])
         except ValueError as error:
             raise BitstreamError(f"the file cannot be read back: {error}") from None
         if not np.array_equal(y_hat_1Mhw[0].cpu().numpy(), symbols.y_hat_Mhw):
@@ -102,7 +100,7 @@ def read_latents(parsed: Sequence[Bitstream], tile: Tile, tables: EntropyTables)
     """Decode y_hat of one tile of each file, [B, M, h, w]. Raises `BitstreamError` where its streams are not valid."""
     streams = [LatentStreams(s.z, s.y) for s in (p.tiles[tile.index] for p in parsed)]
     try:
-        return tables.decode(streams, tile.hyper_shape, quality_of([p.header for p in parsed]))
+        return tables.decode(streams, tile.hyper_shape, quality_of([p.header for p in parsed]), tile.touching)
     except ValueError as error:
         raise BitstreamError(f"the coded latents are not valid: {error}") from None
 

@@ -16,6 +16,9 @@ from corrdiff.errors import UsageError
 LATENT_STRIDE = 16
 """One latent position covers 16x16 pixels."""
 
+LAP = LATENT_STRIDE // 2
+"""Pixels beyond them, on each side, that the functions of a lapped transform reach."""
+
 HYPER_STRIDE = 64
 """One hyperlatent position covers 64x64 pixels; pictures are padded to a multiple of it."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from corrdiff import coding
@@ -39,7 +40,11 @@ class QuantisedLatents(Generic[T]):
     def __call__(self, tile: Tile) -> Tensor:
         """Quantise a tile's latents: y_hat / g_q, [B, M, h, w]."""
         y_BMhw = self._y_of(tile) * self.g_BM11
-        symbols, y_hat_BMhw = self._tables.quantise(y_BMhw, self._networks.hyper_analysis(y_BMhw), self._quality_B)
+        if self._tables.skips_padding:
+            (rows, columns), (height, width) = tile.touching, y_BMhw.shape[2:]
+            y_BMhw = F.pad(y_BMhw[:, :, :rows, :columns], (0, width - columns, 0, height - rows))
+        z_BNuv = self._networks.hyper_analysis(y_BMhw)
+        symbols, y_hat_BMhw = self._tables.quantise(y_BMhw, z_BNuv, self._quality_B, tile.touching)
         self._kept[tile.index] = self._keep(symbols)
         return y_hat_BMhw.to(self._networks.device) / self.g_BM11
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE
+from corrdiff.config import HYPER_STRIDE, LAP, LATENT_STRIDE
 from corrdiff.correction import Grid
 from corrdiff.picture import Box, Picture
 
@@ -50,6 +50,11 @@ class Span(NamedTuple):
     def window(self) -> slice:
         """Say where the window lies in the padded picture."""
         return slice(self.begin, self.end)
+
+    @property
+    def touching(self) -> int:
+        """Count the latent positions of the padded core whose functions reach the core's pixels."""
+        return min(self.padded, _up(self.size + LAP, LATENT_STRIDE)) // LATENT_STRIDE
 
     def shown(self, total: int) -> slice:
         """Say over which pixels of the picture, which has `total`, the tile is laid."""
@@ -113,6 +118,11 @@ class Tile:
     def latent_in_window(self) -> tuple[slice, slice]:
         """Say where its padded core lies in its window, in latent positions."""
         return self.row.latent_in_window, self.column.latent_in_window
+
+    @property
+    def touching(self) -> tuple[int, int]:
+        """Count the rows and columns of its latent, from the first on, that have to do with the picture."""
+        return self.row.touching, self.column.touching
 
     @property
     def hyper_shape(self) -> tuple[int, int]:
@@ -214,5 +224,5 @@ def _ramp(span: Span, places: slice) -> npt.NDArray[np.float32]:
     return np.clip((position + 0.5) / (2 * FADE), 0, 1)
 
 
-def _up(size: int) -> int:
-    return -(-size // HYPER_STRIDE) * HYPER_STRIDE
+def _up(size: int, multiple: int = HYPER_STRIDE) -> int:
+    return -(-size // multiple) * multiple

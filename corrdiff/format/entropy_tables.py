@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from corrdiff.errors import UsageError
-from corrdiff.format.latent_models import SCALE_LEVELS, Hyperprior, HyperSynthesis, LatentModel, Run, SlicedContext
+from corrdiff.format.latent_models import SCALE_LEVELS, Hyperprior, HyperSynthesis, LatentModel, Run, SlicedContext, Touching
 from corrdiff.format.range_coder import SYMBOL_MAX, SYMBOL_MIN, RangeDecoder, RangeTables
 
 _PROBE = (3, 5)
@@ -97,6 +97,11 @@ class EntropyTables:
         return self.model.latent_channels
 
     @property
+    def skips_padding(self) -> bool:
+        """Say whether latents that reach no pixel of the picture are 0 and not coded."""
+        return isinstance(self.model, SlicedContext)
+
+    @property
     def device(self) -> torch.device:
         """Say where the integer networks run."""
         return self._device
@@ -121,8 +126,13 @@ class EntropyTables:
             pass
         self.model, self._device, self._threshold = before
 
-    def quantise(self, y_BMhw: Tensor, z_BNuv: Tensor, quality_B: Tensor) -> tuple[list[Symbols], Tensor]:
+    def quantise(
+        self, y_BMhw: Tensor, z_BNuv: Tensor, quality_B: Tensor, touching: Touching | None = None
+    ) -> tuple[list[Symbols], Tensor]:
         """Quantise gained latents and unrounded hyperlatents to the symbols of each picture of a batch, and y_hat_BMhw.
+
+        Latents beyond the rows and columns that touch the picture are not coded, and are 0; those of the first codecs,
+        which have no context, are coded wherever they are.
 
         Raises `UsageError` where the latents are not finite.
         """
@@ -140,7 +150,7 @@ class EntropyTables:
             indexes.append(index.flatten(1))
             return s
 
-        y_hat = self.model.walk(z_hat, quality_B, rounded)
+        y_hat = self.model.walk(z_hat, quality_B, rounded, touching)
         columns = (z_hat.to(torch.int16), torch.cat(symbols, 1), torch.cat(indexes, 1), y_hat)
         return [Symbols(*row) for row in zip(*(c.cpu().numpy() for c in columns), strict=True)], y_hat
 
@@ -172,7 +182,10 @@ class EntropyTables:
 
         return _over_cores(one, symbols)
 
-    def decode(self, streams: Sequence[LatentStreams], z_shape: tuple[int, int], quality_B: Tensor) -> Tensor:
+    def decode(
+        self, streams: Sequence[LatentStreams], z_shape: tuple[int, int], quality_B: Tensor,
+        touching: Touching | None = None,
+    ) -> Tensor:  # fmt: skip
         """Decode streams to y_hat_BMhw. Raises `ValueError` where a stream is not what `code` writes."""
         shape = (self.hyper_channels, *z_shape)
         channel = _channel_index(shape)
@@ -184,7 +197,7 @@ class EntropyTables:
             taken = _over_cores(lambda pair: pair[0].take(pair[1]), list(zip(decoders, indexes, strict=True)))
             return torch.from_numpy(np.stack(taken)).reshape(m.shape)
 
-        y_hat = self.model.walk(torch.from_numpy(z).reshape(-1, *shape), quality_B, read)
+        y_hat = self.model.walk(torch.from_numpy(z).reshape(-1, *shape), quality_B, read, touching)
         for decoder in decoders:
             decoder.expect_end()
         return y_hat

@@ -7,7 +7,9 @@ on. The encoder tells it what it rounds, the decoder what it reads: the walk is 
     z_hat --integer H_s--> h;  h, slices before --> m, scale index   (SlicedContext: two runs a slice of channels,
                                                                       the second of which sees the first)
 
-Context never leaves the tile. Shapes: y_BMhw latent at 1/16, z_BNuv hyperlatent at 1/64, L positions of a run, m its
+Context never leaves the tile. Of a tile at the picture's end, whose latent is of whole hyperlatent positions, SlicedContext
+walks through the first rows and columns alone, those whose functions reach a pixel of the picture (`Touching`); beyond
+them latents are 0 and nothing is coded. Shapes: y_BMhw latent at 1/16, z_BNuv hyperlatent at 1/64, L positions of a run, m its
 channels; qualities are counted in sixteenths.
 """
 
@@ -42,16 +44,23 @@ STRIP_POSITIONS = 1 << 12
 """Positions whose neighbourhoods are in memory at a time, about."""
 
 
+Touching = tuple[int, int]
+"""How many rows and columns of a tile's latent, from the first on, have to do with its pixels."""
+
+
 class Run(NamedTuple):
-    """Symbols that are predicted together: some channels at some positions."""
+    """Symbols that are predicted together: some channels at some positions of the walk."""
 
     channels: slice
+    rows: int
+    columns: int
+    """Of the walk; what lies beyond is not coded."""
     positions: Tensor | None
     """[L], row by row; None for all."""
 
     def of(self, y_BMhw: Tensor) -> Tensor:
         """Take the run's part of a latent: [B, m, L]."""
-        y_BmL = y_BMhw[:, self.channels].flatten(2)
+        y_BmL = y_BMhw[:, self.channels, : self.rows, : self.columns].flatten(2)
         return y_BmL if self.positions is None else y_BmL[:, :, self.positions]
 
 
@@ -116,10 +125,13 @@ class Hyperprior(NamedTuple):
         m, index = self.synthesis(z_hat_BNuv, MEAN_FRACTION_BITS).chunk(2, dim=1)
         return _mean(m), _scale_index(index)
 
-    def walk(self, z_hat_BNuv: Tensor, quality_B: Tensor, symbols_of: SymbolsOf) -> Tensor:
-        """Go through the one run of all symbols."""
+    def walk(
+        self, z_hat_BNuv: Tensor, quality_B: Tensor, symbols_of: SymbolsOf, touching: Touching | None = None
+    ) -> Tensor:
+        """Go through the one run of all symbols, whatever they have to do with the picture."""
         m_BMhw, index_BMhw = self.mean_and_index(z_hat_BNuv)
-        s_BML = symbols_of(Run(slice(None), None), m_BMhw.flatten(2), index_BMhw.flatten(2))
+        run = Run(slice(None), *m_BMhw.shape[2:], None)
+        s_BML = symbols_of(run, m_BMhw.flatten(2), index_BMhw.flatten(2))
         return s_BML.to(m_BMhw.device, torch.float32).reshape(m_BMhw.shape) + m_BMhw
 
 
@@ -202,9 +214,13 @@ class SlicedContext(NamedTuple):
         contexts = tuple((first.to(device), second.to(device)) for first, second in self.contexts)
         return SlicedContext(self.synthesis.to(device), self.slices, contexts, self.scale_bias_QM.to(device))
 
-    def walk(self, z_hat_BNuv: Tensor, quality_B: Tensor, symbols_of: SymbolsOf) -> Tensor:
-        """Go through two runs for each slice of channels."""
+    def walk(
+        self, z_hat_BNuv: Tensor, quality_B: Tensor, symbols_of: SymbolsOf, touching: Touching | None = None
+    ) -> Tensor:
+        """Go through two runs for each slice of channels; without `touching`, through all positions."""
         h = self.synthesis(z_hat_BNuv, ACTIVATION_FRACTION_BITS).clamp(0, ACTIVATION_LIMIT)
+        rows, columns = h.shape[2:]
+        h = h if touching is None else h[:, :, : touching[0], : touching[1]]
         batch, _, height, width = h.shape
         bias_BM1 = self._bias(quality_B.to(h.device))[:, :, None]
         seen, slices, first = h, [], 0
@@ -215,7 +231,7 @@ class SlicedContext(NamedTuple):
                 half = y_hat_BmL.reshape(batch, size, height, width)
                 x = torch.cat([seen, context_of(half, _CONTEXT_LIMIT)], 1) if parity else seen
                 m, index = context.at(x, parity).chunk(2, dim=1)
-                run = Run(channels, checkerboard(height, width, parity, h.device))
+                run = Run(channels, height, width, checkerboard(height, width, parity, h.device))
                 m = m.clamp(-_MEAN_LIMIT, _MEAN_LIMIT)
                 s = symbols_of(run, _mean(m), _scale_index(index + bias_BM1[:, channels]))
                 y_hat_BmL[:, :, run.positions] = s.to(h.device, torch.float64) * _MEAN_ONE + m
@@ -223,7 +239,7 @@ class SlicedContext(NamedTuple):
             seen = torch.cat([seen, context_of(y_hat, _CONTEXT_LIMIT)], 1)
             slices.append(y_hat)
             first += size
-        return (torch.cat(slices, 1) / _MEAN_ONE).float()
+        return F.pad((torch.cat(slices, 1) / _MEAN_ONE).float(), (0, columns - width, 0, rows - height))
 
     def _bias(self, quality_B: Tensor) -> Tensor:
         """The scale bias of each picture, [B, M], between the levels on a straight line; exact."""

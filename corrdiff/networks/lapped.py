@@ -20,11 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corrdiff.config import LATENT_STRIDE
+from corrdiff.config import LAP, LATENT_STRIDE
 from corrdiff.networks.layers import pixel_shuffle, pixel_unshuffle
-
-OVERLAP = LATENT_STRIDE // 2
-"""Pixels by which a function reaches over each side of its block."""
 
 CORRELATION = 0.95
 """Of neighbouring pixels, as of photographs: what the functions are made for."""
@@ -60,13 +57,13 @@ class LappedSynthesis(nn.Module):
         y_BMhw = torch.cat([y_BMhw[..., :1] * columns, y_BMhw, y_BMhw[..., -1:] * columns], 3)
         with torch.autocast(y_BMhw.device.type, enabled=False):
             x_BCHW = pixel_shuffle(F.conv_transpose2d(y_BMhw, weight), LATENT_STRIDE)
-        border = LATENT_STRIDE + OVERLAP
+        border = LATENT_STRIDE + LAP
         return x_BCHW[:, :, border:-border, border:-border]
 
 
 def _mirrored(x_BCHW: Tensor) -> Tensor:
-    """Add the mirror image of OVERLAP pixels at each side."""
-    n = OVERLAP
+    """Add the mirror image of LAP pixels at each side."""
+    n = LAP
     x_BCHW = torch.cat([x_BCHW[:, :, :n].flip(2), x_BCHW, x_BCHW[:, :, -n:].flip(2)], 2)
     return torch.cat([x_BCHW[..., :n].flip(3), x_BCHW, x_BCHW[..., -n:].flip(3)], 3)
 

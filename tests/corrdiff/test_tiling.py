@@ -144,3 +144,17 @@ def test_few_latents_are_held_at_a_time(rows: int, columns: int, most: int) -> N
         held.append(len(latents._held))
     assert max(held) <= most
     assert held[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "touching"), [(1, 1), (8, 1), (9, 2), (40, 3), (41, 4), (64, 4), (65, 5), (72, 5), (73, 6), (481, 31)]
+)
+def test_a_latent_touches_the_picture_where_its_function_reaches_a_pixel(size: int, touching: int) -> None:
+    (span,) = spans(size, 0)
+    assert span.touching == touching
+    reached = [position for position in range(span.padded // 16) if 16 * position - 8 < size]
+    assert len(reached) == touching
+
+
+def test_latents_inside_a_picture_all_touch_it() -> None:
+    assert [span.touching for span in spans(300, 128)] == [8, 8, 4]

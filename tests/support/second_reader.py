@@ -173,7 +173,7 @@ def read_latent(
         h = h.reshape(c // 4, 2, 2, height, width).transpose(0, 3, 1, 4, 2).reshape(c // 4, 2 * height, 2 * width)
         h = np.clip(h, 0, 1 << 20)
     if "y.slices" in tensors:
-        return _read_slices(y, h, tables["y"], tensors, sixteenths)
+        return _read_slices(y, h, tables["y"], tensors, sixteenths, size)
     h = _convolve(h, tensors, "h_s.2", 6)
     m, index = h[: len(h) // 2], h[len(h) // 2 :]
     m = np.clip(m, -16383 << 6, 16383 << 6)
@@ -183,32 +183,35 @@ def read_latent(
 
 
 def _read_slices(
-    y: bytes, h: npt.NDArray[Any], tables: list[Table], tensors: dict[str, Any], sixteenths: int
+    y: bytes, h: npt.NDArray[Any], tables: list[Table], tensors: dict[str, Any], sixteenths: int, size: tuple[int, int]
 ) -> npt.NDArray[np.float64]:
     """Slice by slice, and of each the dark squares first; what is decoded counts 64ths."""
     seen = np.clip(_convolve(h, tensors, "h_s.2", 8), 0, 1 << 20)
-    _, height, width = seen.shape
+    _, whole_height, whole_width = seen.shape
+    height, width = (min(-(-(side + 8) // 16), 4 * -(-side // 64)) for side in size)
+    seen = seen[:, :height, :width]
     dark = np.add.outer(np.arange(height), np.arange(width)) % 2 == 0
     bias = tensors["y.scale_bias"].astype(object)
     level, part = divmod(sixteenths, 16)
     bias_16 = (16 - part) * bias[level] + (part * bias[level + 1] if part else 0)
     stream, decoded, first = Stream(y), [], 0
-    for k, size in enumerate(tensors["y.slices"].tolist()):
-        of_slice = np.zeros((size, height, width), dtype=object)
+    for k, channels in enumerate(tensors["y.slices"].tolist()):
+        of_slice = np.zeros((channels, height, width), dtype=object)
         for half, here in enumerate((dark, ~dark)):
             x = np.concatenate([seen, _context(of_slice)]) if half else seen
             x = np.clip(_convolve(x, tensors, f"context.{k}.{half}.hidden", 8), 0, 1 << 20)
             x = _convolve(x, tensors, f"context.{k}.{half}.out", 6)
-            m = np.clip(x[:size], -16383 << 6, 16383 << 6)[:, here]
-            index_16 = 16 * x[size:][:, here] + bias_16[first : first + size, None]
+            m = np.clip(x[:channels], -16383 << 6, 16383 << 6)[:, here]
+            index_16 = 16 * x[channels:][:, here] + bias_16[first : first + channels, None]
             index = np.clip((index_16 + 512) // 1024, 0, 63)
             symbols = stream.read([tables[i] for i in index.ravel()])
             of_slice[:, here] = 64 * np.array(symbols, dtype=object).reshape(m.shape) + m
         seen = np.concatenate([seen, _context(of_slice)])
         decoded.append(of_slice)
-        first += size
+        first += channels
     stream.end()
-    return np.concatenate(decoded).astype(np.float64) / 64
+    beyond = (0, 0), (0, whole_height - height), (0, whole_width - width)
+    return np.pad(np.concatenate(decoded).astype(np.float64) / 64, beyond)
 
 
 def _context(of_slice: npt.NDArray[Any]) -> npt.NDArray[Any]:

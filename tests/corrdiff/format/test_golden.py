@@ -37,9 +37,9 @@ SIZES = {"tiled": (400, 330), "sliced-tiled": (300, 200)}
 Y_HAT_SHA256 = {
     "untiled": "5fcb26da66ba639cf89615c110501a6490c62d3d24c9ca27cedbfc62c8d5e24e",
     "tiled": "8295465c9df471211198288c6f1027decd73c6c469b5fe01afcc8ca0b3d54de6",
-    "sliced": "9ab8a4574d2525d27a9d1dff53637e509c979169d433016ab18a856d800187c0",
-    "sliced-tiled": "bfb75e045fbbf14d523fd7fa7ce44e8f6445514a8dbe6797d1142af39fe81b47",
-    "sliced-no-steps": "4dfe067bf7d45ecb8d92f1ec049d3d64183d57c662b1bdc0767c6359a9458777",
+    "sliced": "0d416b16767d06639e73538cc3879cd9aa1b1b7a982b4ca7f3bcd5ff97d77301",
+    "sliced-tiled": "67ce81a82fdb62d0f6ad648bc31b4b24c7c0c57529f08ec2e86bc81811f0eaa3",
+    "sliced-no-steps": "fdf8f6760c44a26f6d1e2ed4bd43be84b9afe1a635cde0ab74298e06bb8062d4",
     "paper": "b07cf5238639d4630fcf6591e81232261d572f52eb177685f8122f4e6b128b38",
 }
 
