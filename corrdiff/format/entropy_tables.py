@@ -23,7 +23,15 @@ import torch
 from torch import Tensor
 
 from corrdiff.errors import UsageError
-from corrdiff.format.latent_models import SCALE_LEVELS, Hyperprior, HyperSynthesis, LatentModel, Run, SlicedContext, Touching
+from corrdiff.format.latent_models import (
+    SCALE_LEVELS,
+    Hyperprior,
+    HyperSynthesis,
+    LatentModel,
+    Run,
+    SlicedContext,
+    Touching,
+)
 from corrdiff.format.range_coder import SYMBOL_MAX, SYMBOL_MIN, RangeDecoder, RangeTables
 
 _PROBE = (3, 5)

@@ -7,10 +7,12 @@ on. The encoder tells it what it rounds, the decoder what it reads: the walk is 
     z_hat --integer H_s--> h;  h, slices before --> m, scale index   (SlicedContext: two runs a slice of channels,
                                                                       the second of which sees the first)
 
-Context never leaves the tile. Of a tile at the picture's end, whose latent is of whole hyperlatent positions, SlicedContext
-walks through the first rows and columns alone, those whose functions reach a pixel of the picture (`Touching`); beyond
-them latents are 0 and nothing is coded. Shapes: y_BMhw latent at 1/16, z_BNuv hyperlatent at 1/64, L positions of a run, m its
-channels; qualities are counted in sixteenths.
+Context never leaves the tile. At the picture's end a tile is padded to whole positions of z: there SlicedContext walks
+through the rows and columns alone whose functions reach a pixel of the picture (`Touching`); latents beyond them are 0,
+and nothing is coded.
+
+Shapes: y_BMhw latent at 1/16, z_BNuv hyperlatent at 1/64, L positions of a run, m its channels; qualities are counted
+in sixteenths.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from PIL import Image
 
 from corrdiff import sliced_wasserstein
 from corrdiff.codec import CorrDiffCodec
+from corrdiff.errors import JobError
 from corrdiff.images import save_png
 from pipelines.evaluate import anchors
 from pipelines.evaluate.coded import Coded
