@@ -186,11 +186,11 @@ def curve(work: Path, name: str) -> list[Point]:
     spent = np.cumsum([0.0, *(seconds for seconds, _ in windows)]) / 60
     values = {
         key: dict(history(work, name, f"val/{key}"))
-        for q in validation.QUALITIES for key in (f"q{q}/bpp", f"q{q}/psnr")
+        for q in validation.QUALITIES for key in (f"q{q}/bpp", f"q{q}/psnr_db")
     }  # fmt: skip
     points = []
     for crops in sorted(values[f"q{validation.QUALITIES[0]}/bpp"]):
-        at = [(values[f"q{q}/bpp"][crops], values[f"q{q}/psnr"][crops]) for q in validation.QUALITIES]
+        at = [(values[f"q{q}/bpp"][crops], values[f"q{q}/psnr_db"][crops]) for q in validation.QUALITIES]
         points.append(Point(float(np.interp(crops, ends, spent)), crops, at_rate(at)))
     return points
 

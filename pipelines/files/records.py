@@ -101,4 +101,9 @@ def claim(
 def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What makes two identities differ, for the sentence that refuses; empty where they are the same."""
     names = sorted(k for k in {*there, *now} if there.get(k) != now.get(k))
-    return "; ".join(f"{k}: {there.get(k)!r} there, {now.get(k)!r} now" for k in names)
+    return "; ".join(f"{k}: {_written(there.get(k))} there, {_written(now.get(k))} now" for k in names)
+
+
+def _written(value: Any) -> str:
+    """Write a value as a person would: a whole number without a point, though a file may have 5.0 of it."""
+    return repr(value).removesuffix(".0") if isinstance(value, float) else repr(value)

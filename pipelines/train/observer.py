@@ -72,10 +72,7 @@ class Observer:
     def after_window(self, trainer: Trainer, costs: Costs) -> None:
         """Record a point of each curve: the mean over the steps since the last one."""
         self.board.spend.remote(costs)
-        rows = [n for _, n, _ in self.window]
-        means = np.average([r.terms for r, _, _ in self.window], axis=0, weights=rows).tolist()
-        names = set.intersection(*(set(names) for _, _, names in self.window))
-        values = {name: value for name, value in zip(self.phase.terms, means, strict=True) if name in names}
+        values = self._mean_terms()
         for name in [n for n in values if n.startswith("mse_")]:
             values[f"psnr_{name.removeprefix('mse_')}_db"] = 10 * math.log10(4 / max(values[name], 1e-12))
         spent = costs.metrics()
@@ -93,6 +90,15 @@ class Observer:
         self.cost_note = f", waiting {spent['waiting_share']:.1%}{hfu}, {spent['peak_memory_gib']:.1f} GiB"
         self.tracker.metrics(values, step=trainer.progress.crops_seen)
         self.window = []
+
+    def _mean_terms(self) -> dict[str, float]:
+        """Average each term over the steps in which it was computed; a window may lie in two stretches."""
+        means: dict[str, float] = {}
+        for i, name in enumerate(self.phase.terms):
+            found = [(result.terms[i], rows) for result, rows, names in self.window if name in names]
+            if found:
+                means[name] = float(np.average([v for v, _ in found], weights=[rows for _, rows in found]))
+        return means
 
     def validated(self, trainer: Trainer, values: dict[str, float], rows: list[list[Panel]]) -> None:
         """Record what was measured on held-out crops, with pictures, and keep it for the curves of a restart."""

@@ -78,7 +78,7 @@ WAYS: dict[str, tuple[Callable[[Image.Image], bytes], str]] = {
     "short.bmp": (halved("bmp"), "is truncated"),
     "flipped.png": (lambda picture: flipped(saved(picture, "png")), "data stream"),
     "huge.png": (lambda picture: said_to_be(saved(picture, "png"), 60_000, 60_000), "more than the limit of"),
-    "head.jpg": (lambda picture: saved(picture, "jpeg")[:20], "not a picture in JPEG"),
+    "head.jpg": (lambda picture: saved(picture, "jpeg")[:20], "its header cannot be read"),
 }
 """Ten ways in which a file is broken, and what is said of each."""
 

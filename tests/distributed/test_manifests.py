@@ -71,7 +71,7 @@ def test_the_jobs_cut_and_compress_with_their_own_arguments(
     bucket = f"{s3}/jobs"
     for i in range(2):
         png = io.BytesIO()
-        Image.fromarray(make_picture(336, 352, seed=i)).save(png, "PNG")
+        Image.fromarray(make_picture(320, 320, seed=i)).save(png, "PNG")
         storage.write_bytes(f"{bucket}/photos/{i}.png", png.getvalue())
     for file in codec_dir.iterdir():
         storage.write_bytes(f"{bucket}/runs/base-1/phase2/codec/{file.name}", file.read_bytes())
