@@ -29,7 +29,7 @@ demo: $(STAMP)  ## The whole road on sample pictures; results in demo-out.
 test: lint test-fast test-distributed  ## Lint, types, and all tests but the slow ones.
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not distributed and not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not distributed and not slow' --numprocesses logical --dist worksteal
 
 test-distributed: $(STAMP)
 	$(BIN)/python -m pytest -m 'distributed and not slow'
@@ -51,10 +51,11 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## Print the benchmark tables (hours); CODEC=a trained codec directory for those of quality.
+bench: $(STAMP)  ## Print the benchmark tables (hours); CODEC=a trained codec for those of quality; PICTURES, HELD_OUT=folders for that of training.
 	@for script in entropy_coding codec_speed metrics ingest faults memory train_step batch_compress planning fuzz gpu; do $(BIN)/python -m benchmarks.$$script || exit 1; done
 	@if [ -n "$(CODEC)" ]; then for script in factors tiles determinism; do \
 		$(BIN)/python -m benchmarks.$$script --codec $(CODEC) || exit 1; done; fi
+	@if [ -n "$(PICTURES)" ]; then $(BIN)/python -m benchmarks.training --pictures $(PICTURES) --held-out $(HELD_OUT); fi
 
 surface: $(STAMP)  ## Renew tests/surface.txt and the dashboard, where options, columns or metrics are meant to change.
 	@mkdir -p build

@@ -70,7 +70,7 @@ def _sizes(uri: str, data: bytes) -> Sizes:
         if (key, point) in found:
             raise UsageError(f"{uri} has key {key} at point {point} twice")
         found[key, point] = count
-    points = tuple(sorted({point for _, point in found}, key=float))
+    points = tuple(sorted({point for _, point in found}, key=lambda point: (float(point), point)))
     if len(set(map(float, points))) < len(points):
         raise UsageError(f"{uri} writes one point in two ways, among {', '.join(points)}")
     return Sizes(points, found, hashlib.blake2b(data, digest_size=8).hexdigest())

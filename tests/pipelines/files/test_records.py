@@ -156,7 +156,7 @@ def test_a_record_of_an_older_version_means_the_defaults_of_options_that_it_does
     uri, defaults = str(tmp_path / "a.json"), {"sides": (1, 2), "new": 0.0}
     claim(uri, {"identity": {"sides": (1, 2)}}, "taken")
     claim(uri, {"identity": {"sides": (1, 2), "new": 0.0}}, "taken", absent=defaults)
-    with pytest.raises(UsageError, match=r"taken \(new: 0.0 there, 0.5 now\)"):
+    with pytest.raises(UsageError, match=r"taken \(new: 0 there, 0.5 now\)"):
         claim(uri, {"identity": {"sides": (1, 2), "new": 0.5}}, "taken", absent=defaults)
 
 
