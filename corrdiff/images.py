@@ -82,10 +82,10 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
     except MemoryError:
         raise ImageError("the picture is too large for the memory") from None
     except Exception as error:  # Pillow raises nearly anything for hostile bytes, and quotes them
-        cut = "truncated" in str(error)
-        raise ImageError(
-            "the picture is truncated" if cut else f"the picture is broken ({type(error).__name__})"
-        ) from None
+        if "truncated" in str(error):
+            raise ImageError("the picture is truncated") from None
+        kind = "damaged data" if isinstance(error, zlib.error) else type(error).__name__
+        raise ImageError(f"the picture is broken ({kind})") from None
 
 
 def _open(data: bytes, max_pixels: int) -> OpenedImage:

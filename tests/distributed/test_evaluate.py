@@ -171,6 +171,7 @@ def test_another_evaluation_is_refused(
     not (shutil.which("cjpeg") and shutil.which("djpeg")),
     reason="cjpeg and djpeg are not installed (Debian: apt install libjpeg-turbo-progs)",
 )
+@pytest.mark.slow
 def test_a_command_and_what_it_decoded_are_the_anchor_again(
     ray_cluster: None, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

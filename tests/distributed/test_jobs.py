@@ -33,6 +33,7 @@ def _client(cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.mark.slow
 def test_a_good_cluster_is_shown_as_good(cloud: FakeCloud, s3: str, capfd: pytest.CaptureFixture[str]) -> None:
     job = ["preflight", "--storage", f"{s3}/preflight", "--cpus", "4"]
     assert main(["submit", "--address", cloud.jobs, "--", *job]) == 0
@@ -80,6 +81,7 @@ def test_a_wrong_command_gives_the_jobs_own_exit_code_and_sentence(
     assert "'out' would be in the job's temporary directory" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_is_submitted_writes_its_page(
     cloud: FakeCloud, s3: str, photographs: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
