@@ -132,7 +132,8 @@ class Hyperprior(NamedTuple):
     ) -> Tensor:
         """Go through the one run of all symbols, whatever they have to do with the picture."""
         m_BMhw, index_BMhw = self.mean_and_index(z_hat_BNuv)
-        run = Run(slice(None), *m_BMhw.shape[2:], None)
+        height, width = m_BMhw.shape[2:]
+        run = Run(slice(None), height, width, None)
         s_BML = symbols_of(run, m_BMhw.flatten(2), index_BMhw.flatten(2))
         return s_BML.to(m_BMhw.device, torch.float32).reshape(m_BMhw.shape) + m_BMhw
 
