@@ -55,7 +55,7 @@ def open_unit(
     says how many there were, and what was left out by then."""
     by_size: dict[tuple[int, ...], list[Opened]] = {}
     failed: list[Opened] = []
-    held = total = 0
+    held = held_failed = total = 0
     busy_s = 0.0
     remaining = iter(pictures)
 
@@ -74,6 +74,10 @@ def open_unit(
         total += 1
         if opened.pixels is None:
             failed.append(opened)
+            held_failed += opened.size
+            if held_failed > CHUNK_PIXELS:
+                yield chunk(failed)
+                failed, held_failed = [], 0
             continue
         alike = by_size.setdefault(opened.pixels.shape, [])
         alike.append(opened)
@@ -103,9 +107,10 @@ def _portions(by_size: dict[tuple[int, ...], list[Opened]]) -> list[list[Opened]
 
 def _open(place: int, found: units.Found, max_pixels: int) -> Opened:
     if found.data is None:
-        return Opened(place, found.key, found.source, None, error=found.error)
+        return Opened(place, found.key, found.source, None, error=found.error, fields=found.fields)
     try:
         image = open_image(found.data, max_pixels)
     except ImageError as error:
-        return Opened(place, found.key, found.source, None, error=str(error))
-    return Opened(place, found.key, found.source, image.pixels, image.changes)
+        return Opened(place, found.key, found.source, None, error=str(error), fields=found.fields)
+    changes = (*image.changes, *found.fields.left_out)
+    return Opened(place, found.key, found.source, image.pixels, changes, fields=found.fields)
