@@ -54,6 +54,7 @@ def open_unit(
     """Open a unit's pictures; those of one size come together, in whole batches where there are enough. The last chunk
     says how many there were, and what was left out by then."""
     by_size: dict[tuple[int, ...], list[Opened]] = {}
+    sizes: Counter[tuple[int, ...]] = Counter()
     failed: list[Opened] = []
     held = held_failed = total = 0
     busy_s = 0.0
@@ -82,12 +83,14 @@ def open_unit(
         alike = by_size.setdefault(opened.pixels.shape, [])
         alike.append(opened)
         held += opened.size
-        if len(alike) % batch == 0 and len(alike) * opened.size >= READY_PIXELS:
-            held -= len(alike) * opened.size
+        sizes[opened.pixels.shape] += opened.size
+        if len(alike) % batch == 0 and sizes[opened.pixels.shape] >= READY_PIXELS:
+            held -= sizes.pop(opened.pixels.shape)
             yield chunk(by_size.pop(opened.pixels.shape))
         elif held > HELD_PIXELS:
             yield from map(chunk, _portions(by_size))
             by_size, held = {}, 0
+            sizes.clear()
     yield from map(chunk, _portions(by_size))
     yield chunk(failed, total)._replace(left_out=dict(left_out or {}))
 

@@ -140,12 +140,12 @@ class _Names:
         if pictures:
             dealt = _dealt(pictures, others, self._travels)
             for picture, fields in zip(pictures, dealt, strict=True):
-                name = f"{picture.stem}.picture" if self._travels.picture else picture.name
+                name = _short(picture) if self._travels.picture else picture.name
                 yield Found(self._key(name), self._of(picture.name), picture.data, "", fields)
         elif any(m.data is not None for m in others):
             stem, kind = others[0].stem, f".{self._travels.picture}" if self._travels.picture else "picture"
             yield Found(
-                self._key(f"{stem}.picture"), self._of(stem), None, f"the sample has no {kind}", _fields(others, stem)
+                self._key(_short(others[0])), self._of(stem), None, f"the sample has no {kind}", _fields(others, stem)
             )
 
     def broken(self, at: str | None, reason: str) -> Found:
@@ -164,6 +164,11 @@ class _Names:
         key = next(candidate for candidate in candidates if candidate not in self._used)
         self._used.add(key)
         return key
+
+
+def _short(member: _Member) -> str:
+    """A name without all of its endings but the last: that of the sample, as a key is made of it."""
+    return f"{member.stem}.{member.ending.rpartition('.')[2]}"
 
 
 def _dealt(pictures: list[_Member], others: list[_Member], travels: Travels) -> list[Fields]:

@@ -46,14 +46,14 @@ def _parts(uri: str) -> dict[str, bytes]:
 
 
 def _webdataset(place: Path, parts: dict[str, bytes], picture: str) -> dict[str, dict[str, Any]]:
-    """The last part of each key -> its members, as webdataset reads the tars; those of failures, too."""
+    """The name of each sample -> its members, as webdataset reads the tars; those of failures, too."""
     place.mkdir()
     for name, data in parts.items():
         (place / name).write_bytes(data)
     tars = sorted(str(p) for p in place.glob("*.tar"))
     ours = {"__key__", "__url__", "__local_path__", picture, "crdf.json"}
     return {
-        sample["__key__"].rpartition("/")[2]: {k: v for k, v in sample.items() if k not in ours}
+        sample["__key__"].rpartition("/")[2].partition("=2E")[0]: {k: v for k, v in sample.items() if k not in ours}
         for sample in wds.WebDataset(tars, shardshuffle=False)
     }
 

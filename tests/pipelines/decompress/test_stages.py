@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -16,11 +18,13 @@ from corrdiff.codec import CorrDiffCodec
 from corrdiff.errors import JobError
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import MAX_PIXELS
+from pipelines.dataset import fields
 from pipelines.dataset.format import PictureFile
 from pipelines.decompress import save, stages
 from pipelines.decompress.config import DecompressConfig
 from pipelines.decompress.save import Format
 from pipelines.decompress.stages import Decoded, Portion
+from pipelines.inputs.samples import Fields
 
 Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]
@@ -146,3 +150,41 @@ def test_a_codec_other_than_the_one_that_a_job_began_with_is_refused(codec_dir: 
     assert stages.Decoder(str(codec_dir), "cpu", config, codec.fingerprint.hex() + 48 * "0").codec
     with pytest.raises(JobError, match=r"is another one now: the job began with 0{16}, and [0-9a-f]{16} is there"):
         stages.Decoder(str(codec_dir), "cpu", config, 64 * "0")
+
+
+def test_a_shard_has_what_travels_with_its_pictures_and_says_where_that_has_their_name(
+    draw: Draw, tmp_path: Path
+) -> None:
+    members = (("txt", b"caption"), ("seg.PNG", b"mask"))
+    portion = Portion(
+        0, 0, 1, [Decoded("a", draw(8, 8), Fields(members)), Decoded("b", draw(8, 8), Fields(members[:1]))]
+    )
+    save.save_portion({"portion": portion}, str(tmp_path), "png", shards=True, overwrite=False)
+    with tarfile.open(tmp_path / "shard-00000-000.tar") as tar:
+        assert tar.getnames() == ["a.png", "a.txt", "a.seg.PNG", "b.png", "b.txt"]
+        assert tar.extractfile("a.seg.PNG").read() == b"mask"  # type: ignore[union-attr]
+    same = Portion(1, 0, 1, [Decoded("a", draw(8, 8), Fields((("PNG", b"another"),)))])
+    with pytest.raises(JobError, match=r"a \.png travels with the picture 'a': choose another --format"):
+        save.save_portion({"portion": same}, str(tmp_path), "png", shards=True, overwrite=False)
+    save.save_portion({"portion": same}, str(tmp_path), "webp", shards=True, overwrite=False)
+
+
+@pytest.mark.parametrize("picture", [None, pa.struct([("path", pa.string())]), pa.string()], ids=str)
+def test_a_shard_of_a_table_is_a_table_with_the_pictures_in_their_column(
+    draw: Draw, tmp_path: Path, picture: pa.DataType | None
+) -> None:
+    columns = {"n": pa.array([7, None], pa.int16())}
+    if picture is not None:
+        columns["image"] = pa.array([{"path": "x"}, None] if picture != pa.string() else ["x", None], picture)
+    rows = [fields._stream(pa.table(columns).slice(i, 1)) for i in range(2)]
+    pictures = [Decoded(f"t/{i}", draw(8, 8, i), Fields(row=row)) for i, row in enumerate(rows)]
+    row = {"portion": Portion(0, 0, 1, pictures)}
+    assert save.save_portion(row, str(tmp_path), "png", shards=True, overwrite=False, column="image")["pictures"] == 2
+    table = pq.read_table(tmp_path / "shard-00000-000.parquet")
+    assert table["n"].type == pa.int16()
+    assert table["n"].to_pylist() == [7, None]
+    cells = table["image"].to_pylist()
+    assert [cell["path"] for cell in cells if picture is not None] == ([] if picture is None else ["x", None])
+    for cell, p in zip(cells, pictures, strict=True):
+        file = cell if picture is None else cell["bytes"]
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), p.pixels)
