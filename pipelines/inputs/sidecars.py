@@ -6,9 +6,10 @@ With `a.jpg` go `a.txt` and `a.seg.npy`; where `a.seg.png` is a picture too, `a.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from pipelines.inputs import archives
 from pipelines.inputs.samples import NONE, NOTHING, Travels
 
 RUN_NAMES = 1 << 16
@@ -75,16 +76,25 @@ def _paired(
     stems: dict[str, str] = {}
     for name in pictures:
         stem = travels.beside(name)
-        if stem is not None:
+        if stem is not None and not name.lower().endswith(archives.EXTENSIONS):
             stems.setdefault(stem, name)
     for name, reason in run:
         if name not in pictures:
-            owner = max((stem for stem in stems if name.startswith(f"{stem}.")), key=len, default=None)
-            ending = name[len(owner) + 1 :] if owner is not None else ""
-            if owner is not None and "/" not in ending and travels.takes(ending):
-                pictures[stems[owner]].append(ending)
+            owner, ending = _owner(name, stems)
+            if owner is not None and travels.takes(ending):
+                pictures[owner].append(ending)
             elif reason is None:
                 pictures[name] = []
             elif reason:
                 left_out[reason] += 1
     yield from (Picture(name, tuple(pictures[name])) for name, _ in run if name in pictures)
+
+
+def _owner(name: str, stems: Mapping[str, str]) -> tuple[str | None, str]:
+    """The picture of the longest stem that a name has up to one of its dots, and what is behind that dot."""
+    dot = name.rfind(".")
+    while dot > name.rfind("/"):
+        if name[:dot] in stems:
+            return stems[name[:dot]], name[dot + 1 :]
+        dot = name.rfind(".", 0, dot)
+    return None, ""

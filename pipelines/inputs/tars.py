@@ -21,6 +21,9 @@ from pipelines.inputs import archives
 from pipelines.inputs.samples import NOTHING, Allowance, Fields, Found, Travels, Unit, why
 from pipelines.inputs.sources import Keys, is_of_macos, left_out_as
 
+MOST_MEMBERS = 512
+"""Of a sample, which is in memory as a whole: what has more is no sample, but names that begin alike."""
+
 
 class _Member(NamedTuple):
     """One file of a sample."""
@@ -113,7 +116,9 @@ def _read(member: archives.Member, travels: Travels, allowance: Allowance) -> _M
 
 def _belongs(new: _Member, sample: list[_Member], travels: Travels) -> bool:
     """Whether a member is one more of a sample."""
-    if new.stem != sample[0].stem or new.ending.lower() in {m.ending.lower() for m in sample}:
+    if new.stem != sample[0].stem or len(sample) >= MOST_MEMBERS:
+        return False
+    if new.ending.lower() in {m.ending.lower() for m in sample}:
         return False
     return not new.is_picture or bool(travels.picture) or new.kind not in {m.kind for m in sample if m.is_picture}
 

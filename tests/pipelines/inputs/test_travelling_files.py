@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from corrdiff.errors import UsageError
 from pipelines.files import storage
-from pipelines.inputs import samples, sidecars, units
+from pipelines.inputs import samples, sidecars, tars, units
 from pipelines.inputs.samples import ALL, NONE, Found, Travels
 from pipelines.inputs.sidecars import Name, Picture, with_sidecars
 from pipelines.inputs.units import PlannedUnits
@@ -118,14 +118,26 @@ def test_what_is_too_large_is_left_out_and_said(tmp_path: Path, write: Write, mo
 
 
 def test_files_that_share_a_name_with_a_picture_travel_with_it(tmp_path: Path, write: Write) -> None:
-    for name in ("a.cls", "a.jpg", "a.txt", "b/a.png", "b/a.seg.npy", "b/c.txt", "d.png", "d.tar", "._a.txt"):
-        write(f"in/{name}", tar_of({}) if name == "d.tar" else name.encode())
+    for name in (
+        "a.cls",
+        "a.jpg",
+        "a.txt",
+        "b/a.png",
+        "b/a.seg.npy",
+        "b/c.txt",
+        "d.png",
+        "d.tar",
+        "e.idx",
+        "e.tar",
+        "._a.txt",
+    ):
+        write(f"in/{name}", tar_of({}) if name.endswith(".tar") else name.encode())
     found, left_out = _read(tmp_path / "in")
     assert _contents(found) == [
         ("a", b"a.jpg", {"cls": b"a.cls", "txt": b"a.txt"}), ("a", b"b/a.png", {"seg.npy": b"b/a.seg.npy"}),
         ("d", b"d.png", {}),
     ]  # fmt: skip
-    assert left_out == {".txt": 1, "macOS's own (._NAME, __MACOSX)": 1}
+    assert left_out == {".txt": 1, ".idx": 1, "macOS's own (._NAME, __MACOSX)": 1}
 
 
 def test_of_a_folder_too_the_picture_that_is_named_is_compressed(tmp_path: Path, write: Write) -> None:
@@ -232,3 +244,23 @@ def test_a_run_of_names_that_begin_alike_is_not_held(monkeypatch: pytest.MonkeyP
         assert picture == Picture(f"frame.{i:04d}.jpg", ("txt",))
         assert taken <= 2 * i + 13
     assert taken == 2000
+
+
+@pytest.mark.timeout(20)
+def test_many_names_that_begin_alike_take_time_in_proportion() -> None:
+    names = (
+        Name(f"frame.{i:06d}.{kind}", None if kind == "jpg" else "") for i in range(60_000) for kind in ("jpg", "x")
+    )
+    assert all(p.sidecars == ("x",) for p in with_sidecars(names, (".jpg",), EVERYTHING, Counter()))
+
+
+def test_members_without_a_picture_that_begin_alike_are_rows_of_some_of_them(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tars, "MOST_MEMBERS", 4)
+    write("s.tar", tar_of({f"frame.{i}.txt": b"%d" % i for i in range(10)}))
+    found, left_out = _read(tmp_path)
+    assert [len(f.fields.members) for f in found] == [4, 4, 2]
+    assert [data for f in found for _, data in f.fields.members] == [b"%d" % i for i in range(10)]
+    assert len({f.key for f in found}) == 3
+    assert not left_out
