@@ -21,6 +21,7 @@ from pipelines.decompress.config import DecompressConfig
 from pipelines.evaluate.config import CHECKPOINTS, EvaluateConfig
 from pipelines.files import storage
 from pipelines.shards.config import ShardConfig
+from pipelines.show.config import ShowConfig
 from pipelines.train.config import TrainConfig
 
 DESCRIPTION = """Train a diffusion-based perceptual image codec on a Ray cluster, and compress whole datasets with it.
@@ -246,6 +247,47 @@ class Decompress:
 
 
 @dataclasses.dataclass(frozen=True)
+class Show:
+    """Look at pictures of a compressed dataset: some rows of its table, and a sheet of what they decode to.
+
+    Example: corrdiff show compressed --codec codecs/first --worst psnr_db
+
+    Example: corrdiff show s3://bucket/compressed --failed
+    """
+
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
+    """What 'corrdiff compress' wrote."""
+    out: str = "contact-sheet.png"
+    """File or URI for the sheet."""
+    codec: str = BUILTIN
+    """The codec directory that the dataset was compressed with."""
+    overwrite: bool = False
+    """Write over a file that is there."""
+    config: ShowConfig = dataclasses.field(default_factory=ShowConfig)
+
+    def run(self) -> None:
+        from pipelines.show.command import show_pictures
+
+        show_pictures(self.dataset, self.codec, self.out, self.overwrite, self.config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """The table that a compression ended with, again, from its files alone.
+
+    Example: corrdiff stats s3://bucket/compressed
+    """
+
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
+    """What 'corrdiff compress' wrote."""
+
+    def run(self) -> None:
+        from pipelines.show.command import print_stats
+
+        print_stats(self.dataset)
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluate:
     """Rate-distortion curves of any codecs on the same pictures, in every metric that is at hand: one page.
 
@@ -295,6 +337,8 @@ Commands = (
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Compress, tyro.conf.subcommand("compress")]
     | Annotated[Decompress, tyro.conf.subcommand("decompress")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Stats, tyro.conf.subcommand("stats")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Metrics, tyro.conf.subcommand("metrics")]
 )

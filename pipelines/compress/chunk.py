@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from corrdiff.picture import Picture
+from pipelines.inputs.samples import Fields
 
 if TYPE_CHECKING:  # it brings torch along
     from corrdiff.coding import Pending
@@ -48,11 +49,14 @@ class Opened(NamedTuple):
     pixels: Picture | None
     changes: tuple[str, ...] = ()
     error: str = ""
+    fields: Fields = Fields()
+    """What travels with it."""
 
     @property
     def size(self) -> int:
-        """In pixels."""
-        return self.pixels.shape[0] * self.pixels.shape[1] if self.pixels is not None else 0
+        """In pixels; three bytes of what travels with it count as one."""
+        pixels = self.pixels.shape[0] * self.pixels.shape[1] if self.pixels is not None else 0
+        return pixels + self.fields.size // 3
 
 
 class WithSymbols(NamedTuple):
@@ -73,6 +77,7 @@ class Done(NamedTuple):
     row: dict[str, Any]
     data: bytes | None
     changes: tuple[str, ...] = ()
+    fields: Fields = Fields()
 
 
 class Whole(NamedTuple):

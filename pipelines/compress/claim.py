@@ -14,6 +14,7 @@ from pipelines.dataset import format as compressed
 from pipelines.dataset.format import Plan
 from pipelines.files import storage
 from pipelines.inputs import units
+from pipelines.inputs.samples import NONE
 
 if TYPE_CHECKING:  # it brings torch along, which a compression that is done does without
     from pipelines.compress.rate import Rate
@@ -60,7 +61,7 @@ def claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> Pl
     identity = {
         "codec": fingerprint, "images": listed, "metrics": list(compressed.metric_columns()), **config.identity(),
     }  # fmt: skip
-    absent = {"metrics": METRICS_BEFORE, **CompressConfig().identity()}
+    absent = {"metrics": METRICS_BEFORE, **CompressConfig(columns=(NONE,)).identity()}
     names = storage.list_names(out)  # before it is known whose they are: nobody's, where there is no plan afterwards
     there = compressed.read_plan(out)
     if there is not None:
@@ -73,7 +74,7 @@ def claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> Pl
     directory = f"{compressed.PLANS}/{uuid.uuid4().hex[:PLAN_TOKEN_DIGITS]}"
     left_out: Counter[str] = Counter()
     count = units.write_plan(
-        storage.join(out, directory), units.plan_units(listed, config.column, config.unit, left_out)
+        storage.join(out, directory), units.plan_units(listed, config.column, config.unit, left_out, config.travels())
     )
     if not count.units:
         raise UsageError(units.nothing_at(listed, left_out))

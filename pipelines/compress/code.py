@@ -49,10 +49,10 @@ def _code(encoded: WithSymbols, tables: EntropyTables, networks: metrics.Network
         "quality": encoded.pending.header.quality, "quality_source": encoded.quality_source,
         "status": "ok", "error": None,
     }  # fmt: skip
-    return Done(opened.place, row, data, opened.changes)
+    return Done(opened.place, row, data, opened.changes, opened.fields)
 
 
 def _failed(opened: Opened, reason: str) -> Done:
     row: dict[str, Any] = dict.fromkeys(columns().names)
     row |= {"key": opened.key, "source": opened.source, "status": "failed", "error": reason}
-    return Done(opened.place, row, None)
+    return Done(opened.place, row, None, (), opened.fields)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, Settings
 from corrdiff.errors import UsageError
+from pipelines.inputs.samples import ALL, NONE, Travels
 from pipelines.options import Device, check_positive, identity, may_change
 
 
@@ -44,6 +45,12 @@ class CompressConfig:
     """File with torchvision's AlexNet weights; looked for under TORCH_HOME where it is not given."""
     column: str | None = None
     """Of Parquet tables: the column with the pictures' bytes, or with their paths or URIs."""
+    columns: tuple[str, ...] = (ALL,)
+    """What travels with the pictures: all, none, or names: of tables, columns; of tars and folders, endings of the
+    files that share a picture's name (txt json)."""
+    picture: str | None = None
+    """Of tars and folders: the ending of the pictures that are compressed (jpg, left.png), where samples have several;
+    the others then travel. Where it is not given, each picture is compressed."""
     verify: str = "latents"
     """Every file is read back to its latents before it counts. pixels decodes it in full too, pixels:0.05 does that to
     5% of them; their quality is then that of the decoded file."""
@@ -61,6 +68,12 @@ class CompressConfig:
         if self.max_failures is not None and self.max_failures < 0:
             raise UsageError(f"--max-failures must not be negative, not {self.max_failures}")
         self._verified_share()
+        if self.picture is not None and self.column is not None:
+            raise UsageError("--picture is of tars and folders; of tables --column says where the pictures are")
+
+    def travels(self) -> Travels:
+        """What is kept of a sample beside its picture."""
+        return Travels(self.columns or (NONE,), (self.picture or "").lower().lstrip("."))
 
     @property
     def has_target(self) -> bool:
@@ -85,4 +98,5 @@ class CompressConfig:
 
     def identity(self) -> dict[str, Any]:
         """What makes two compressions the same; with a target, no quality does."""
-        return identity(self) | {"quality": None if self.has_target else self.settings().quality}
+        quality = None if self.has_target else self.settings().quality
+        return identity(self) | {"quality": quality, "columns": list(self.columns)}

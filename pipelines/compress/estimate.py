@@ -75,7 +75,7 @@ def estimate(images: str, codec: str, config: CompressConfig, workers: int) -> E
     """
     loaded = load_codec(codec)
     left_out: Counter[str] = Counter()
-    chosen = choose_units(units.plan_units(images, config.column, config.unit, left_out))
+    chosen = choose_units(units.plan_units(images, config.column, config.unit, left_out, config.travels()))
     if not chosen.shards and not chosen.others:
         raise UsageError(units.nothing_at(images, left_out))
     count = chosen.pictures_of_others

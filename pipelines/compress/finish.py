@@ -69,6 +69,7 @@ def _finish(out: str, plan: Plan) -> tuple[Summary, Shown]:
         failure_reasons=_counts(pa.array([re.sub(r"\d[\d,]*", "N", e) for e in failed["error"].to_pylist()])),
         qualities=_counts(good["quality"].cast(pa.string())), codec_fingerprint=plan.identity["codec"],
         left_out=dict(sum((Counter(r.left_out) for r in records), Counter(plan.left_out))),
+        members=sum(r.members for r in records),
     )  # fmt: skip
     compressed.remove_orphans(out, records)
     storage.write_json(storage.join(out, SUMMARY), dataclasses.asdict(summary))

@@ -54,8 +54,9 @@ def open_unit(
     """Open a unit's pictures; those of one size come together, in whole batches where there are enough. The last chunk
     says how many there were, and what was left out by then."""
     by_size: dict[tuple[int, ...], list[Opened]] = {}
+    sizes: Counter[tuple[int, ...]] = Counter()
     failed: list[Opened] = []
-    held = total = 0
+    held = held_failed = total = 0
     busy_s = 0.0
     remaining = iter(pictures)
 
@@ -74,16 +75,22 @@ def open_unit(
         total += 1
         if opened.pixels is None:
             failed.append(opened)
+            held_failed += opened.size
+            if held_failed > CHUNK_PIXELS:
+                yield chunk(failed)
+                failed, held_failed = [], 0
             continue
         alike = by_size.setdefault(opened.pixels.shape, [])
         alike.append(opened)
         held += opened.size
-        if len(alike) % batch == 0 and len(alike) * opened.size >= READY_PIXELS:
-            held -= len(alike) * opened.size
+        sizes[opened.pixels.shape] += opened.size
+        if len(alike) % batch == 0 and sizes[opened.pixels.shape] >= READY_PIXELS:
+            held -= sizes.pop(opened.pixels.shape)
             yield chunk(by_size.pop(opened.pixels.shape))
         elif held > HELD_PIXELS:
             yield from map(chunk, _portions(by_size))
             by_size, held = {}, 0
+            sizes.clear()
     yield from map(chunk, _portions(by_size))
     yield chunk(failed, total)._replace(left_out=dict(left_out or {}))
 
@@ -103,9 +110,10 @@ def _portions(by_size: dict[tuple[int, ...], list[Opened]]) -> list[list[Opened]
 
 def _open(place: int, found: units.Found, max_pixels: int) -> Opened:
     if found.data is None:
-        return Opened(place, found.key, found.source, None, error=found.error)
+        return Opened(place, found.key, found.source, None, error=found.error, fields=found.fields)
     try:
         image = open_image(found.data, max_pixels)
     except ImageError as error:
-        return Opened(place, found.key, found.source, None, error=str(error))
-    return Opened(place, found.key, found.source, image.pixels, image.changes)
+        return Opened(place, found.key, found.source, None, error=str(error), fields=found.fields)
+    changes = (*image.changes, *found.fields.left_out)
+    return Opened(place, found.key, found.source, image.pixels, changes, fields=found.fields)

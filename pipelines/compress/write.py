@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from pipelines.compress.chunk import Done, Whole
 from pipelines.dataset import format as compressed
+from pipelines.dataset.fields import with_columns
 from pipelines.dataset.format import File, Record
 from pipelines.files import storage
 from pipelines.files.tar import add_member
+from pipelines.inputs.samples import DESCRIPTION, PICTURE
 
 
 def write_unit(out: str, unit: int, whole: Whole, columns: pa.Schema) -> Record:
@@ -31,7 +33,7 @@ def write_unit(out: str, unit: int, whole: Whole, columns: pa.Schema) -> Record:
     tar_file = _file(unit, "tar", tar)
     rows = [{**d.row, "part": tar_file.name, "offset": offsets[d.place]} if d.data is not None else d.row for d in done]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, columns), buffer)
+    pq.write_table(with_columns(pa.Table.from_pylist(rows, columns), [d.fields.row for d in done]), buffer)
     parquet_file = _file(unit, "parquet", buffer.getvalue())
     compressed.begin_unit(out, unit, [tar_file.name, parquet_file.name])
     for file, data in ((tar_file, tar), (parquet_file, buffer.getvalue())):
@@ -41,6 +43,7 @@ def write_unit(out: str, unit: int, whole: Whole, columns: pa.Schema) -> Record:
         unit=unit, tar=tar_file, parquet=parquet_file, pictures=len(done), failures=len(done) - len(good),
         bytes=sum(r["bytes"] for r in good), pixels=sum(r["width"] * r["height"] for r in good),
         seconds={**whole.seconds, "write": time.perf_counter() - started}, left_out=whole.left_out,
+        members=sum(len(d.fields.members) for d in done),
     )  # fmt: skip
     return compressed.create_record(out, record)
 
@@ -58,6 +61,8 @@ def _tar(done: list[Done]) -> tuple[bytes, dict[int, int]]:
             if d.data is not None:
                 row = d.row
                 described = {k: row[k] for k in ("key", "source", "width", "height")} | {"changes": list(d.changes)}
-                offsets[d.place] = add_member(tar, f"{row['key']}.crdf", d.data)
-                add_member(tar, f"{row['key']}.json", json.dumps(described).encode())
+                offsets[d.place] = add_member(tar, f"{row['key']}.{PICTURE}", d.data)
+                add_member(tar, f"{row['key']}.{DESCRIPTION}", json.dumps(described).encode())
+            for ending, data in d.fields.members:
+                add_member(tar, f"{d.row['key']}.{ending}", data)
     return buffer.getvalue(), offsets

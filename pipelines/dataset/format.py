@@ -3,8 +3,8 @@
     OUT/plan.json                  the codec, the settings and how many units; the first one that is written counts
     OUT/rate.json                  with a target, the rule by which each picture finds its quality
     OUT/_plan/...                  which pictures belong to which unit (inputs/units.py)
-    OUT/part-00000-<hash>.tar      WebDataset: KEY.crdf, KEY.json
-    OUT/part-00000-<hash>.parquet  a row for each picture, failures too
+    OUT/part-00000-<hash>.tar      WebDataset: KEY.crdf, KEY.crdf.json, and the files that travel with it (fields.py)
+    OUT/part-00000-<hash>.parquet  a row for each picture, failures too, and the columns that travel with it
     OUT/_writing/00000-...         written before a unit's files: that this compression writes them
     OUT/_units/00000.json          written after them: names, sizes and hashes of the unit's files
     OUT/_index/keys.parquet        written at the end: where each picture's file is, sorted by key
@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 from corrdiff.errors import JobError, UsageError
 from pipelines.files import records, storage
 from pipelines.files.storage import READERS
-from pipelines.files.tar import read_members
+from pipelines.files.tar import read_samples
+from pipelines.inputs.samples import DESCRIPTION, OURS, PICTURE, Fields
 
 PLAN, RATE, SUMMARY, INDEX = "plan.json", "rate.json", "summary.json", "_index/keys.parquet"
 PLANS, WRITING, UNITS = "_plan", "_writing", "_units"
@@ -41,6 +42,9 @@ FORMAT = "corrdiff-dataset-1"
 INDEX_COLUMNS = ("key", "part", "offset", "bytes")
 INDEX_GROUP_ROWS = 1 << 14
 PART_DIGITS = 12
+
+TRAVELLED = b"corrdiff.column"
+"""In the metadata of a column of a part's table: what it was called in the table that it is from."""
 
 _FIRST_METRICS = ("psnr_db", "ms_ssim", "lpips")
 """These come first among the columns, in this order; what else is measured follows in the order of its own table."""
@@ -91,7 +95,9 @@ class Record:
     seconds: dict[str, float]
     """What each stage took."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Reason -> what was found in a tar and not taken."""
+    """Reason -> what was found in a tar, or beside a picture, and not taken."""
+    members: int = 0
+    """Files that travel with the pictures: of what was found, these are neither pictures nor left out."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +127,11 @@ class Member(NamedTuple):
 
 
 class PictureFile(NamedTuple):
-    """A compressed picture, as it lies in a part."""
+    """A compressed picture, as it lies in a part, and what travels with it."""
 
     key: str
     data: bytes
+    fields: Fields = Fields()
 
 
 def part_name(unit: int, extension: str, sha256: str) -> str:
@@ -290,15 +297,27 @@ def read_member(uri: str, member: Member) -> bytes:
 
 
 def read_part(uri: str, record: Record) -> list[PictureFile]:
-    """All files of a part. Raises `JobError` where it is not what was written."""
+    """All pictures of a part, and the files that travel with them. Raises `JobError` where it is not what was
+    written."""
     data = _read_recorded("part", storage.join(uri, record.tar.name), record.tar.sha256)
-    return [PictureFile(key, file) for key, file in read_members(data, ".crdf")]
+    return [PictureFile(key, m[PICTURE], _travelled(m)) for key, m in read_samples(data) if PICTURE in m]
 
 
-def read_rows(uri: str, record: Record) -> pa.Table:
-    """The table of a part. Raises `JobError` where it is not what was written."""
+def _travelled(members: Mapping[str, bytes]) -> Fields:
+    """What travels of the files of a sample; of an older version's, where `json` was the dataset's own, nothing."""
+    return Fields(tuple(m for m in members.items() if m[0] not in OURS)) if DESCRIPTION in members else Fields()
+
+
+def read_rows(uri: str, record: Record, every_column: bool = False) -> pa.Table:
+    """The table of a part, without the columns that travel with the pictures unless they are asked for.
+
+    Raises `JobError` where it is not what was written.
+    """
     data = _read_recorded("the table", storage.join(uri, record.parquet.name), record.parquet.sha256)
-    return pq.read_table(io.BytesIO(data))
+    if every_column:
+        return pq.read_table(io.BytesIO(data))
+    own = [field.name for field in pq.read_schema(io.BytesIO(data)) if TRAVELLED not in (field.metadata or {})]
+    return pq.read_table(io.BytesIO(data), columns=own).select(own)
 
 
 def _read_recorded(what: str, name: str, sha256: str) -> bytes:

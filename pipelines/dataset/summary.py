@@ -33,7 +33,10 @@ class Summary:
     """Pictures of each quality."""
     codec_fingerprint: str
     left_out: dict[str, int] = field(default_factory=dict)
-    """Reason -> files that were found and not taken: what was found is pictures, failures among them, and these."""
+    """Reason -> files that were found and not taken: what was found is pictures, failures among them, these, and
+    `members`."""
+    members: int = 0
+    """Files that travel with the pictures."""
 
 
 def read_summary(uri: str) -> Summary | None:

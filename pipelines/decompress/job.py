@@ -17,17 +17,8 @@ from corrdiff.errors import UsageError
 from corrdiff.uris import scheme
 from pipelines.dataset import format as compressed
 from pipelines.decompress.config import DecompressConfig
-from pipelines.decompress.stages import (
-    LONGEST_NAME_BYTES,
-    SHARD,
-    DecompressJob,
-    decoded,
-    file_name,
-    leads_out,
-    longest_part,
-    open_dataset,
-    save_portion,
-)
+from pipelines.decompress.save import LONGEST_NAME_BYTES, SHARD, file_name, leads_out, longest_part, save_portion
+from pipelines.decompress.stages import DecompressJob, decoded, open_dataset
 from pipelines.display.progress import Progress
 from pipelines.files import storage
 from pipelines.files.listing import walk
@@ -133,7 +124,11 @@ def _check_names(keys: Iterable[str], out: str, config: DecompressConfig) -> Non
 def _saved(job: DecompressJob, out: str, rows: list[dict[str, Any]], overwrite: bool) -> Any:
     """A Ray dataset of the portions whose pictures are saved."""
     stages = pools(job.config.device, job.config.workers)
-    return decoded(job, rows, stages).map(
+    column = job.plan.identity.get("column") or "image"
+    return decoded(job, rows, stages, fields=job.config.shards).map(
         save_portion, **stages.tasks,
-        fn_kwargs={"out": out, "kind": job.config.format, "shards": job.config.shards, "overwrite": overwrite},
+        fn_kwargs={
+            "out": out, "kind": job.config.format, "shards": job.config.shards, "overwrite": overwrite,
+            "column": column,
+        },
     )  # fmt: skip

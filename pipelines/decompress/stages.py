@@ -1,33 +1,28 @@
-"""The stages through which a compressed dataset becomes pictures again; job.py and reader.py join them.
+"""The stages through which a compressed dataset becomes pictures again, but the last; job.py and reader.py join them.
 
 read    I/O          a part's files, a few megapixels at a time
 decode  GPU or CPU   the networks, some files of like size at a time
-save    CPU          PNG, WebP or JPEG, as files or as shards
+save    CPU          PNG, WebP or JPEG, as files or as shards (save.py)
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import re
-import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NoReturn, TypeVar
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from corrdiff.errors import JobError, UsageError
 from corrdiff.format import bitstream
-from corrdiff.images import save_png
 from corrdiff.picture import Picture
 from pipelines.dataset import format as compressed
+from pipelines.dataset.fields import read_part_with_columns
 from pipelines.dataset.format import Member, PictureFile, Plan
 from pipelines.dataset.summary import read_complete
 from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
-from pipelines.files.tar import add_member
+from pipelines.inputs.samples import Fields
 from pipelines.runtime.resources import Pools
 from pipelines.runtime.stages import as_many_as_fit, codec_in_actor, each_row_at_once, one_block_each
 
@@ -42,19 +37,14 @@ PORTION_PIXELS = 1 << 24
 BATCH = 8
 """Most files that are decoded together."""
 
-Format = Literal["png", "webp", "jpeg"]
-EXTENSIONS: dict[Format, str] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
-JPEG_QUALITY = 95
-
-LONGEST_NAME_BYTES = 255
-"""Of a file or a directory on the disks of Linux."""
-
 
 class Decoded(NamedTuple):
     """A picture."""
 
     key: str
     pixels: Picture
+    fields: Fields = Fields()
+    """What travels with it, where it was read."""
 
 
 class Portion(NamedTuple, Generic[P]):
@@ -98,20 +88,30 @@ def portions(files: Iterable[PictureFile], max_pixels: int) -> Iterator[list[Pic
     room = PORTION_PIXELS
     for file in files:
         header = bitstream.unpack(file.data, max_pixels=max_pixels).header
-        room -= header.width * header.height
+        size = header.width * header.height + file.fields.size // 3
+        room -= size
         if portion and room < 0:
             yield portion
-            portion, room = [], PORTION_PIXELS - header.width * header.height
+            portion, room = [], PORTION_PIXELS - size
         portion.append(file)
     if portion:
         yield portion
 
 
-def read_portions(batch: dict[str, Any], dataset: str, max_pixels: int) -> Iterator[dict[str, Any]]:
-    """A Ray task: whole units, or chosen members of them -> files."""
+def read_files(dataset: str, unit: int, fields: bool) -> list[PictureFile]:
+    """The pictures of a unit, and where it is asked for, what travels with them."""
+    record = compressed.read_record(dataset, unit)
+    if fields:
+        return read_part_with_columns(dataset, record)
+    return [file._replace(fields=Fields()) for file in compressed.read_part(dataset, record)]
+
+
+def read_portions(batch: dict[str, Any], dataset: str, max_pixels: int, fields: bool) -> Iterator[dict[str, Any]]:
+    """A Ray task: whole units, with the fields that travel with their pictures or without, or chosen members of them ->
+    files."""
     for unit, members in zip(batch["unit"].tolist(), batch["members"].tolist(), strict=True):
         if not members:
-            files = compressed.read_part(dataset, compressed.read_record(dataset, unit))
+            files = read_files(dataset, unit, fields)
         else:
             chosen = [Member(*member) for member in json.loads(members)]
             files = [PictureFile(member.key, compressed.read_member(dataset, member)) for member in chosen]
@@ -126,7 +126,7 @@ def decode(codec: CorrDiffCodec, files: list[PictureFile], decoding: Decoding, m
 
     def together(batch: list[PictureFile]) -> list[Decoded]:
         pictures = codec.decompress_batch([file.data for file in batch], decoding, max_pixels)
-        return [Decoded(file.key, pixels) for file, pixels in zip(batch, pictures, strict=True)]
+        return [Decoded(file.key, pixels, file.fields) for file, pixels in zip(batch, pictures, strict=True)]
 
     headers = [bitstream.unpack(file.data, codec.fingerprint, max_pixels).header for file in files]
     for _, run in itertools.groupby(zip(files, headers, strict=True), lambda pair: batch_key(pair[1])):
@@ -150,9 +150,10 @@ class Decoder:
         return {"portion": Portion(portion.unit, portion.number, portion.of, list(pictures))}
 
 
-def decoded(job: DecompressJob, rows: list[dict[str, Any]], stages: Pools) -> Any:
-    """A Ray Data dataset of portions of decoded pictures: of units, or of chosen members of them."""
-    reading = {"dataset": job.dataset, "max_pixels": job.config.max_pixels}
+def decoded(job: DecompressJob, rows: list[dict[str, Any]], stages: Pools, fields: bool = False) -> Any:
+    """A Ray Data dataset of portions of decoded pictures: of units, with what travels with them where `fields` are
+    asked for, or of chosen members of units."""
+    reading = {"dataset": job.dataset, "max_pixels": job.config.max_pixels, "fields": fields}
     return each_row_at_once(
         one_block_each(rows)
         .map_batches(read_portions, batch_size=1, fn_kwargs=reading, **stages.tasks)
@@ -162,63 +163,3 @@ def decoded(job: DecompressJob, rows: list[dict[str, Any]], stages: Pools) -> An
             **stages.networks,
         )
     )
-
-
-def save_portion(row: dict[str, Any], out: str, kind: Format, shards: bool, overwrite: bool) -> dict[str, Any]:
-    """A Ray task: pictures -> files, or one WebDataset shard of them.
-
-    Raises `JobError` where a file is there with other bytes and may not be written over.
-    """
-    portion: Portion[Decoded] = row["portion"]
-    write = _write_over if overwrite else storage.write_once
-    files = {file_name(p.key, kind): to_file(p.pixels, kind) for p in portion.pictures}
-    if shards and files:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for name, data in files.items():
-                add_member(tar, name, data)
-        name = f"shard-{portion.unit:05d}-{portion.number:03d}.tar"
-        write(storage.join(out, name), buffer.getvalue())
-    elif not shards:
-        for name, data in files.items():
-            write(storage.join(out, _safe(name)), data)
-    return {"unit": portion.unit, "portions": portion.of, "pictures": len(files)}
-
-
-SHARD = re.compile(r"shard-\d{5,}-\d{3,}\.tar")
-
-
-def _write_over(uri: str, data: bytes) -> None:
-    storage.write_bytes(uri, data, storage.PATIENT_ATTEMPTS)
-
-
-def to_file(pixels: Picture, kind: Format) -> bytes:
-    """A picture as a PNG, a lossless WebP, or a JPEG."""
-    if kind == "png":
-        return save_png(pixels)
-    buffer = io.BytesIO()
-    options = {"lossless": True} if kind == "webp" else {"quality": JPEG_QUALITY}
-    Image.fromarray(pixels).save(buffer, kind.upper(), **options)
-    return buffer.getvalue()
-
-
-def file_name(key: str, kind: Format) -> str:
-    """What the picture of a key is called."""
-    return f"{key}.{EXTENSIONS[kind]}"
-
-
-def leads_out(name: str) -> bool:
-    """Whether a name is no path inside a directory."""
-    return name.startswith("/") or ".." in name.split("/")
-
-
-def longest_part(name: str) -> int:
-    """Bytes of the longest name in a path."""
-    return max(len(part.encode()) for part in name.split("/"))
-
-
-def _safe(name: str) -> str:
-    """Raises `JobError` for a name that leads out of the directory."""
-    if leads_out(name):
-        raise JobError(f"the key of '{name}' is no path inside a directory; write shards instead")
-    return name

@@ -40,6 +40,8 @@ class Member(NamedTuple):
     """Why it has no content of its own; None where it has."""
     read: Callable[[], bytes]
     """Its content; to be called before the next member is asked for. Raises `BrokenArchiveError` if there is less."""
+    size: int = 0
+    """In bytes, as its header claims."""
 
 
 def members(file: IO[bytes], name: str) -> Iterator[Member]:
@@ -85,12 +87,12 @@ def _member(stream: _Guarded, info: tarfile.TarInfo, contents: dict[str, tarfile
         target = contents.get(info.linkname)
         if target is None:
             return Member(info.name, "a hard link to what is not in the tar", bytes)
-        return Member(info.name, None, lambda: stream.content(target))
+        return Member(info.name, None, lambda: stream.content(target), target.size)
     if info.issym():
         return Member(info.name, "a symbolic link in a tar", bytes)
     if not info.isreg() or info.issparse():
         return Member(info.name, "a sparse or special file in a tar", bytes)
-    return Member(info.name, None, lambda: stream.content(info))
+    return Member(info.name, None, lambda: stream.content(info), info.size)
 
 
 class _Guarded(io.RawIOBase):

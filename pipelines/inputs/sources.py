@@ -22,6 +22,9 @@ from corrdiff import uris
 from corrdiff.errors import UsageError
 from corrdiff.images import EXTENSIONS
 from pipelines.files import listing, storage
+from pipelines.inputs.keys import Keys as Keys
+from pipelines.inputs.samples import NOTHING, Travels
+from pipelines.inputs.sidecars import Name, with_sidecars
 
 _SAMPLES = {
     "astronaut": ("skimage", "data/astronaut.png"),
@@ -48,65 +51,14 @@ class Source(NamedTuple):
     uri: str
     problem: str = ""
     """Why it cannot be read, where its name says so; `uri` is then for people."""
-
-
-class Keys:
-    """Names that come in the order of their bytes -> keys, remembering no more than the run of names that is open.
-
-    A name without its extension is its key. Where that is taken, has dots, is no proper path, or where there is no
-    extension, the key is the whole name with `=` and hexadecimal digits for what a key cannot have: `a=2Epng` for
-    `a.png`. No two names have one key: the first kind of key has no `=`, the second can be read back.
-    """
-
-    def __init__(self) -> None:
-        self._open: set[str] = set()
-        """Stems of which more names may come: those all begin with the stem and a dot, so they come in one run."""
-
-    def of(self, name: str) -> str:
-        """The key of the name that comes next."""
-        directory, slash, base = name.rpartition("/")
-        stem, dot, _ = base.rpartition(".")
-        stem = f"{directory}{slash}{stem}"
-        self._open = {known for known in self._open if name.startswith(f"{known}.")}
-        if not dot or stem in self._open or not _is_plain(stem):
-            return _escaped(name)
-        self._open.add(stem)
-        return stem
-
-
-_NO_KEY = re.compile(r"[=\0\ud800-\udfff]")
-_TARS = (".tar", ".tgz", ".tar.gz")
-"""A directory of such a name has a key that is none of a tar's."""
-
-
-def _is_plain(stem: str) -> bool:
-    """Whether a key may be this path itself."""
-    *above, last = stem.split("/")
-    proper = all(part not in ("", ".", "..") for part in (*above, last))
-    return proper and "." not in last and not _NO_KEY.search(stem) and not any(p.lower().endswith(_TARS) for p in above)
-
-
-def _escaped(name: str) -> str:
-    *above, last = name.split("/")
-    ended = _NO_KEY.sub(_code, last).replace(".", _code(".")) if last else _code("/")
-    return "/".join([*map(_escaped_directory, above), ended if "." in last else f"{ended}="])
-
-
-def _escaped_directory(part: str) -> str:
-    if not part:
-        return _code("/")
-    escaped = _NO_KEY.sub(_code, part)
-    return escaped.replace(".", _code(".")) if part in (".", "..") or part.lower().endswith(_TARS) else escaped
-
-
-def _code(character: re.Match[str] | str) -> str:
-    number = ord(character if isinstance(character, str) else character[0])
-    return f"={number:02X}" if number < 128 else f"=u{number:04X}"
+    sidecars: tuple[str, ...] = ()
+    """Endings of the files that travel with it."""
 
 
 def iterate(
-    images: str, extensions: tuple[str, ...] = EXTENSIONS, left_out: Counter[str] | None = None
-) -> Iterator[Source]:
+    images: str, extensions: tuple[str, ...] = EXTENSIONS, left_out: Counter[str] | None = None,
+    travels: Travels = NOTHING,
+) -> Iterator[Source]:  # fmt: skip
     """The pictures that an argument names, in the order of their URIs, as they are found.
 
     `sample:` is the colour photographs inside installed packages; `sample:train` and `sample:held-out` are parts of it,
@@ -115,7 +67,8 @@ def iterate(
     exists under the very name that was given is taken as it is, whatever signs are in it, and so is every directory
     above.
 
-    `left_out` is told, by reason, of the files that are there and are not taken.
+    `left_out` is told, by reason, of the files that are there and are neither taken nor travel with what is taken, as
+    `travels` has it: files beside pictures of a directory or a glob.
 
     Raises `UsageError` where that cannot be listed, or something that braces name is not there.
     """
@@ -125,11 +78,15 @@ def iterate(
     uri = storage.absolute(images)
     keys, skipped = Keys(), Counter() if left_out is None else left_out
     try:
-        root, names = _find_all(uri, extensions, skipped)
-        for name in names:
+        root, names = _find_all(uri, extensions)
+        for name, sidecars in with_sidecars(names, extensions, travels, skipped):
             key, found = keys.of(name), storage.join(root, name)
             shown = found.encode(errors="backslashreplace").decode()
-            yield Source(key, shown, "" if shown == found else "its name is not UTF-8; rename it")
+            if shown == found:
+                yield Source(key, found, "", sidecars)
+                continue
+            skipped.update(["beside a picture whose name is not UTF-8"] * len(sidecars))
+            yield Source(key, shown, "its name is not UTF-8; rename it")
     except OSError as error:
         raise UsageError(f"cannot list {images}: {error}") from None
 
@@ -151,12 +108,12 @@ def is_of_macos(name: str) -> bool:
     return base.startswith("._") or "__MACOSX" in above
 
 
-def _find_all(uri: str, extensions: tuple[str, ...], left_out: Counter[str]) -> tuple[str, Iterator[str]]:
-    """Where the names begin, and the names of the files, with braces expanded."""
+def _find_all(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[Name]]:
+    """Where the names begin, and the files, with braces expanded."""
     start = _as_it_is(uri)
     expanded, directory = [uri[:start] + rest for rest in _expand(uri[start:])], _directory(uri, start)
     if expanded == [uri]:
-        return _find(uri, extensions, left_out) or (uri, iter(()))
+        return _find(uri, extensions) or (uri, iter(()))
     globs: defaultdict[str, list[str]] = defaultdict(list)  # those of one directory are found in one walk through it
     if directory and "{" not in directory[start:]:
         globs[directory].append(_pattern(uri, start))  # names may have these braces too
@@ -169,15 +126,16 @@ def _find_all(uri: str, extensions: tuple[str, ...], left_out: Counter[str]) -> 
         else:
             places.append(each)
     with ThreadPoolExecutor(storage.READERS) as pool:
-        found = list(pool.map(lambda place: _find(place, extensions, left_out), places))
+        found = list(pool.map(lambda place: _find(place, extensions), places))
     missing = [place for place, there in zip(places, found, strict=True) if there is None]
     if missing:
         raise UsageError(f"{uri}: of {len(expanded):,} names {len(missing):,} are not there, such as {missing[0]}")
     special = _SPECIAL.search(uri, start)
     root = _parent(uri[: special.start()] if special else uri)
-    of_globs = ((directory, _glob(directory, patterns, left_out)) for directory, patterns in globs.items())
+    of_globs = ((directory, _glob(directory, patterns)) for directory, patterns in globs.items())
     parts = [*filter(None, found), *of_globs]
-    return root, (name for name, _ in itertools.groupby(heapq.merge(*(_seen_from(root, *part) for part in parts))))
+    merged = heapq.merge(*(_seen_from(root, *part) for part in parts), key=lambda n: (n.name, n.reason is not None))
+    return root, (next(same) for _, same in itertools.groupby(merged, lambda n: n.name))
 
 
 _SPECIAL = re.compile(r"[*?\[{]")
@@ -195,9 +153,10 @@ def _as_it_is(uri: str) -> int:
     return len(uri)
 
 
-def _seen_from(root: str, directory: str, names: Iterator[str]) -> Iterator[str]:
+def _seen_from(root: str, directory: str, names: Iterator[Name]) -> Iterator[Name]:
     """Names in a directory as they are under one further up."""
-    return (storage.join(directory, name).removeprefix(storage.join(root, "")) for name in names)
+    under = storage.join(root, "")
+    return (Name(storage.join(directory, name).removeprefix(under), reason) for name, reason in names)
 
 
 def _expand(rest: str) -> list[str]:
@@ -208,26 +167,17 @@ def _expand(rest: str) -> list[str]:
         return [rest]
 
 
-def _find(uri: str, extensions: tuple[str, ...], left_out: Counter[str]) -> tuple[str, Iterator[str]] | None:
-    """Where the names begin, and the names of the files; None where there is nothing."""
+def _find(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[Name]] | None:
+    """Where the names begin, and the files; None where there is nothing."""
     start = _as_it_is(uri)
     directory = _directory(uri, start)
     if directory:
-        return directory, _glob(directory, [_pattern(uri, start)], left_out)
+        return directory, _glob(directory, [_pattern(uri, start)])
     if storage.is_file(uri):
-        return _parent(uri), iter([uri.rpartition("/")[2]])
+        return _parent(uri), iter([Name(uri.rpartition("/")[2], None)])
     if not storage.exists(uri):
         return None
-    return uri, _taken(uri, extensions, left_out)
-
-
-def _taken(directory: str, extensions: tuple[str, ...], left_out: Counter[str]) -> Iterator[str]:
-    for name in listing.walk(directory):
-        reason = left_out_as(name, extensions)
-        if reason is None:
-            yield name
-        else:
-            left_out[reason] += 1
+    return uri, (Name(name, left_out_as(name, extensions)) for name in listing.walk(uri))
 
 
 def _directory(uri: str, start: int) -> str | None:
@@ -241,14 +191,14 @@ def _pattern(uri: str, start: int) -> str:
     return re.escape(uri[:start]) + str(fsspec.utils.glob_translate(uri[start:]))
 
 
-def _glob(directory: str, patterns: list[str], left_out: Counter[str]) -> Iterator[str]:
+def _glob(directory: str, patterns: list[str]) -> Iterator[Name]:
+    """What fits is taken; what does not is not counted, but may travel with what does."""
     fits = re.compile("|".join(patterns)).fullmatch
     for name in listing.walk(directory):
-        if fits(storage.join(directory, name)):
-            if is_of_macos(name):
-                left_out[left_out_as(name, ()) or ""] += 1
-            else:
-                yield name
+        if not fits(storage.join(directory, name)):
+            yield Name(name, "")
+        else:
+            yield Name(name, left_out_as(name, ()) if is_of_macos(name) else None)
 
 
 def _parent(uri: str) -> str:

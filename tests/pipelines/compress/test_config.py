@@ -81,7 +81,8 @@ def test_what_changes_no_file_may_change_when_a_compression_goes_on(change: dict
     "change",
     [
         {"quality": 5}, {"fidelity": 0.25}, {"steps": 3}, {"unit": 3}, {"batch": 3}, {"precision": "fp32"},
-        {"column": "image"}, {"verify": "pixels"},
+        {"column": "image"}, {"verify": "pixels"}, {"columns": ("caption",)}, {"columns": ("none",)},
+        {"picture": "jpg"},
     ],
 )  # fmt: skip
 def test_what_changes_files_makes_another_compression(change: dict[str, Any]) -> None:
@@ -108,3 +109,9 @@ def test_a_quality_that_is_given_and_the_default_one_are_the_same_compression() 
     assert CompressConfig().identity() == CompressConfig(quality=4).identity()
     assert CompressConfig(target_bpp=0.5).identity() != CompressConfig(target_bpp=0.6).identity()
     assert CompressConfig(target_bpp=0.5).identity()["quality"] is None
+
+
+def test_the_picture_of_a_table_is_a_column_and_no_ending() -> None:
+    with pytest.raises(UsageError, match="--picture is of tars and folders; of tables --column says"):
+        CompressConfig(column="image", picture="jpg")
+    assert CompressConfig(picture=".JPG").travels() == (("all",), "jpg")

@@ -8,6 +8,7 @@ import pytest
 
 from corrdiff.images import save_png
 from pipelines.compress import read
+from pipelines.inputs.samples import Fields
 from pipelines.inputs.units import Found
 from tests.support.compression import flat, found_of, open_pictures
 
@@ -88,3 +89,23 @@ def test_what_cannot_be_opened_is_a_failure_with_its_reason_and_place() -> None:
     assert opened[4].error
     assert "4x5 is more than the limit of 19 pixels" in opened[5].error
     assert chunks[-1].total == 6
+
+
+def test_what_travels_with_pictures_counts_as_held_with_pictures_and_without() -> None:
+    """Of sixty samples with a third of CHUNK_PIXELS each, no more than HELD_PIXELS and a chunk wait in the reader."""
+    fields = Fields((("npy", bytes(read.CHUNK_PIXELS)),))
+    good = found_of(flat(8, 8, 30))
+    taken = 0
+
+    def counting() -> Iterator[Found]:
+        nonlocal taken
+        for found in [*good, *(Found(f"b/{i}", "", None, "the sample has no picture") for i in range(30))]:
+            taken += 1
+            yield found._replace(fields=fields)
+
+    given = 0
+    for chunk in read.open_unit(0, counting(), 4, 1 << 28):
+        given += len(chunk.pictures)
+        assert taken - given < 3 * read.HELD_PIXELS / read.CHUNK_PIXELS + 4
+        assert all(opened.fields == fields for opened in chunk.pictures)
+    assert given == taken == 60

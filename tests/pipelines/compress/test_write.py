@@ -47,9 +47,9 @@ def test_a_part_is_a_webdataset_in_the_order_of_the_unit(place: str) -> None:
     record = write_unit(place, 0, Whole([coded(1, b"bb"), coded(0, b"a")], {}, {}), columns())
     with tarfile.open(fileobj=io.BytesIO(storage.read_bytes(storage.join(place, record.tar.name)))) as tar:
         files = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
-    assert list(files) == ["k0.crdf", "k0.json", "k1.crdf", "k1.json"]
+    assert list(files) == ["k0.crdf", "k0.crdf.json", "k1.crdf", "k1.crdf.json"]
     assert (files["k0.crdf"], files["k1.crdf"]) == (b"a", b"bb")
-    assert json.loads(files["k1.json"]) == {
+    assert json.loads(files["k1.crdf.json"]) == {
         "key": "k1", "source": "/in/1.png", "width": 11, "height": 20, "changes": ["rotated"],
     }  # fmt: skip
 

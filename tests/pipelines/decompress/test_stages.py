@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -16,10 +18,13 @@ from corrdiff.codec import CorrDiffCodec
 from corrdiff.errors import JobError
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import MAX_PIXELS
+from pipelines.dataset import fields
 from pipelines.dataset.format import PictureFile
-from pipelines.decompress import stages
+from pipelines.decompress import save, stages
 from pipelines.decompress.config import DecompressConfig
-from pipelines.decompress.stages import Decoded, Format, Portion
+from pipelines.decompress.save import Format
+from pipelines.decompress.stages import Decoded, Portion
+from pipelines.inputs.samples import Fields
 
 Picture = npt.NDArray[np.uint8]
 Draw = Callable[..., Picture]
@@ -87,7 +92,7 @@ def test_a_file_of_another_codec_is_not_decoded(codec: CorrDiffCodec) -> None:
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
 def test_pictures_are_saved_in_the_format_that_was_asked_for(draw: Draw, kind: Format) -> None:
     picture = draw(40, 56)
-    image = Image.open(io.BytesIO(stages.to_file(picture, kind)))
+    image = Image.open(io.BytesIO(save.to_file(picture, kind)))
     assert image.format == kind.upper()
     read = np.asarray(image.convert("RGB"))
     assert np.array_equal(read, picture) if kind != "jpeg" else metrics.psnr(read, picture) > 25
@@ -97,10 +102,10 @@ def test_a_portion_is_saved_as_files_or_as_a_shard(draw: Draw, tmp_path: Path) -
     pictures = [Decoded(key, draw(8, 8, i)) for i, key in enumerate(("a", "sub/b"))]
     row = {"portion": Portion(7, 1, 3, pictures)}
     expected = {"unit": 7, "portions": 3, "pictures": 2}
-    assert stages.save_portion(row, str(tmp_path / "files"), "png", shards=False, overwrite=False) == expected
+    assert save.save_portion(row, str(tmp_path / "files"), "png", shards=False, overwrite=False) == expected
     for p in pictures:
         assert np.array_equal(np.asarray(Image.open(tmp_path / "files" / f"{p.key}.png")), p.pixels)
-    assert stages.save_portion(row, str(tmp_path / "shards"), "jpeg", shards=True, overwrite=False) == expected
+    assert save.save_portion(row, str(tmp_path / "shards"), "jpeg", shards=True, overwrite=False) == expected
     assert [p.name for p in (tmp_path / "shards").iterdir()] == ["shard-00007-001.tar"]
     with tarfile.open(tmp_path / "shards" / "shard-00007-001.tar") as tar:
         assert tar.getnames() == ["a.jpg", "sub/b.jpg"]
@@ -110,34 +115,34 @@ def test_a_portion_is_saved_as_files_or_as_a_shard(draw: Draw, tmp_path: Path) -
 def test_a_key_that_leads_out_of_the_directory_is_refused(draw: Draw, tmp_path: Path, key: str) -> None:
     portion = Portion(0, 0, 1, [Decoded(f"{key}/x", draw(8, 8))])
     with pytest.raises(JobError, match="no path inside a directory"):
-        stages.save_portion({"portion": portion}, str(tmp_path / "out"), "png", shards=False, overwrite=False)
+        save.save_portion({"portion": portion}, str(tmp_path / "out"), "png", shards=False, overwrite=False)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["a.png", "a..b/c.png", "..a.png", "a/b/c.png"])
 def test_an_ordinary_key_is_taken_as_it_is(name: str) -> None:
-    assert stages._safe(name) == name
+    assert save._safe(name) == name
 
 
 def test_a_picture_is_written_over_where_that_is_allowed_and_else_named(draw: Draw, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"somebody's")
     row = {"portion": Portion(0, 0, 1, [Decoded("a", draw(8, 8))])}
     with pytest.raises(JobError, match=r"a\.png exists, and is none of this job's"):
-        stages.save_portion(row, str(tmp_path), "png", shards=False, overwrite=False)
+        save.save_portion(row, str(tmp_path), "png", shards=False, overwrite=False)
     assert (tmp_path / "a.png").read_bytes() == b"somebody's"
     for overwrite in (True, False):  # what is there with the same bytes is no other file
-        stages.save_portion(row, str(tmp_path), "png", shards=False, overwrite=overwrite)
+        save.save_portion(row, str(tmp_path), "png", shards=False, overwrite=overwrite)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), draw(8, 8))
 
 
 def test_a_name_that_a_disk_just_takes_is_written(draw: Draw, tmp_path: Path) -> None:
     key = "写" * 83 + "x"
     row = {"portion": Portion(0, 0, 1, [Decoded(key, draw(8, 8))])}
-    stages.save_portion(row, str(tmp_path), "png", shards=False, overwrite=True)
+    save.save_portion(row, str(tmp_path), "png", shards=False, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == [f"{key}.png"]
     row = {"portion": Portion(0, 0, 1, [Decoded(key + "xx", draw(8, 8))])}
     with pytest.raises(JobError, match=r"cannot write .*: File name too long"):
-        stages.save_portion(row, str(tmp_path), "png", shards=False, overwrite=True)
+        save.save_portion(row, str(tmp_path), "png", shards=False, overwrite=True)
 
 
 def test_a_codec_other_than_the_one_that_a_job_began_with_is_refused(codec_dir: Path, codec: CorrDiffCodec) -> None:
@@ -145,3 +150,41 @@ def test_a_codec_other_than_the_one_that_a_job_began_with_is_refused(codec_dir: 
     assert stages.Decoder(str(codec_dir), "cpu", config, codec.fingerprint.hex() + 48 * "0").codec
     with pytest.raises(JobError, match=r"is another one now: the job began with 0{16}, and [0-9a-f]{16} is there"):
         stages.Decoder(str(codec_dir), "cpu", config, 64 * "0")
+
+
+def test_a_shard_has_what_travels_with_its_pictures_and_says_where_that_has_their_name(
+    draw: Draw, tmp_path: Path
+) -> None:
+    members = (("txt", b"caption"), ("seg.PNG", b"mask"))
+    portion = Portion(
+        0, 0, 1, [Decoded("a", draw(8, 8), Fields(members)), Decoded("b", draw(8, 8), Fields(members[:1]))]
+    )
+    save.save_portion({"portion": portion}, str(tmp_path), "png", shards=True, overwrite=False)
+    with tarfile.open(tmp_path / "shard-00000-000.tar") as tar:
+        assert tar.getnames() == ["a.png", "a.txt", "a.seg.PNG", "b.png", "b.txt"]
+        assert tar.extractfile("a.seg.PNG").read() == b"mask"  # type: ignore[union-attr]
+    same = Portion(1, 0, 1, [Decoded("a", draw(8, 8), Fields((("PNG", b"another"),)))])
+    with pytest.raises(JobError, match=r"a \.png travels with the picture 'a': choose another --format"):
+        save.save_portion({"portion": same}, str(tmp_path), "png", shards=True, overwrite=False)
+    save.save_portion({"portion": same}, str(tmp_path), "webp", shards=True, overwrite=False)
+
+
+@pytest.mark.parametrize("picture", [None, pa.struct([("path", pa.string())]), pa.string()], ids=str)
+def test_a_shard_of_a_table_is_a_table_with_the_pictures_in_their_column(
+    draw: Draw, tmp_path: Path, picture: pa.DataType | None
+) -> None:
+    columns = {"n": pa.array([7, None], pa.int16())}
+    if picture is not None:
+        columns["image"] = pa.array([{"path": "x"}, None] if picture != pa.string() else ["x", None], picture)
+    rows = [fields._stream(pa.table(columns).slice(i, 1)) for i in range(2)]
+    pictures = [Decoded(f"t/{i}", draw(8, 8, i), Fields(row=row)) for i, row in enumerate(rows)]
+    row = {"portion": Portion(0, 0, 1, pictures)}
+    assert save.save_portion(row, str(tmp_path), "png", shards=True, overwrite=False, column="image")["pictures"] == 2
+    table = pq.read_table(tmp_path / "shard-00000-000.parquet")
+    assert table["n"].type == pa.int16()
+    assert table["n"].to_pylist() == [7, None]
+    cells = table["image"].to_pylist()
+    assert [cell["path"] for cell in cells if picture is not None] == ([] if picture is None else ["x", None])
+    for cell, p in zip(cells, pictures, strict=True):
+        file = cell if picture is None else cell["bytes"]
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(file))), p.pixels)
