@@ -21,6 +21,7 @@ from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train import checkpoints, deepspeed_private, samples
+from pipelines.train.ahead import Drawer, Drawn
 from pipelines.train.batch import Batch
 from pipelines.train.checkpoints import Restored, TrainProgress
 from pipelines.train.config import TrainConfig
@@ -57,6 +58,7 @@ class Trainer:
         module = phase.module(config, device, _perceptual(config, device), None if restored else first_crops)
         module.to(device)  # pictures are channels_last; DeepSpeed wants the weights themselves contiguous
         self.transform = codec_config(config).transform
+        self._drawer = Drawer(config.seed, config.crop, self.transform, device)
         trained = checkpoints.trained_parameters(module)
         if restored:
             with torch.no_grad():
@@ -103,7 +105,12 @@ class Trainer:
         """Operations of the next step for each of its crops; known to the first worker alone."""
         return self._flops.get(self.place.stretch.name, 0.0)
 
-    def step(self, batch: Batch, leaving: bool = False) -> StepResult:
+    def draw(self, batch: Batch, crops_seen: int) -> Drawn:
+        """Draw the sample of a step that begins after `crops_seen`."""
+        place = place_at(self.config, self.phase.stretches(self.config), crops_seen)
+        return self._drawer.draw(batch, place.stretch.noise)
+
+    def step(self, drawn: Drawn, leaving: bool = False) -> StepResult:
         """Forward, backward and update on this worker's part of a batch.
 
         `leaving` says that this worker's machine is about to go away; all workers learn it with the loss.
@@ -111,15 +118,15 @@ class Trainer:
         Raises `JobError` on every worker, before the update, where a loss term is not finite.
         """
         config, world_size = self.config, dist.get_world_size()
+        batch = drawn.batch
         before, seen = self.progress.crops_seen, self.progress.crops_seen + batch.real_rows
         place = self.place
         peaks, lr = place.stretch.peaks, lr_at(config, place.share(seen))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr * peaks.get(group["group"], 0.0)
-        sample = samples.draw(batch, config.seed, config.crop, self.transform, self.device)
         totals = torch.zeros(len(self.phase.terms) + 1, device=self.device)
         totals[-1] = leaving
-        parts = samples.micro_batches(sample, config.micro_batch_size(world_size))
+        parts = samples.micro_batches(drawn.sample(), config.micro_batch_size(world_size))
         for i, part in enumerate(parts):
             if i > 0:
                 self.engine.step()  # counts the micro-batch before

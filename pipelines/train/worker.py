@@ -24,6 +24,7 @@ from pipelines.files import storage
 from pipelines.runtime.ray_private import is_leaving
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import checkpoints, ingest, validation
+from pipelines.train.ahead import Drawn, ahead
 from pipelines.train.batch import Batch
 from pipelines.train.board import BoardState
 from pipelines.train.config import TrainConfig
@@ -90,9 +91,11 @@ def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, ob
     meter = Meter(device)
     epoch = _EpochCheck(manifest, config.batch, trainer.progress.cursor)
     saved_for_leaving = False
-    for i, batch in enumerate(_metered(reader.batches(trainer.progress.cursor, steps), trainer, meter)):
+    batches = ahead(_draw(reader.batches(trainer.progress.cursor, steps), trainer))
+    for i, drawn in enumerate(_metered(batches, trainer, meter)):
+        batch = drawn.batch
         before = trainer.progress.crops_seen
-        result = trainer.step(batch, is_leaving())
+        result = trainer.step(drawn, is_leaving())
         seen = trainer.progress.crops_seen
         last = i == steps - 1
         epoch.add(batch, device)
@@ -133,16 +136,25 @@ def _check_agreement(trainer: Trainer) -> None:
         raise JobError(f"the workers restored different checkpoints: {sorted({p.crops_seen for p in every})} crops")
 
 
-def _metered(batches: Iterator[Batch], trainer: Trainer, meter: Meter) -> Iterator[Batch]:
-    """Hand on batches, and count how long each was waited for."""
+def _draw(batches: Iterator[Batch], trainer: Trainer) -> Iterator[Drawn]:
+    """Draw the sample of each batch."""
+    seen = trainer.progress.crops_seen
+    for batch in batches:
+        yield trainer.draw(batch, seen)
+        seen += batch.real_rows
+
+
+def _metered(batches: Iterator[Drawn], trainer: Trainer, meter: Meter) -> Iterator[Drawn]:
+    """Hand on drawn batches, and count how long each was waited for: for its crops, or for the drawing."""
     while True:
         waited_from = time.monotonic()
-        batch = next(batches, None)
-        if batch is None:
+        drawn = next(batches, None)
+        if drawn is None:
             return
+        batch = drawn.batch
         waited_s = time.monotonic() - waited_from
         meter.add(batch.real_rows, batch.real_rows * trainer.flops_per_crop, waited_s, batch.read_bytes)
-        yield batch
+        yield drawn
 
 
 class _EpochCheck:

@@ -23,7 +23,7 @@ from corrdiff.networks.model import CorrDiffModel, beta_of_quality
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.phases.base import FirstCrops, codec_config, replace_weights
-from pipelines.train.samples import Sample
+from pipelines.train.samples import NOISE, Noise, Sample
 from pipelines.train.schedule import Stretch
 
 TRANSFORMS, SCORE, TOGETHER = "transforms", "score", "together"
@@ -40,6 +40,9 @@ LAPPED_LR_SHARE = 0.2
 
 START_CROPS = 128
 """From which the lapped transforms are found; with 64 pixels a side that is 2,048 blocks."""
+
+ROUNDING: tuple[Noise, ...] = ("u_y_BMhw", "u_z_BNuv")
+"""Noise in the place of rounding."""
 
 TOGETHER_LR_SHARE = 0.3
 """Peak learning rate of the last stretch over the run's, where others were before it: what is learnt is to stay."""
@@ -79,9 +82,9 @@ class Phase1:
         transforms = {TRANSFORMS: 1.0, LAPPED: LAPPED_LR_SHARE}
         together = {TRANSFORMS: peak, LAPPED: peak * LAPPED_LR_SHARE, SCORE: peak}
         return (
-            Stretch(TRANSFORMS, config.transforms_share, transforms, ("loss", "bpp", "mse_decoder")),
-            Stretch(SCORE, config.score_share, {SCORE: 1.0}, ("loss", "bpp", "mse_score", "lpips")),
-            Stretch(TOGETHER, rest, together, self.terms),
+            Stretch(TRANSFORMS, config.transforms_share, transforms, ("loss", "bpp", "mse_decoder"), ROUNDING),
+            Stretch(SCORE, config.score_share, {SCORE: 1.0}, ("loss", "bpp", "mse_score", "lpips"), NOISE),
+            Stretch(TOGETHER, rest, together, self.terms, NOISE),
         )
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:

@@ -48,7 +48,7 @@ class Phase2:
 
     def stretches(self, config: TrainConfig) -> tuple[Stretch, ...]:
         """Train all the time as at the beginning."""
-        return (Stretch(WHOLE, 1.0, {WHOLE: 1.0}, self.terms),)
+        return (Stretch(WHOLE, 1.0, {WHOLE: 1.0}, self.terms, noise=()),)
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the start codec with D replaced; its tables stay."""

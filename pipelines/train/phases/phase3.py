@@ -63,7 +63,8 @@ class Phase3:
 
     def stretches(self, config: TrainConfig) -> tuple[Stretch, ...]:
         """Train both all the time."""
-        return (Stretch(WHOLE, 1.0, {SCORE: LR_SHARE, DISCRIMINATOR: LR_SHARE}, self.terms),)
+        peaks = {SCORE: LR_SHARE, DISCRIMINATOR: LR_SHARE}
+        return (Stretch(WHOLE, 1.0, peaks, self.terms, noise=("eps_BCHW",)),)
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the start codec with the score network replaced, to be run with the steps that it was trained for."""
