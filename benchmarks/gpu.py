@@ -519,8 +519,8 @@ def _engine(bench: Bench, stage: int, threads: int) -> Row:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # DeepSpeed reads them
         dist.init_process_group("nccl" if bench.on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     config = TrainConfig(
-        shards="", batch=batch, crop=crop, preset=bench.preset, precision="bf16", zero_stage=stage, transforms_share=0.0,
-        score_share=0.0,
+        shards="", batch=batch, crop=crop, preset=bench.preset, precision="bf16", zero_stage=stage,
+        transforms_share=0.0, score_share=0.0,
     )  # type: ignore[arg-type] # fmt: skip
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch, crop + 64, crop + 64, 3), np.uint8)

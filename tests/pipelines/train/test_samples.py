@@ -74,4 +74,3 @@ def test_threads_draw_the_same_crops_side_by_side(batch: Batch, monkeypatch: pyt
         together = samples.pack(batch, SEED, CROP, TRANSFORM, threads=threads)
     for name, view in alone.views().items():
         assert torch.equal(view, together.views()[name]), name
-
