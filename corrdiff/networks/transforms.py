@@ -123,5 +123,5 @@ class ContextSynthesis(nn.Module):
             h = block(up(h))
             maps.append(h)
         if self.picture_patch:
-            maps[-1] = torch.cat([maps[-1], pixel_unshuffle(d_BCHW, self.picture_patch).to(h.dtype)], 1)
+            maps[-1] = torch.cat([maps[-1], pixel_unshuffle(laid_out(d_BCHW), self.picture_patch).to(h.dtype)], 1)
         return maps[::-1]
