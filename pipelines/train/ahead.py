@@ -48,7 +48,7 @@ class Drawer:
             workers_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             count = min(MOST_THREADS, len(os.sched_getaffinity(0)) // workers_here)
             self._threads = ThreadPoolExecutor(max(1, count), thread_name_prefix="draw")
-            self._stream = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def draw(self, batch: Batch, noise: Iterable[Noise]) -> Drawn:
         """Draw a batch, with the noise that is wanted, and begin to copy it beside what the device computes."""
