@@ -34,6 +34,20 @@ EMA_HALFLIFE_SHARE = 0.03
 """Half-life of the weight average, as a share of the run."""
 
 
+class Said(NamedTuple):
+    """What a worker says with a step; all learn with the loss what any of them has said."""
+
+    leaving: bool = False
+    """Its machine is about to go away."""
+    checkpoint_late: bool = False
+    """By its clock a checkpoint is due."""
+    validation_late: bool = False
+    """By its clock a validation is due."""
+
+
+NOTHING = Said()
+
+
 class StepResult(NamedTuple):
     """One optimizer step, over all workers."""
 
@@ -42,8 +56,8 @@ class StepResult(NamedTuple):
     grad_norm: float
     lr: float
     """The largest of the groups' learning rates."""
-    leaving: bool
-    """Whether some worker has said that its machine is about to go away."""
+    said: Said
+    """By some worker."""
 
 
 class Trainer:
@@ -110,10 +124,10 @@ class Trainer:
         place = place_at(self.config, self.phase.stretches(self.config), crops_seen)
         return self._drawer.draw(batch, place.stretch.noise)
 
-    def step(self, drawn: Drawn, leaving: bool = False) -> StepResult:
+    def step(self, drawn: Drawn, says: Said = NOTHING) -> StepResult:
         """Forward, backward and update on this worker's part of a batch.
 
-        `leaving` says that this worker's machine is about to go away; all workers learn it with the loss.
+        `says` is what this worker says; the result has what any of them has said.
 
         Raises `JobError` on every worker, before the update, where a loss term is not finite.
         """
@@ -124,8 +138,10 @@ class Trainer:
         peaks, lr = place.stretch.peaks, lr_at(config, place.share(seen))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr * peaks.get(group["group"], 0.0)
-        totals = torch.zeros(len(self.phase.terms) + 1, device=self.device)
-        totals[-1] = leaving
+        terms = len(self.phase.terms)
+        totals = torch.zeros(terms + len(says), device=self.device)
+        for i, word in enumerate(says, start=terms):
+            totals[i] = word
         parts = samples.micro_batches(drawn.sample(), config.micro_batch_size(world_size))
         for i, part in enumerate(parts):
             if i > 0:
@@ -133,10 +149,10 @@ class Trainer:
             terms_BT = self.engine(part, place.stretch.name, place.share(before))
             # DeepSpeed divides by the accumulation steps and averages over workers; padding has no weight.
             loss = (terms_BT[:, 0] * part.w_B).sum() / batch.real_rows * world_size * config.accumulation(world_size)
-            totals[:-1] += (terms_BT.detach() * part.w_B[:, None]).sum(0)
+            totals[:terms] += (terms_BT.detach() * part.w_B[:, None]).sum(0)
             self.engine.backward(loss)
         dist.all_reduce(totals)
-        self._check_finite(totals[:-1] / batch.real_rows, batch)
+        self._check_finite(totals[:terms] / batch.real_rows, batch)
         grad_norm = self._update()
         if not math.isfinite(grad_norm):
             raise JobError(f"{self.phase.name}: the gradient is not finite after {self.progress.crops_seen:,} crops")
@@ -146,8 +162,9 @@ class Trainer:
         self.progress = TrainProgress(seen, self.progress.optimizer_steps + 1, batch.next)
         values = totals.tolist()
         return StepResult(
-            [v / batch.real_rows for v in values[:-1]], grad_norm, lr * max(peaks.values()), values[-1] > 0
-        )
+            [v / batch.real_rows for v in values[:terms]], grad_norm, lr * max(peaks.values()),
+            Said(*(v > 0 for v in values[terms:])),
+        )  # fmt: skip
 
     def _update(self) -> float:
         """Clip the gradient and update; returns the norm before clipping."""
@@ -169,7 +186,8 @@ class Trainer:
 
     def averaged_codec(self) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the whole codec of the averaged weights, on the CPU."""
-        return self.phase.codec(self.config, {name: value.cpu() for name, value in self.ema.average.items()})
+        averaged = {name: value.to("cpu", copy=True) for name, value in self.ema.average.items()}
+        return self.phase.codec(self.config, averaged)
 
 
 def flops_per_crop(

@@ -62,8 +62,8 @@ class Phase(Protocol):
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the whole codec on the CPU, for validation and export.
 
-        `averaged` has the averages of the trained weights by their names in `module`. What a codec has no use for, say
-        a network that only the loss needs, is left out.
+        `averaged` has the averages of the trained weights by their names in `module`, on the CPU, for the codec to
+        keep. What a codec has no use for, say a network that only the loss needs, is left out.
         """
 
 

@@ -22,7 +22,7 @@ from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel, beta_of_quality
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.config import PhaseName, TrainConfig
-from pipelines.train.phases.base import FirstCrops, codec_config, replace_weights
+from pipelines.train.phases.base import FirstCrops, codec_config
 from pipelines.train.samples import NOISE, Noise, Sample
 from pipelines.train.schedule import Stretch
 
@@ -89,8 +89,8 @@ class Phase1:
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the codec of the averages alone, with tables that are frozen anew."""
-        model = CorrDiffModel(codec_config(config))
-        replace_weights(model, {name.removeprefix("model."): value for name, value in averaged.items()})
+        weights = {name.removeprefix("model."): value for name, value in averaged.items()}
+        model = CorrDiffModel.around(codec_config(config), weights)
         return model, model.entropy.freeze()
 
 

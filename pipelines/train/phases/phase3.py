@@ -54,8 +54,9 @@ class Phase3:
     ) -> nn.Module:  # fmt: skip
         """Wrap the score network as it is in the start codec and a new discriminator, beside that codec."""
         start = start_codec(self, config)
+        codec, model = load_codec(start, device, config.precision), load_networks(start)[0]
         torch.manual_seed(config.seed)
-        return Phase3Module(load_codec(start, device, config.precision), load_networks(start)[0], config, perceptual)
+        return Phase3Module(codec, model, config, perceptual)
 
     def group(self, parameter: str) -> str:
         """Tell the discriminator from the score network."""
