@@ -441,7 +441,9 @@ def _training(bench: Bench, variant: Variant, crop: int) -> Row:
     device = bench.device
     torch.manual_seed(0)
     model = CorrDiffModel(preset(bench.preset))
-    module = Phase1Module(model, 0.03, checkpoint_activations=variant.recomputed).to(device)
+    module = Phase1Module(model, 0.03).to(device)
+    if variant.recomputed:
+        layers.recompute_blocks(model)
     if variant.weights == "channels_last":
         module = module.to(memory_format=CHANNELS_LAST)
     if variant.compiled:

@@ -72,7 +72,7 @@ class TrainConfig:
     with which the states leave most of a worker's memory to activations."""
     activation_checkpointing: bool | None = may_change(None)
     """Keep no activations inside residual blocks and compute them again backwards: less memory, a quarter slower. Where
-    it is not given: for the base preset alone."""
+    it is not given: where those of a micro-batch would take more than half of a worker's memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks; weights and moments are always fp32."""
     device: Device = may_change("auto")
@@ -145,11 +145,6 @@ class TrainConfig:
     def max_workers(self) -> int:
         """The most workers that the run may have."""
         return int(self.workers.split(":")[-1])
-
-    @property
-    def checkpoints_activations(self) -> bool:
-        """Whether activations are computed again on the way back."""
-        return self.preset == "base" if self.activation_checkpointing is None else self.activation_checkpointing
 
     def micro_batch_size(self, world_size: int) -> int:
         """Give the crops in one forward pass of one worker."""

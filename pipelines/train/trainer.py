@@ -6,18 +6,16 @@ import math
 import os
 from typing import Any, NamedTuple
 
-import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from corrdiff import heap, perceptual
-from corrdiff.config import HYPER_STRIDE, TransformConfig
 from corrdiff.ema import Ema
 from corrdiff.errors import JobError, UsageError
 from corrdiff.format.entropy_tables import EntropyTables
+from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train import checkpoints, deepspeed_private, samples
@@ -25,7 +23,8 @@ from pipelines.train.ahead import Drawer, Drawn
 from pipelines.train.batch import Batch
 from pipelines.train.checkpoints import Restored, TrainProgress
 from pipelines.train.config import TrainConfig
-from pipelines.train.deepspeed_config import choose_stage, deepspeed_config
+from pipelines.train.crop_costs import activation_bytes_per_crop, flops_per_crop
+from pipelines.train.deepspeed_config import choose_stage, deepspeed_config, recomputes_activations
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.phases.base import FirstCrops, Phase, codec_config
 from pipelines.train.schedule import Place, lr_at, place_at
@@ -84,7 +83,11 @@ class Trainer:
         if device.type == "cpu":
             heap.keep_freed_memory()
         parameters = sum(p.numel() for _, p in trained)
-        self.zero_stage = choose_stage(config, parameters, dist.get_world_size(), _memory_bytes(device))
+        memory_bytes = _least(_memory_bytes(device), device)
+        self.zero_stage = choose_stage(config, parameters, dist.get_world_size(), memory_bytes)
+        self.recomputes = self._recomputes(module, memory_bytes)
+        if self.recomputes:
+            recompute_blocks(module)
         # Only the first worker's counts are used, and counting takes a while.
         counted = phase.stretches(config) if dist.get_rank() == 0 else ()
         self._flops = {s.name: flops_per_crop(module, self.transform, config.crop, s.name, device) for s in counted}
@@ -108,6 +111,20 @@ class Trainer:
         groups = [{"group": group, "params": parameters} for group, parameters in members.items()]
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
         return engine
+
+    def _recomputes(self, module: nn.Module, memory_bytes: int) -> bool:
+        """Decide, the same on all workers, whether activations are computed again on the way back; collective."""
+        config, most = self.config, 0.0
+        if config.activation_checkpointing is None and dist.get_rank() == 0:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                most = max(
+                    activation_bytes_per_crop(module, self.transform, config.crop, stretch.name, self.device)
+                    for stretch in self.phase.stretches(config)
+                    if stretch.share > 0
+                )
+        counted = torch.tensor(most, dtype=torch.float64, device=self.device)
+        dist.broadcast(counted, 0)
+        return recomputes_activations(config, float(counted), dist.get_world_size(), memory_bytes)
 
     @property
     def place(self) -> Place:
@@ -190,26 +207,11 @@ class Trainer:
         return self.phase.codec(self.config, averaged)
 
 
-def flops_per_crop(
-    module: nn.Module, transform: TransformConfig, crop: int, stretch: str, device: torch.device
-) -> float:
-    """Count the operations of a forward and a backward pass over one more crop, recomputation of activations included.
-
-    They are counted on the smallest crops: the networks are convolutions, whose operations grow with the area.
-    """
-    one, two = (_flops(module, transform, count, stretch, device) for count in (1, 2))
-    return (two - one) * (crop / HYPER_STRIDE) ** 2
-
-
-def _flops(module: nn.Module, transform: TransformConfig, count: int, stretch: str, device: torch.device) -> float:
-    """Count the operations of a step over some of the smallest crops."""
-    blank = np.zeros((count, HYPER_STRIDE, HYPER_STRIDE, 3), np.uint8)
-    batch = Batch(0, ["blank"] * count, blank, np.ones(count, np.float32), count, Cursor(0, 0), 0)
-    # Apart from training: under the counter some operations run in another form, with other last bits.
-    with FlopCounterMode(display=False) as counter:
-        module(samples.draw(batch, 0, HYPER_STRIDE, transform, device), stretch, 1.0)[:, 0].sum().backward()
-    module.zero_grad(set_to_none=True)
-    return float(counter.get_total_flops())
+def _least(value: int, device: torch.device) -> int:
+    """Give the smallest of the workers' values; collective."""
+    least = torch.tensor(value, dtype=torch.int64, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -48,6 +48,8 @@ class Phase(Protocol):
         gradient of the step before for one that is missing. Whatever else the loss needs must not be among them, as a
         frozen network on `device` is not.
 
+        Its residual blocks are the trainer's to have computed again on the way back, where memory is short.
+
         `first_crops` is there where the weights are not replaced by a checkpoint's.
 
         Raises `UsageError` where the codec to start from is missing or damaged.

@@ -18,7 +18,6 @@ from corrdiff import diffusion, losses
 from corrdiff.codec_directory import load_networks
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE, preset
 from corrdiff.format.entropy_tables import EntropyTables
-from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel, beta_of_quality
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.config import PhaseName, TrainConfig
@@ -67,7 +66,7 @@ class Phase1:
             model = CorrDiffModel(preset(config.preset))
             if first_crops and model.config.transform.lapped:
                 model.start_from(first_crops(START_CROPS), config.beta)
-        return Phase1Module(model, config.beta, config.lpips_weight, perceptual, config.checkpoints_activations)
+        return Phase1Module(model, config.beta, config.lpips_weight, perceptual)
 
     def group(self, parameter: str) -> str:
         """Tell the score network and the context that conditions it, and the lapped transforms, from the others."""
@@ -103,12 +102,9 @@ class Phase1Module(nn.Module):
         beta: float,
         lpips_weight: float = 0.0,
         perceptual: PerceptualLoss | None = None,
-        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
-        if checkpoint_activations:
-            recompute_blocks(model)
         self.beta_Q = beta_of_quality(beta)
         self.lpips_weight = lpips_weight
         self._perceptual = (perceptual,)  # in a tuple: its weights are not this module's to train or save

@@ -23,7 +23,6 @@ from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.discriminator import Discriminator
-from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.config import PhaseName, TrainConfig
@@ -88,9 +87,6 @@ class Phase3Module(nn.Module):
         self.discriminator = Discriminator(
             model.config.transform.latent_channels, width=model.config.denoiser.channels[0] // 2
         )
-        if config.checkpoints_activations:
-            recompute_blocks(self.context)
-            recompute_blocks(self.denoiser)
         self.config = config
         self._frozen = (codec, perceptual)  # in a tuple: not submodules
 

@@ -15,6 +15,7 @@ from corrdiff.codec_directory import codec_weights, load_networks, save_codec
 from corrdiff.config import CodecConfig, DenoiserConfig, TransformConfig
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.train import checkpoints
+from pipelines.train import trainer as trainer_module
 from pipelines.train.batch import Batch
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.phases.table import PHASES
@@ -121,6 +122,23 @@ def test_a_run_that_goes_on_inside_a_stretch_ends_as_one_that_was_not_interrupte
         for name, state in expected.items():
             for kind, tensor in state.items():
                 assert torch.equal(found[name][kind], tensor), (done, kind, name)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_activations_are_recomputed_where_memory_is_short_and_nothing_else_changes(
+    phase: PhaseName, start_codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = drawn_batches(2, BATCH, CROP)
+    config = config_of(start_codec)
+    kept = trainer_of(config, phase)
+    flops = kept.flops_per_crop
+    expected = [step(kept, batch).terms for batch in batches]
+    monkeypatch.setattr(trainer_module, "_memory_bytes", lambda device: 1 << 16)
+    told = trainer_of(dataclasses.replace(config, activation_checkpointing=False), phase)
+    short = trainer_of(config, phase)
+    assert (kept.recomputes, told.recomputes, short.recomputes) == (False, False, True)
+    assert short.flops_per_crop > flops
+    np.testing.assert_allclose([step(short, batch).terms for batch in batches], expected, rtol=1e-5)
 
 
 @pytest.mark.slow
