@@ -441,7 +441,9 @@ def _training(bench: Bench, variant: Variant, crop: int) -> Row:
     device = bench.device
     torch.manual_seed(0)
     model = CorrDiffModel(preset(bench.preset))
-    module = Phase1Module(model, 0.03, checkpoint_activations=variant.recomputed).to(device)
+    module = Phase1Module(model, 0.03).to(device)
+    if variant.recomputed:
+        layers.recompute_blocks(model)
     if variant.weights == "channels_last":
         module = module.to(memory_format=CHANNELS_LAST)
     if variant.compiled:
@@ -508,7 +510,6 @@ def _engine(bench: Bench, stage: int, threads: int) -> Row:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed  # noqa: F401 -- where it is missing, nothing is begun
 
-    from pipelines.train import samples
     from pipelines.train.batch import Batch
     from pipelines.train.config import TrainConfig
     from pipelines.train.epoch_order import Cursor
@@ -520,18 +521,20 @@ def _engine(bench: Bench, stage: int, threads: int) -> Row:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # DeepSpeed reads them
         dist.init_process_group("nccl" if bench.on_gpu else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     config = TrainConfig(
-        shards="", batch=batch, crop=crop, preset=bench.preset, precision="bf16", zero_stage=stage, warmup_share=0.0,
+        shards="", batch=batch, crop=crop, preset=bench.preset, precision="bf16", zero_stage=stage,
+        transforms_share=0.0, score_share=0.0,
     )  # type: ignore[arg-type] # fmt: skip
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch, crop + 64, crop + 64, 3), np.uint8)
     ones = np.ones(batch, np.float32)
-    drawn = Batch(0, [str(i) for i in range(batch)], pixels, ones, batch, Cursor(0, 1), 0)
+    crops = Batch(0, [str(i) for i in range(batch)], pixels, ones, batch, Cursor(0, 1), 0)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         trainer = Trainer(config, PHASES["phase1"], bench.device, None)
+        drawn = trainer.draw(crops, 0)
         seconds = bench.seconds(lambda: trainer.step(drawn))
-        draw = bench.seconds(lambda: samples.draw(drawn, 0, crop, trainer.transform, bench.device))
+        draw = bench.seconds(lambda: trainer.draw(crops, 0))
         row: Row = {"ms": seconds * 1e3, "crops/s": batch / seconds, "drawing and copying ms": draw * 1e3}
         row |= use_of_device(bench, lambda: trainer.step(drawn), seconds)
         trainer.engine.destroy()

@@ -158,9 +158,7 @@ def load_networks(uri: str, for_training: bool = True) -> tuple[CorrDiffModel, E
     sizes = config.transform.hyper_channels, config.transform.latent_channels
     if (coding.hyper_channels, coding.latent_channels) != sizes:
         raise UsageError(f"codec {uri}: {TABLES_FILE} does not fit {CONFIG_FILE}")
-    model = CorrDiffModel(config, for_training)
-    model.load_state_dict(weights, strict=False)
-    return model, coding, digest
+    return CorrDiffModel.around(config, weights, for_training), coding, digest
 
 
 def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:

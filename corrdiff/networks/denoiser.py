@@ -13,6 +13,7 @@ from corrdiff.networks.layers import (
     TimeResidualBlock,
     Upsample,
     conv3x3,
+    laid_out,
     pixel_shuffle,
     pixel_unshuffle,
 )  # fmt: skip
@@ -57,7 +58,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t_BCHW: Tensor, context: list[Tensor], t_B: Tensor) -> Tensor:
         emb_BT = self.time(t_B)
-        h = self.inp(pixel_unshuffle(x_t_BCHW, self.patch))
+        h = self.inp(pixel_unshuffle(laid_out(x_t_BCHW), self.patch))
         skips: list[Tensor] = []
         for i, blocks in enumerate(self.down_blocks):
             h = torch.cat([h, context[i]], dim=1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff.config import LATENT_STRIDE
-from corrdiff.networks.layers import ChannelNorm, conv3x3
+from corrdiff.networks.layers import ChannelNorm, conv3x3, laid_out
 
 LATENT_FEATURES = 12
 """Channels that the latent is reduced to, as in HiFiC (arXiv 2006.09965)."""
@@ -42,6 +42,6 @@ class Discriminator(nn.Module):
         nn.init.zeros_(self.verdict.weight)
 
     def forward(self, x_BCHW: Tensor, y_BMhw: Tensor) -> Tensor:
-        features = torch.cat([self.down(x_BCHW), F.leaky_relu(self.latents(y_BMhw), SLOPE)], dim=1)
+        features = torch.cat([self.down(laid_out(x_BCHW)), F.leaky_relu(self.latents(laid_out(y_BMhw)), SLOPE)], dim=1)
         logits_B1hw: Tensor = self.verdict(F.leaky_relu(self.joint(features), SLOPE))
         return logits_B1hw[:, 0].float()

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff.config import LAP, LATENT_STRIDE
-from corrdiff.networks.layers import pixel_shuffle, pixel_unshuffle
+from corrdiff.networks.layers import laid_out, pixel_shuffle, pixel_unshuffle
 
 CORRELATION = 0.95
 """Of neighbouring pixels, as of photographs: what the functions are made for."""
@@ -56,7 +56,7 @@ class LappedSynthesis(nn.Module):
         y_BMhw = torch.cat([y_BMhw[:, :, :1] * rows, y_BMhw, y_BMhw[:, :, -1:] * rows], 2)
         y_BMhw = torch.cat([y_BMhw[..., :1] * columns, y_BMhw, y_BMhw[..., -1:] * columns], 3)
         with torch.autocast(y_BMhw.device.type, enabled=False):
-            x_BCHW = pixel_shuffle(F.conv_transpose2d(y_BMhw, weight), LATENT_STRIDE)
+            x_BCHW = pixel_shuffle(F.conv_transpose2d(laid_out(y_BMhw), weight), LATENT_STRIDE)
         border = LATENT_STRIDE + LAP
         return x_BCHW[:, :, border:-border, border:-border]
 

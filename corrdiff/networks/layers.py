@@ -70,6 +70,14 @@ def pixel_unshuffle(x_BCHW: Tensor, factor: int) -> Tensor:
     return x_BHrWsC.permute(0, 1, 3, 5, 2, 4).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
+def laid_out(x_BCHW: Tensor) -> Tensor:
+    """On a GPU, give a tensor in channels_last, in which convolutions there are fastest; on a CPU as it is.
+
+    For what convolutions are given: joined or cut tensors, noise and latents may be laid out otherwise.
+    """
+    return x_BCHW if x_BCHW.device.type == "cpu" else x_BCHW.contiguous(memory_format=torch.channels_last)
+
+
 def _loses_layout(x_BCHW: Tensor) -> bool:
     return x_BCHW.device.type != "cpu" and x_BCHW.is_contiguous(memory_format=torch.channels_last)
 

@@ -19,6 +19,8 @@ from corrdiff.networks.privileged_decoder import LappedDecoder, PrivilegedDecode
 from corrdiff.networks.transforms import AnalysisTransform, ContextSynthesis, HyperAnalysis
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from corrdiff.networks.context_model import ContextEntropyModel
     from corrdiff.networks.entropy_model import EntropyModel
 
@@ -85,6 +87,22 @@ class CorrDiffModel(nn.Module):
         self.context = ContextSynthesis(transform.latent_channels, config.denoiser)
         self.denoiser = Denoiser(config.denoiser)
         self.decoder = LappedDecoder(transform) if transform.lapped else PrivilegedDecoder(transform)
+
+    @classmethod
+    def around(cls, config: CodecConfig, weights: Mapping[str, Tensor], for_training: bool = True) -> CorrDiffModel:
+        """Build the networks around weights that are there, which become their parameters: none is drawn first, which
+        takes the large ones seconds.
+
+        Of the entropy model those may be missing that are never trained; of all else each must be there.
+        """
+        with torch.device("meta"):
+            model = cls(config, for_training=False)
+        if for_training:
+            model.entropy = _entropy_model(config.transform)  # small, and with constants beside its weights
+        _, unknown = model.load_state_dict(weights, strict=False, assign=True)
+        missing = [name for name, p in model.named_parameters() if p.is_meta]
+        assert not unknown and not missing, (unknown, missing)
+        return model
 
     @torch.no_grad()
     def start_from(self, x_BCHW: Tensor, beta: float) -> None:

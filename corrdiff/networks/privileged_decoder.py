@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from corrdiff.config import TransformConfig
 from corrdiff.networks.lapped import LappedSynthesis
-from corrdiff.networks.layers import BRANCH_INIT, ResidualBlock, Upsample, conv3x3, pixel_shuffle, pixel_unshuffle
+from corrdiff.networks.layers import (
+    BRANCH_INIT,
+    ResidualBlock,
+    Upsample,
+    conv3x3,
+    laid_out,
+    pixel_shuffle,
+    pixel_unshuffle,
+)
 
 
 class PrivilegedDecoder(nn.Module):
@@ -31,7 +39,7 @@ class PrivilegedDecoder(nn.Module):
 
     def forward(self, y_BMhw: Tensor, g_BM11: Tensor) -> Tensor:
         """`g_BM11` is not looked at: see `LappedDecoder`."""
-        return pixel_shuffle(self.layers(y_BMhw), self.patch)
+        return pixel_shuffle(self.layers(laid_out(y_BMhw)), self.patch)
 
 
 class LappedDecoder(nn.Module):
@@ -59,10 +67,10 @@ class LappedDecoder(nn.Module):
 
     def forward(self, y_BMhw: Tensor, g_BM11: Tensor) -> Tensor:
         """Decode y_hat / g_q and g_q to a picture."""
-        x_BCHW = self.lapped(y_BMhw)
+        x_BCHW = laid_out(self.lapped(y_BMhw))
         s_BMhw = y_BMhw * g_BM11
         step_B1hw = g_BM11.log().mean(1, keepdim=True).expand(-1, -1, *y_BMhw.shape[2:])
-        h = self.layers(torch.cat([s_BMhw / (1 + s_BMhw.abs() / 4), step_B1hw], 1))
+        h = self.layers(laid_out(torch.cat([s_BMhw / (1 + s_BMhw.abs() / 4), step_B1hw], 1)))
         h = self.mix(torch.cat([h, pixel_unshuffle(x_BCHW, self.patch)], 1))
         picture_BCHW: Tensor = x_BCHW + pixel_shuffle(self.out(F.silu(self.blocks(h))), self.patch)
         return picture_BCHW

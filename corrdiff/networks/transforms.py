@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corrdiff.config import DenoiserConfig, TransformConfig
-from corrdiff.networks.layers import ResidualBlock, Upsample, conv3x3, pixel_shuffle, pixel_unshuffle
+from corrdiff.networks.layers import ResidualBlock, Upsample, conv3x3, laid_out, pixel_shuffle, pixel_unshuffle
 
 LATENT_GAIN = 4.0
 """E's output is multiplied by this, so that at initialisation the symbols are not all zero."""
@@ -58,7 +58,7 @@ class HyperAnalysis(nn.Module):
         if self.companded:  # sizes over several powers of two, as the scales that they are to say
             size = y_BMhw.abs()
             y_BMhw = torch.cat([torch.log1p(size), y_BMhw / (1 + size)], 1)
-        out: Tensor = self.layers(y_BMhw)
+        out: Tensor = self.layers(laid_out(y_BMhw))
         return out
 
 
@@ -73,7 +73,7 @@ class HyperFeatures(nn.Module):
         self.conv3 = conv3x3(n, config.context_channels)
 
     def forward(self, z_hat_BNuv: Tensor) -> Tensor:
-        h = F.relu(pixel_shuffle(self.conv1(z_hat_BNuv), 2))
+        h = F.relu(pixel_shuffle(self.conv1(laid_out(z_hat_BNuv)), 2))
         h = F.relu(pixel_shuffle(self.conv2(h), 2))
         return F.relu(self.conv3(h))
 
@@ -93,7 +93,7 @@ class HyperSynthesis(nn.Module):
         self.conv3 = conv3x3(n, 2 * config.latent_channels)
 
     def forward(self, z_hat_BNuv: Tensor) -> tuple[Tensor, Tensor]:
-        h = F.relu(pixel_shuffle(self.conv1(z_hat_BNuv), 2))
+        h = F.relu(pixel_shuffle(self.conv1(laid_out(z_hat_BNuv)), 2))
         h = F.relu(pixel_shuffle(self.conv2(h), 2))
         m_BMhw, index_BMhw = self.conv3(h).chunk(2, dim=1)
         return m_BMhw, index_BMhw * SCALE_INDEX_GAIN + SCALE_INDEX_BIAS
@@ -117,11 +117,11 @@ class ContextSynthesis(nn.Module):
         self.ups = nn.ModuleList(Upsample(channels[i], channels[i - 1]) for i in range(len(channels) - 1, 0, -1))
 
     def forward(self, y_BMhw: Tensor, d_BCHW: Tensor) -> list[Tensor]:
-        h = self.blocks[0](self.inp(y_BMhw))
+        h = self.blocks[0](self.inp(laid_out(y_BMhw)))
         maps = [h]
         for up, block in zip(self.ups, list(self.blocks)[1:], strict=True):
             h = block(up(h))
             maps.append(h)
         if self.picture_patch:
-            maps[-1] = torch.cat([maps[-1], pixel_unshuffle(d_BCHW, self.picture_patch).to(h.dtype)], 1)
+            maps[-1] = torch.cat([maps[-1], pixel_unshuffle(laid_out(d_BCHW), self.picture_patch).to(h.dtype)], 1)
         return maps[::-1]

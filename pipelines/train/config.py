@@ -72,22 +72,26 @@ class TrainConfig:
     with which the states leave most of a worker's memory to activations."""
     activation_checkpointing: bool | None = may_change(None)
     """Keep no activations inside residual blocks and compute them again backwards: less memory, a quarter slower. Where
-    it is not given: for the base preset alone."""
+    it is not given: where those of a micro-batch would take more than half of a worker's memory."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the networks; weights and moments are always fp32."""
     device: Device = may_change("auto")
     """GPUs where the cluster has them, unless told."""
-    checkpoint_every: int = may_change(50_000)
-    """Crops between checkpoints."""
+    checkpoint_minutes: float = may_change(10.0)
+    """Minutes between checkpoints: what a machine that vanishes costs at most, however many there are."""
+    checkpoint_every: int | None = may_change(None)
+    """Crops between checkpoints, in the place of minutes."""
     log_every: int = may_change(10)
     """Steps between points of the curves in MLflow; each point is the mean over those steps."""
     keep_checkpoints: int = may_change(2)
     """Finished checkpoints that are kept."""
     resize_every: float = may_change(60.0)
     """With --workers MIN:MAX, seconds between looks for machines that have come; a resize costs a restart."""
-    validate_every: int = may_change(50_000)
-    """Crops between measurements of real encodes and decodes, with pictures, in MLflow: on SHARDS/val where it is, else
-    on a few training crops."""
+    validate_minutes: float = may_change(30.0)
+    """Minutes between measurements of real encodes and decodes, with pictures, in MLflow: on SHARDS/val where it is,
+    else on a few training crops."""
+    validate_every: int | None = may_change(None)
+    """Crops between measurements, in the place of minutes: then runs are measured at the same crops."""
     max_failures: int = may_change(3)
     """Restarts from the last checkpoint after worker failures."""
 
@@ -95,6 +99,9 @@ class TrainConfig:
         check_positive(
             self, "crops_total", "batch", "checkpoint_every", "keep_checkpoints", "validate_every", "log_every"
         )
+        for option in ("checkpoint_minutes", "validate_minutes"):
+            if not 0 < getattr(self, option) < math.inf:
+                raise UsageError(f"--{option.replace('_', '-')} must be over 0, not {getattr(self, option)}")
         if self.crop % 64 or self.crop < 64:
             raise UsageError(f"--crop must be a multiple of 64, not {self.crop}")
         if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.workers) or self.min_workers > self.max_workers:
@@ -138,11 +145,6 @@ class TrainConfig:
     def max_workers(self) -> int:
         """The most workers that the run may have."""
         return int(self.workers.split(":")[-1])
-
-    @property
-    def checkpoints_activations(self) -> bool:
-        """Whether activations are computed again on the way back."""
-        return self.preset == "base" if self.activation_checkpointing is None else self.activation_checkpointing
 
     def micro_batch_size(self, world_size: int) -> int:
         """Give the crops in one forward pass of one worker."""

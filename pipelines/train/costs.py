@@ -26,7 +26,7 @@ class Costs(NamedTuple):
     crops: int
     seconds: float
     waited_s: float
-    """Time that a worker waited for data, the mean over the workers."""
+    """Time that a worker waited for crops and for the drawing of samples, the mean over the workers."""
     read_bytes: int
     peak_memory_bytes: int
     """Peak of the worker with the most: of its GPU's memory, else of its process's."""

@@ -20,6 +20,10 @@ STATE_BYTES = 16
 STATES_SHARE = 0.25
 """Share of a worker's memory that states may take before more of them is partitioned: activations need the rest."""
 
+ACTIVATIONS_SHARE = 0.5
+"""Share of a worker's memory that activations may take before they are computed again: the rest is for states, for
+what a layer needs while it runs, and for what the allocator cannot use."""
+
 
 def choose_stage(config: TrainConfig, parameters: int, world_size: int, memory_bytes: int) -> int:
     """Choose the ZeRO stage: the run's, or the lowest that does.
@@ -38,6 +42,19 @@ def choose_stage(config: TrainConfig, parameters: int, world_size: int, memory_b
         if STATE_BYTES - part + part / world_size <= room:
             return stage
     return 3
+
+
+def recomputes_activations(config: TrainConfig, activation_bytes: float, world_size: int, memory_bytes: int) -> bool:
+    """Decide whether activations are computed again on the way back: as the run says, else where half of a worker's
+    memory is too little to keep them.
+
+    Args:
+        activation_bytes: what a crop keeps for the backward pass, in the stretch that keeps the most.
+        memory_bytes: of the worker with the least.
+    """
+    if config.activation_checkpointing is not None:
+        return config.activation_checkpointing
+    return activation_bytes * config.micro_batch_size(world_size) > ACTIVATIONS_SHARE * memory_bytes
 
 
 def deepspeed_config(config: TrainConfig, world_size: int, stage: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pipelines.shards.format import Manifest
 from pipelines.train import epoch_order
 from pipelines.train.config import TrainConfig
 from pipelines.train.epoch_order import Cursor
+from pipelines.train.samples import Noise
 
 RISE_SHARE = 0.1
 DECAY_FROM_SHARE = 0.4
@@ -29,6 +30,8 @@ class Stretch(NamedTuple):
     the weights nor their averages change, to the bit."""
     terms: tuple[str, ...]
     """Names of the loss terms that are computed; curves leave out the others."""
+    noise: tuple[Noise, ...]
+    """The noise that they depend on; nothing else is drawn."""
 
 
 class Place(NamedTuple):

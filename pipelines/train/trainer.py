@@ -6,31 +6,45 @@ import math
 import os
 from typing import Any, NamedTuple
 
-import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from corrdiff import heap, perceptual
-from corrdiff.config import HYPER_STRIDE, TransformConfig
 from corrdiff.ema import Ema
 from corrdiff.errors import JobError, UsageError
 from corrdiff.format.entropy_tables import EntropyTables
+from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train import checkpoints, deepspeed_private, samples
+from pipelines.train.ahead import Drawer, Drawn
 from pipelines.train.batch import Batch
 from pipelines.train.checkpoints import Restored, TrainProgress
 from pipelines.train.config import TrainConfig
-from pipelines.train.deepspeed_config import choose_stage, deepspeed_config
+from pipelines.train.crop_costs import activation_bytes_per_crop, flops_per_crop
+from pipelines.train.deepspeed_config import choose_stage, deepspeed_config, recomputes_activations
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.phases.base import FirstCrops, Phase, codec_config
 from pipelines.train.schedule import Place, lr_at, place_at
 
 EMA_HALFLIFE_SHARE = 0.03
 """Half-life of the weight average, as a share of the run."""
+
+
+class Said(NamedTuple):
+    """What a worker says with a step; all learn with the loss what any of them has said."""
+
+    leaving: bool = False
+    """Its machine is about to go away."""
+    checkpoint_late: bool = False
+    """By its clock a checkpoint is due."""
+    validation_late: bool = False
+    """By its clock a validation is due."""
+
+
+NOTHING = Said()
 
 
 class StepResult(NamedTuple):
@@ -41,8 +55,8 @@ class StepResult(NamedTuple):
     grad_norm: float
     lr: float
     """The largest of the groups' learning rates."""
-    leaving: bool
-    """Whether some worker has said that its machine is about to go away."""
+    said: Said
+    """By some worker."""
 
 
 class Trainer:
@@ -57,6 +71,7 @@ class Trainer:
         module = phase.module(config, device, _perceptual(config, device), None if restored else first_crops)
         module.to(device)  # pictures are channels_last; DeepSpeed wants the weights themselves contiguous
         self.transform = codec_config(config).transform
+        self._drawer = Drawer(config.seed, config.crop, self.transform, device)
         trained = checkpoints.trained_parameters(module)
         if restored:
             with torch.no_grad():
@@ -68,7 +83,11 @@ class Trainer:
         if device.type == "cpu":
             heap.keep_freed_memory()
         parameters = sum(p.numel() for _, p in trained)
-        self.zero_stage = choose_stage(config, parameters, dist.get_world_size(), _memory_bytes(device))
+        memory_bytes = _least(_memory_bytes(device), device)
+        self.zero_stage = choose_stage(config, parameters, dist.get_world_size(), memory_bytes)
+        self.recomputes = self._recomputes(module, memory_bytes)
+        if self.recomputes:
+            recompute_blocks(module)
         # Only the first worker's counts are used, and counting takes a while.
         counted = phase.stretches(config) if dist.get_rank() == 0 else ()
         self._flops = {s.name: flops_per_crop(module, self.transform, config.crop, s.name, device) for s in counted}
@@ -93,6 +112,20 @@ class Trainer:
         engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=settings)
         return engine
 
+    def _recomputes(self, module: nn.Module, memory_bytes: int) -> bool:
+        """Decide, the same on all workers, whether activations are computed again on the way back; collective."""
+        config, most = self.config, 0.0
+        if config.activation_checkpointing is None and dist.get_rank() == 0:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                most = max(
+                    activation_bytes_per_crop(module, self.transform, config.crop, stretch.name, self.device)
+                    for stretch in self.phase.stretches(config)
+                    if stretch.share > 0
+                )
+        counted = torch.tensor(most, dtype=torch.float64, device=self.device)
+        dist.broadcast(counted, 0)
+        return recomputes_activations(config, float(counted), dist.get_world_size(), memory_bytes)
+
     @property
     def place(self) -> Place:
         """Where the next step is in the run."""
@@ -103,33 +136,40 @@ class Trainer:
         """Operations of the next step for each of its crops; known to the first worker alone."""
         return self._flops.get(self.place.stretch.name, 0.0)
 
-    def step(self, batch: Batch, leaving: bool = False) -> StepResult:
+    def draw(self, batch: Batch, crops_seen: int) -> Drawn:
+        """Draw the sample of a step that begins after `crops_seen`."""
+        place = place_at(self.config, self.phase.stretches(self.config), crops_seen)
+        return self._drawer.draw(batch, place.stretch.noise)
+
+    def step(self, drawn: Drawn, says: Said = NOTHING) -> StepResult:
         """Forward, backward and update on this worker's part of a batch.
 
-        `leaving` says that this worker's machine is about to go away; all workers learn it with the loss.
+        `says` is what this worker says; the result has what any of them has said.
 
         Raises `JobError` on every worker, before the update, where a loss term is not finite.
         """
         config, world_size = self.config, dist.get_world_size()
+        batch = drawn.batch
         before, seen = self.progress.crops_seen, self.progress.crops_seen + batch.real_rows
         place = self.place
         peaks, lr = place.stretch.peaks, lr_at(config, place.share(seen))
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr * peaks.get(group["group"], 0.0)
-        sample = samples.draw(batch, config.seed, config.crop, self.transform, self.device)
-        totals = torch.zeros(len(self.phase.terms) + 1, device=self.device)
-        totals[-1] = leaving
-        parts = samples.micro_batches(sample, config.micro_batch_size(world_size))
+        terms = len(self.phase.terms)
+        totals = torch.zeros(terms + len(says), device=self.device)
+        for i, word in enumerate(says, start=terms):
+            totals[i] = word
+        parts = samples.micro_batches(drawn.sample(), config.micro_batch_size(world_size))
         for i, part in enumerate(parts):
             if i > 0:
                 self.engine.step()  # counts the micro-batch before
             terms_BT = self.engine(part, place.stretch.name, place.share(before))
             # DeepSpeed divides by the accumulation steps and averages over workers; padding has no weight.
             loss = (terms_BT[:, 0] * part.w_B).sum() / batch.real_rows * world_size * config.accumulation(world_size)
-            totals[:-1] += (terms_BT.detach() * part.w_B[:, None]).sum(0)
+            totals[:terms] += (terms_BT.detach() * part.w_B[:, None]).sum(0)
             self.engine.backward(loss)
         dist.all_reduce(totals)
-        self._check_finite(totals[:-1] / batch.real_rows, batch)
+        self._check_finite(totals[:terms] / batch.real_rows, batch)
         grad_norm = self._update()
         if not math.isfinite(grad_norm):
             raise JobError(f"{self.phase.name}: the gradient is not finite after {self.progress.crops_seen:,} crops")
@@ -139,8 +179,9 @@ class Trainer:
         self.progress = TrainProgress(seen, self.progress.optimizer_steps + 1, batch.next)
         values = totals.tolist()
         return StepResult(
-            [v / batch.real_rows for v in values[:-1]], grad_norm, lr * max(peaks.values()), values[-1] > 0
-        )
+            [v / batch.real_rows for v in values[:terms]], grad_norm, lr * max(peaks.values()),
+            Said(*(v > 0 for v in values[terms:])),
+        )  # fmt: skip
 
     def _update(self) -> float:
         """Clip the gradient and update; returns the norm before clipping."""
@@ -162,29 +203,15 @@ class Trainer:
 
     def averaged_codec(self) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the whole codec of the averaged weights, on the CPU."""
-        return self.phase.codec(self.config, {name: value.cpu() for name, value in self.ema.average.items()})
+        averaged = {name: value.to("cpu", copy=True) for name, value in self.ema.average.items()}
+        return self.phase.codec(self.config, averaged)
 
 
-def flops_per_crop(
-    module: nn.Module, transform: TransformConfig, crop: int, stretch: str, device: torch.device
-) -> float:
-    """Count the operations of a forward and a backward pass over one more crop, recomputation of activations included.
-
-    They are counted on the smallest crops: the networks are convolutions, whose operations grow with the area.
-    """
-    one, two = (_flops(module, transform, count, stretch, device) for count in (1, 2))
-    return (two - one) * (crop / HYPER_STRIDE) ** 2
-
-
-def _flops(module: nn.Module, transform: TransformConfig, count: int, stretch: str, device: torch.device) -> float:
-    """Count the operations of a step over some of the smallest crops."""
-    blank = np.zeros((count, HYPER_STRIDE, HYPER_STRIDE, 3), np.uint8)
-    batch = Batch(0, ["blank"] * count, blank, np.ones(count, np.float32), count, Cursor(0, 0), 0)
-    # Apart from training: under the counter some operations run in another form, with other last bits.
-    with FlopCounterMode(display=False) as counter:
-        module(samples.draw(batch, 0, HYPER_STRIDE, transform, device), stretch, 1.0)[:, 0].sum().backward()
-    module.zero_grad(set_to_none=True)
-    return float(counter.get_total_flops())
+def _least(value: int, device: torch.device) -> int:
+    """Give the smallest of the workers' values; collective."""
+    least = torch.tensor(value, dtype=torch.int64, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
 
 
 def _memory_bytes(device: torch.device) -> int:

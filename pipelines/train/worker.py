@@ -24,8 +24,10 @@ from pipelines.files import storage
 from pipelines.runtime.ray_private import is_leaving
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import checkpoints, ingest, validation
+from pipelines.train.ahead import Drawn, ahead
 from pipelines.train.batch import Batch
 from pipelines.train.board import BoardState
+from pipelines.train.cadence import Cadence
 from pipelines.train.config import TrainConfig
 from pipelines.train.costs import Meter
 from pipelines.train.epoch_order import Cursor
@@ -35,7 +37,7 @@ from pipelines.train.phases.base import Phase
 from pipelines.train.phases.table import PHASES
 from pipelines.train.run_directory import CHECKPOINTS
 from pipelines.train.schedule import steps_left
-from pipelines.train.trainer import StepResult, Trainer
+from pipelines.train.trainer import Said, StepResult, Trainer
 from pipelines.train.validation import HeldOut
 
 
@@ -89,10 +91,15 @@ def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, ob
     held_out = validation.read_held_out(config.shards)
     meter = Meter(device)
     epoch = _EpochCheck(manifest, config.batch, trainer.progress.cursor)
+    saving = Cadence(config.checkpoint_every, config.checkpoint_minutes)
+    validating = Cadence(config.validate_every, config.validate_minutes)
     saved_for_leaving = False
-    for i, batch in enumerate(_metered(reader.batches(trainer.progress.cursor, steps), trainer, meter)):
+    batches = ahead(_draw(reader.batches(trainer.progress.cursor, steps), trainer))
+    for i, drawn in enumerate(_metered(batches, trainer, meter)):
+        batch = drawn.batch
         before = trainer.progress.crops_seen
-        result = trainer.step(batch, is_leaving())
+        result = trainer.step(drawn, Said(is_leaving(), saving.is_late(), validating.is_late()))
+        said = result.said
         seen = trainer.progress.crops_seen
         last = i == steps - 1
         epoch.add(batch, device)
@@ -102,11 +109,14 @@ def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, ob
             costs = meter.collect()
             if observer:
                 observer.after_window(trainer, costs)
-        if _crossed(before, seen, config.checkpoint_every) or last or (result.leaving and not saved_for_leaving):
-            saved_for_leaving = result.leaving
+        saves = saving.is_due(before, seen, said.checkpoint_late) or (said.leaving and not saved_for_leaving)
+        if saves or last:
+            saved_for_leaving = said.leaving
             _save(trainer, run, result, observer)
-        if _crossed(before, seen, config.validate_every) or last:
+            saving.begin()
+        if validating.is_due(before, seen, said.validation_late) or last:
             _validate(trainer, held_out, observer)
+            validating.begin()
     if observer:
         observer.export(trainer)
         observer.close("FINISHED")
@@ -133,16 +143,25 @@ def _check_agreement(trainer: Trainer) -> None:
         raise JobError(f"the workers restored different checkpoints: {sorted({p.crops_seen for p in every})} crops")
 
 
-def _metered(batches: Iterator[Batch], trainer: Trainer, meter: Meter) -> Iterator[Batch]:
-    """Hand on batches, and count how long each was waited for."""
+def _draw(batches: Iterator[Batch], trainer: Trainer) -> Iterator[Drawn]:
+    """Draw the sample of each batch."""
+    seen = trainer.progress.crops_seen
+    for batch in batches:
+        yield trainer.draw(batch, seen)
+        seen += batch.real_rows
+
+
+def _metered(batches: Iterator[Drawn], trainer: Trainer, meter: Meter) -> Iterator[Drawn]:
+    """Hand on drawn batches, and count how long each was waited for: for its crops, or for the drawing."""
     while True:
         waited_from = time.monotonic()
-        batch = next(batches, None)
-        if batch is None:
+        drawn = next(batches, None)
+        if drawn is None:
             return
+        batch = drawn.batch
         waited_s = time.monotonic() - waited_from
         meter.add(batch.real_rows, batch.real_rows * trainer.flops_per_crop, waited_s, batch.read_bytes)
-        yield batch
+        yield drawn
 
 
 class _EpochCheck:
@@ -165,16 +184,12 @@ class _EpochCheck:
         self._start, self._rows = batch.next, 0
 
 
-def _crossed(before: int, after: int, every: int) -> bool:
-    return before // every != after // every
-
-
 def _save(trainer: Trainer, run: str, result: StepResult, observer: Observer | None) -> None:
     """Write a checkpoint; collective."""
     seen, keep = trainer.progress.crops_seen, trainer.config.keep_checkpoints
     checkpoints.save(storage.join(run, CHECKPOINTS), trainer.engine, trainer.ema, trainer.progress, keep)
     ray.train.report({"crops_seen": seen, "loss": result.terms[0]})
-    if result.leaving and observer:
+    if result.said.leaving and observer:
         observer.say(f"{trainer.phase.name}: a machine is about to go away; checkpoint at {seen:,} crops")
 
 

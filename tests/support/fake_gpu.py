@@ -6,6 +6,7 @@ An operation on tensors of two devices raises, as it would on a GPU. What the ho
 from __future__ import annotations
 
 import contextlib
+import functools
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -79,10 +80,18 @@ def _line() -> str:
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[Counted]:
     """Have 'cuda' for the length of a block; what is made there must not leave it."""
-    caches = [correction._least_factor, correction._interpolation, latent_models.checkerboard]
+    caches = [correction._least_factor, correction._interpolation]
+    positions = latent_models.checkerboard.__wrapped__
+
+    @functools.cache
+    def checkerboard(height: int, width: int, parity: int, device: torch.device | str = "cpu") -> Tensor:
+        with unset_fake_temporarily():  # how many positions there are is in numbers
+            found: Tensor = positions(height, width, parity)
+        return found.to(device)
 
     def run_on(self: EntropyTables, device: torch.device) -> None:
         self.model, self._device = self.model.to(device), device  # numbers that are not there cannot be compared
+        self._threshold = None if self._threshold is None else self._threshold.to(device)
 
     def numpy(self: FakeTensor) -> npt.NDArray[Any]:
         return np.zeros(tuple(self.shape), str(self.dtype).removeprefix("torch."))
@@ -106,6 +115,7 @@ def fake_gpu() -> Iterator[Counted]:
         for cache in caches:
             cache.cache_clear()
         patch.setattr(EntropyTables, "run_on", run_on)
+        patch.setattr(latent_models, "checkerboard", checkerboard)
         patch.setattr(nn.Module, "_apply", applied)
         patch.setattr(RangeDecoder, "expect_end", lambda self: None)
         patch.setattr(FakeTensor, "numpy", numpy)

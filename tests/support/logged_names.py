@@ -44,7 +44,7 @@ from pipelines.train.board import Board
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.costs import Costs
 from pipelines.train.phases.table import PHASES
-from pipelines.train.trainer import StepResult
+from pipelines.train.trainer import Said, StepResult
 from tests.support.drawn import draw
 
 SIDE = 192
@@ -142,7 +142,7 @@ def _training(phase: PhaseName) -> Names:
             term_names=terms, device=torch.device("cuda"),
             progress=SimpleNamespace(crops_seen=config.crops_total, cursor=SimpleNamespace(epoch=0)),
         )  # fmt: skip
-        watching.window = [(StepResult([1.0] * len(terms), 1.0, 1.0, False), 1, terms)]
+        watching.window = [(StepResult([1.0] * len(terms), 1.0, 1.0, Said()), 1, terms)]
         watching.after_window(trainer, Costs(1, 1.0, 1.0, 1, 1, 1.0, 1.0, 1.0, 1))
     return names
 

@@ -48,6 +48,8 @@ class Phase(Protocol):
         gradient of the step before for one that is missing. Whatever else the loss needs must not be among them, as a
         frozen network on `device` is not.
 
+        Its residual blocks are the trainer's to have computed again on the way back, where memory is short.
+
         `first_crops` is there where the weights are not replaced by a checkpoint's.
 
         Raises `UsageError` where the codec to start from is missing or damaged.
@@ -62,8 +64,8 @@ class Phase(Protocol):
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the whole codec on the CPU, for validation and export.
 
-        `averaged` has the averages of the trained weights by their names in `module`. What a codec has no use for, say
-        a network that only the loss needs, is left out.
+        `averaged` has the averages of the trained weights by their names in `module`, on the CPU, for the codec to
+        keep. What a codec has no use for, say a network that only the loss needs, is left out.
         """
 
 

@@ -18,12 +18,11 @@ from corrdiff import diffusion, losses
 from corrdiff.codec_directory import load_networks
 from corrdiff.config import HYPER_STRIDE, LATENT_STRIDE, preset
 from corrdiff.format.entropy_tables import EntropyTables
-from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel, beta_of_quality
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.config import PhaseName, TrainConfig
-from pipelines.train.phases.base import FirstCrops, codec_config, replace_weights
-from pipelines.train.samples import Sample
+from pipelines.train.phases.base import FirstCrops, codec_config
+from pipelines.train.samples import NOISE, Noise, Sample
 from pipelines.train.schedule import Stretch
 
 TRANSFORMS, SCORE, TOGETHER = "transforms", "score", "together"
@@ -40,6 +39,9 @@ LAPPED_LR_SHARE = 0.2
 
 START_CROPS = 128
 """From which the lapped transforms are found; with 64 pixels a side that is 2,048 blocks."""
+
+ROUNDING: tuple[Noise, ...] = ("u_y_BMhw", "u_z_BNuv")
+"""Noise in the place of rounding."""
 
 TOGETHER_LR_SHARE = 0.3
 """Peak learning rate of the last stretch over the run's, where others were before it: what is learnt is to stay."""
@@ -64,7 +66,7 @@ class Phase1:
             model = CorrDiffModel(preset(config.preset))
             if first_crops and model.config.transform.lapped:
                 model.start_from(first_crops(START_CROPS), config.beta)
-        return Phase1Module(model, config.beta, config.lpips_weight, perceptual, config.checkpoints_activations)
+        return Phase1Module(model, config.beta, config.lpips_weight, perceptual)
 
     def group(self, parameter: str) -> str:
         """Tell the score network and the context that conditions it, and the lapped transforms, from the others."""
@@ -79,15 +81,15 @@ class Phase1:
         transforms = {TRANSFORMS: 1.0, LAPPED: LAPPED_LR_SHARE}
         together = {TRANSFORMS: peak, LAPPED: peak * LAPPED_LR_SHARE, SCORE: peak}
         return (
-            Stretch(TRANSFORMS, config.transforms_share, transforms, ("loss", "bpp", "mse_decoder")),
-            Stretch(SCORE, config.score_share, {SCORE: 1.0}, ("loss", "bpp", "mse_score", "lpips")),
-            Stretch(TOGETHER, rest, together, self.terms),
+            Stretch(TRANSFORMS, config.transforms_share, transforms, ("loss", "bpp", "mse_decoder"), ROUNDING),
+            Stretch(SCORE, config.score_share, {SCORE: 1.0}, ("loss", "bpp", "mse_score", "lpips"), NOISE),
+            Stretch(TOGETHER, rest, together, self.terms, NOISE),
         )
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the codec of the averages alone, with tables that are frozen anew."""
-        model = CorrDiffModel(codec_config(config))
-        replace_weights(model, {name.removeprefix("model."): value for name, value in averaged.items()})
+        weights = {name.removeprefix("model."): value for name, value in averaged.items()}
+        model = CorrDiffModel.around(codec_config(config), weights)
         return model, model.entropy.freeze()
 
 
@@ -100,12 +102,9 @@ class Phase1Module(nn.Module):
         beta: float,
         lpips_weight: float = 0.0,
         perceptual: PerceptualLoss | None = None,
-        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
-        if checkpoint_activations:
-            recompute_blocks(model)
         self.beta_Q = beta_of_quality(beta)
         self.lpips_weight = lpips_weight
         self._perceptual = (perceptual,)  # in a tuple: its weights are not this module's to train or save

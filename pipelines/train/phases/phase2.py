@@ -15,7 +15,6 @@ from corrdiff import losses
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.format.entropy_tables import EntropyTables
-from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.networks.privileged_decoder import LappedDecoder, PrivilegedDecoder
 from corrdiff.perceptual import PerceptualLoss
@@ -40,7 +39,7 @@ class Phase2:
         start = start_codec(self, config)
         codec = load_codec(start, device, config.precision)
         decoder = load_networks(start)[0].decoder
-        return Phase2Module(codec, decoder, config.lpips_weight, perceptual, config.checkpoints_activations)
+        return Phase2Module(codec, decoder, config.lpips_weight, perceptual)
 
     def group(self, parameter: str) -> str:
         """Give all weights one learning rate."""
@@ -48,7 +47,7 @@ class Phase2:
 
     def stretches(self, config: TrainConfig) -> tuple[Stretch, ...]:
         """Train all the time as at the beginning."""
-        return (Stretch(WHOLE, 1.0, {WHOLE: 1.0}, self.terms),)
+        return (Stretch(WHOLE, 1.0, {WHOLE: 1.0}, self.terms, noise=()),)
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the start codec with D replaced; its tables stay."""
@@ -66,12 +65,9 @@ class Phase2Module(nn.Module):
         decoder: LappedDecoder | PrivilegedDecoder,
         lpips_weight: float = 0.0,
         perceptual: PerceptualLoss | None = None,
-        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.decoder = decoder
-        if checkpoint_activations:
-            recompute_blocks(decoder)
         self.lpips_weight = lpips_weight
         self._frozen = (codec, perceptual)  # in a tuple: not submodules
 

@@ -23,7 +23,6 @@ from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import load_codec, load_networks
 from corrdiff.format.entropy_tables import EntropyTables
 from corrdiff.networks.discriminator import Discriminator
-from corrdiff.networks.layers import recompute_blocks
 from corrdiff.networks.model import CorrDiffModel
 from corrdiff.perceptual import PerceptualLoss
 from pipelines.train.config import PhaseName, TrainConfig
@@ -54,8 +53,9 @@ class Phase3:
     ) -> nn.Module:  # fmt: skip
         """Wrap the score network as it is in the start codec and a new discriminator, beside that codec."""
         start = start_codec(self, config)
+        codec, model = load_codec(start, device, config.precision), load_networks(start)[0]
         torch.manual_seed(config.seed)
-        return Phase3Module(load_codec(start, device, config.precision), load_networks(start)[0], config, perceptual)
+        return Phase3Module(codec, model, config, perceptual)
 
     def group(self, parameter: str) -> str:
         """Tell the discriminator from the score network."""
@@ -63,7 +63,8 @@ class Phase3:
 
     def stretches(self, config: TrainConfig) -> tuple[Stretch, ...]:
         """Train both all the time."""
-        return (Stretch(WHOLE, 1.0, {SCORE: LR_SHARE, DISCRIMINATOR: LR_SHARE}, self.terms),)
+        peaks = {SCORE: LR_SHARE, DISCRIMINATOR: LR_SHARE}
+        return (Stretch(WHOLE, 1.0, peaks, self.terms, noise=("eps_BCHW",)),)
 
     def codec(self, config: TrainConfig, averaged: dict[str, Tensor]) -> tuple[CorrDiffModel, EntropyTables]:
         """Build the start codec with the score network replaced, to be run with the steps that it was trained for."""
@@ -86,9 +87,6 @@ class Phase3Module(nn.Module):
         self.discriminator = Discriminator(
             model.config.transform.latent_channels, width=model.config.denoiser.channels[0] // 2
         )
-        if config.checkpoints_activations:
-            recompute_blocks(self.context)
-            recompute_blocks(self.denoiser)
         self.config = config
         self._frozen = (codec, perceptual)  # in a tuple: not submodules
 

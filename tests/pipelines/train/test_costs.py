@@ -10,9 +10,9 @@ from corrdiff.networks.model import CorrDiffModel
 from pipelines.train import samples
 from pipelines.train.batch import Batch
 from pipelines.train.costs import PEAK_FLOPS, Costs, peak_flops
+from pipelines.train.crop_costs import activation_bytes_per_crop, flops_per_crop
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.phases.phase1 import Phase1Module
-from pipelines.train.trainer import flops_per_crop
 
 ONE = Costs(
     crops=100, seconds=10.0, waited_s=0.5, read_bytes=2_000_000, peak_memory_bytes=1 << 30, flops=3e11,
@@ -70,6 +70,24 @@ def test_the_operations_of_a_crop_are_counted_and_leave_no_gradient() -> None:
     assert flops_per_crop(module, config.transform, 128, "together", torch.device("cpu")) > 4 * flops
     # Each weight of a convolution works at many positions, in two passes more backwards than forwards.
     assert flops > 6 * sum(p.numel() for p in module.model.decoder.parameters())
+
+
+def test_the_memory_of_a_crops_activations_is_counted_and_less_where_they_are_recomputed() -> None:
+    config = tiny()
+    module = Phase1Module(CorrDiffModel(config), 0.0066)
+
+    def counted(stretch: str, crop: int = 64) -> float:
+        return activation_bytes_per_crop(module, config.transform, crop, stretch, torch.device("cpu"))
+
+    whole = counted("together")
+    assert counted("together", 128) == 4 * whole
+    assert 0 < counted("transforms") < whole
+    with torch.autocast("cpu", torch.bfloat16):
+        assert 0.4 * whole < counted("together") < 0.8 * whole
+    finest = config.denoiser.channels[0] * (64 // config.denoiser.patch) ** 2 * 4
+    assert whole > 10 * finest, "each of the score network's layers at the finest resolution keeps its input"
+    recompute_blocks(module)
+    assert counted("together") < 0.7 * whole
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:

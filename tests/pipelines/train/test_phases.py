@@ -25,7 +25,7 @@ from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.phases.phase3 import Phase3Module
 from pipelines.train.phases.table import PHASES
-from pipelines.train.samples import Sample
+from pipelines.train.samples import NOISE, Noise, Sample
 
 CPU = torch.device("cpu")
 
@@ -103,6 +103,28 @@ def test_a_module_gives_a_column_a_term_and_every_trained_weight_a_gradient_that
     assert [term for term in phase.terms if term in stretch.terms] == list(stretch.terms)
     for term, column in zip(phase.terms, terms.T, strict=True):
         assert bool((column != 0).all()) == (term in stretch.terms and term != "lpips"), term
+
+
+@pytest.mark.parametrize(("name", "number"), STRETCHES)
+def test_a_stretch_depends_on_the_noise_that_it_names_and_on_no_other(
+    name: PhaseName, number: int, codec_dir: Path, sample: Sample
+) -> None:
+    module = PHASES[name].module(config_of(codec_dir), CPU, None)
+    stretch = PHASES[name].stretches(config_of(codec_dir))[number]
+
+    def losses_and_gradients(without: set[Noise]) -> list[torch.Tensor]:
+        module.zero_grad()
+        zeros = {noise: torch.zeros(()).expand_as(getattr(sample, noise)) for noise in without}
+        terms = module(sample._replace(**zeros), stretch.name, 0.5)
+        terms[:, 0].sum().backward()
+        return [terms, *(p.grad.clone() for _, p in trained_parameters(module) if p.grad is not None)]
+
+    expected = losses_and_gradients(set())
+    without = losses_and_gradients(set(NOISE) - set(stretch.noise))
+    assert len(without) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(without, expected, strict=True))
+    for noise in stretch.noise:
+        assert not torch.equal(losses_and_gradients({noise})[0], expected[0]), noise
 
 
 def test_what_stands_still_adds_nothing_to_the_loss_of_phase_1(codec_dir: Path, sample: Sample) -> None:

@@ -42,7 +42,7 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_a_step_belongs_to_the_stretch_in_which_it_begins() -> None:
-    stretches = [Stretch(name, share, {}, ()) for name, share in (("a", 0.5), ("none", 0), ("b", 0.3), ("c", 0.2))]
+    stretches = [Stretch(name, share, {}, (), ()) for name, share in (("a", 0.5), ("none", 0), ("b", 0.3), ("c", 0.2))]
     places = {seen: place_at(CONFIG, stretches, seen) for seen in (0, 499, 500, 650, 799, 800, 1000)}
     assert [place.stretch.name for place in places.values()] == ["a", "a", "b", "b", "b", "c", "c"]
     shares = [place.share(seen) for seen, place in places.items()]

@@ -15,9 +15,11 @@ from corrdiff.codec_directory import codec_weights, load_networks, save_codec
 from corrdiff.config import CodecConfig, DenoiserConfig, TransformConfig
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.train import checkpoints
+from pipelines.train import trainer as trainer_module
+from pipelines.train.batch import Batch
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.phases.table import PHASES
-from pipelines.train.trainer import Trainer
+from pipelines.train.trainer import StepResult, Trainer
 from tests.support.training import drawn_batches, plain_loop
 
 BATCH, CROP, STEPS = 2, 64, 6
@@ -55,6 +57,10 @@ def trainer_of(config: TrainConfig, phase: PhaseName, restored: checkpoints.Rest
     return Trainer(config, PHASES[phase], torch.device("cpu"), restored)
 
 
+def step(trainer: Trainer, batch: Batch) -> StepResult:
+    return trainer.step(trainer.draw(batch, trainer.progress.crops_seen))
+
+
 def states_of(trainer: Trainer) -> dict[str, dict[str, Tensor]]:
     """All that a checkpoint holds of each parameter."""
     return {
@@ -71,7 +77,7 @@ def test_losses_and_gradients_are_those_of_a_plain_loop(phase: PhaseName, stage:
     batches = drawn_batches(STEPS, BATCH, CROP)
     plain = plain_loop(config, PHASES[phase], batches)
     trainer = trainer_of(config, phase)
-    results = [trainer.step(batch) for batch in batches]
+    results = [step(trainer, batch) for batch in batches]
     np.testing.assert_allclose([result.terms[0] for result in results], plain.losses, rtol=1e-4)
     np.testing.assert_allclose([result.grad_norm for result in results], plain.grad_norms, rtol=1e-2)
     assert min(plain.grad_norms) > 0
@@ -85,9 +91,9 @@ def test_what_stands_still_in_a_stretch_does_not_change_to_the_bit_and_all_else_
     trainer = trainer_of(config, "phase1")
     batches = iter(drawn_batches(STEPS, BATCH, CROP))
     for stretch in PHASES["phase1"].stretches(config):
-        trainer.step(next(batches))
+        step(trainer, next(batches))
         first = states_of(trainer)
-        trainer.step(next(batches))
+        step(trainer, next(batches))
         for name, state in states_of(trainer).items():
             moves = PHASES["phase1"].group(name) in stretch.peaks
             for kind in ("weight", "ema"):
@@ -104,18 +110,35 @@ def test_a_run_that_goes_on_inside_a_stretch_ends_as_one_that_was_not_interrupte
     batches = drawn_batches(STEPS, BATCH, CROP)
     whole = trainer_of(config, "phase1")
     for batch in batches:
-        whole.step(batch)
+        step(whole, batch)
         checkpoints.save(str(tmp_path), whole.engine, whole.ema, whole.progress, keep=STEPS)
     for done, uri in enumerate(reversed(checkpoints.finished(str(tmp_path))), start=1):
         if done % 2 == 0:
             continue
         resumed = trainer_of(config, "phase1", checkpoints.load(uri))
         for batch in batches[done:]:
-            resumed.step(batch)
+            step(resumed, batch)
         found, expected = states_of(resumed), states_of(whole)
         for name, state in expected.items():
             for kind, tensor in state.items():
                 assert torch.equal(found[name][kind], tensor), (done, kind, name)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_activations_are_recomputed_where_memory_is_short_and_nothing_else_changes(
+    phase: PhaseName, start_codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = drawn_batches(2, BATCH, CROP)
+    config = config_of(start_codec)
+    kept = trainer_of(config, phase)
+    flops = kept.flops_per_crop
+    expected = [step(kept, batch).terms for batch in batches]
+    monkeypatch.setattr(trainer_module, "_memory_bytes", lambda device: 1 << 16)
+    told = trainer_of(dataclasses.replace(config, activation_checkpointing=False), phase)
+    short = trainer_of(config, phase)
+    assert (kept.recomputes, told.recomputes, short.recomputes) == (False, False, True)
+    assert short.flops_per_crop > flops
+    np.testing.assert_allclose([step(short, batch).terms for batch in batches], expected, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -127,14 +150,14 @@ def test_bf16_and_recomputed_activations_follow_fp32_where_weights_are_partition
     config = dataclasses.replace(config_of(start_codec, stage=3), micro_batch=None)
     plain = plain_loop(config, PHASES[phase], batches)
     trainer = trainer_of(dataclasses.replace(config, precision="bf16", activation_checkpointing=True), phase)
-    np.testing.assert_allclose([trainer.step(batch).terms[0] for batch in batches], plain.losses, rtol=0.1)
+    np.testing.assert_allclose([step(trainer, batch).terms[0] for batch in batches], plain.losses, rtol=0.1)
 
 
 @pytest.mark.parametrize("phase", ["phase2", "phase3"])
 def test_a_phase_that_goes_on_from_a_codec_leaves_all_else_of_it_as_it_is(phase: PhaseName, start_codec: str) -> None:
     trainer = trainer_of(config_of(start_codec), phase)
     for batch in drawn_batches(2, BATCH, CROP):
-        trainer.step(batch)
+        step(trainer, batch)
     model, tables = trainer.averaged_codec()
     start, start_tables, _ = load_networks(start_codec)
     weights = codec_weights(start)
