@@ -82,7 +82,7 @@ def test_webdataset_reads_the_parts_as_they_are(road: Road, tmp_path: Path) -> N
     dataset = wds.WebDataset([str(tmp_path / n) for n in tars], shardshuffle=False)
     samples = {s["__key__"]: s for s in dataset}
     assert {key: s["crdf"] for key, s in samples.items()} == read_files(f"{road.root}/compressed")
-    assert all(json.loads(s["json"])["source"].startswith(road.root) for s in samples.values())
+    assert all(json.loads(s["crdf.json"])["source"].startswith(road.root) for s in samples.values())
 
 
 def test_a_codec_says_which_one_it_began_with(road: Road) -> None:
