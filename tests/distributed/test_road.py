@@ -188,6 +188,7 @@ def test_another_codec_or_setting_on_the_same_output_is_refused_with_both_named(
     assert "give the codec that wrote it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_lost_unit_is_done_again_with_the_same_bytes(road: Road) -> None:
     out = f"{road.root}/compressed"
     record = storage.read_json(f"{out}/_units/00001.json")
