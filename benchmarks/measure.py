@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -32,6 +33,19 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def again(*options: object) -> list[str]:
     """Make the command that runs this benchmark in a process of its own, with other options."""
     return [sys.executable, "-m", _module(), *map(str, options)]
+
+
+def metric_history(run_name: str, *metrics: str) -> list[list[tuple[int, float]]]:
+    """Read from the MLflow of the environment what one run has of each metric: (step, value), in order."""
+    from mlflow import MlflowClient  # where it is missing, nothing is read
+
+    from pipelines.tracking.tracker import EXPERIMENT
+
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{run_name}'")
+    return [sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)) for name in metrics]
 
 
 def _module() -> str:

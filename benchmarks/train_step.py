@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measure import Row, again, parser, report
+from benchmarks.measure import Row, again, metric_history, parser, report
 from corrdiff import heap
 from corrdiff.config import QUALITIES, preset
 from corrdiff.networks.model import CorrDiffModel
@@ -82,10 +82,6 @@ def corrdiff(*command: object) -> None:
 
 def ours(arguments: argparse.Namespace, shards: str, storage: str, workers: int) -> tuple[float, float]:
     """Crops a second and share of the time waiting, in the windows after the first ones."""
-    from mlflow import MlflowClient
-
-    from pipelines.tracking.tracker import EXPERIMENT
-
     Path(storage).mkdir()
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{storage}/mlflow.db"
     corrdiff(
@@ -94,15 +90,9 @@ def ours(arguments: argparse.Namespace, shards: str, storage: str, workers: int)
         "--precision", arguments.precision, "--workers", workers, "--log-every", LOG_EVERY,
         "--transforms-share", 0, "--score-share", 0,
     )  # fmt: skip
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    values = []
-    for name in ("crops_per_s", "waiting_share"):
-        history = sorted(client.get_metric_history(run.info.run_id, name), key=lambda m: m.step)
-        values.append(statistics.median(m.value for m in history[SKIPPED_WINDOWS:]))
-    return values[0], values[1]
+    rates, waits = metric_history("corrdiff-phase1", "crops_per_s", "waiting_share")
+    rate, wait = (statistics.median(value for _, value in found[SKIPPED_WINDOWS:]) for found in (rates, waits))
+    return rate, wait
 
 
 def bare(arguments: argparse.Namespace, workers: int) -> float:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.measure import Row, parser, report
+from benchmarks.measure import Row, metric_history, parser, report
 from corrdiff import metrics
 from corrdiff.codec import Settings
 from corrdiff.codec_directory import load_codec, save_codec
@@ -32,11 +32,13 @@ from corrdiff.networks.model import CorrDiffModel
 from pipelines.display import curves
 from pipelines.shards.format import VALIDATION
 from pipelines.train import validation
+from pipelines.train.config import TrainConfig
+from pipelines.train.phases.phase1 import SCORE, TOGETHER, TRANSFORMS
 
 BPP = 0.3
 PROBE_STEPS = 60
 """By which a stretch's step time is measured; the first third does not count."""
-STRETCHES = ("transforms", "score", "together")
+STRETCHES = (TRANSFORMS, SCORE, TOGETHER)
 
 
 class Contestant(NamedTuple):
@@ -65,8 +67,8 @@ def main() -> None:
     )
     made.add_argument("--minutes", type=float, default=60.0, help="of training, each")
     made.add_argument("--contestants", nargs="+", choices=["before", "now"], default=["before", "now"])
-    made.add_argument("--transforms-share", type=float, default=0.6)
-    made.add_argument("--score-share", type=float, default=0.25)
+    made.add_argument("--transforms-share", type=float, default=TrainConfig.transforms_share)
+    made.add_argument("--score-share", type=float, default=TrainConfig.score_share)
     made.add_argument("--batch", type=int, default=4)
     made.add_argument("--workers", type=int, default=1)
     made.add_argument("--measurements", type=int, default=6, help="points of each curve")
@@ -115,7 +117,7 @@ def run(arguments: argparse.Namespace, work: Path, contestant: Contestant) -> li
         length.write_text(str(crops_in(arguments, work, contestant)))
     crops = int(length.read_text())
     train(arguments, work, contestant, contestant.name, crops, contestant.shares, crops // arguments.measurements)
-    return curve(work, contestant.name)
+    return curve(contestant.name)
 
 
 def train(
@@ -153,41 +155,26 @@ def crops_in(arguments: argparse.Namespace, work: Path, contestant: Contestant) 
             name = f"probe-{contestant.name}-{stretch}"
             total = PROBE_STEPS * arguments.batch
             train(arguments, work, contestant, name, total, alone, 10 * total)
-            windows = steps(work, name)
+            windows = steps(name)
             rest = windows[len(windows) // 3 :]
             seconds += share * sum(s for s, _ in rest) / sum(crops for _, crops in rest)
     return int(60 * arguments.minutes / seconds)
 
 
-def history(work: Path, name: str, metric: str) -> list[tuple[int, float]]:
-    """Read what MLflow has of a run's metric: (crops, value), in order."""
-    from mlflow import MlflowClient
-
-    from pipelines.tracking.tracker import EXPERIMENT
-
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], filter_string=f"attributes.run_name = '{name}-phase1'")
-    (found,) = runs
-    return sorted((m.step, m.value) for m in client.get_metric_history(found.info.run_id, metric))
-
-
-def steps(work: Path, name: str) -> list[tuple[float, int]]:
+def steps(name: str) -> list[tuple[float, int]]:
     """Give (seconds, crops) of each window of a run."""
-    windows = history(work, name, "crops_per_s")
+    (windows,) = metric_history(f"{name}-phase1", "crops_per_s")
     return [((seen - before) / rate, seen - before) for (before, _), (seen, rate) in pairwise([(0, 0.0), *windows])]
 
 
-def curve(work: Path, name: str) -> list[Point]:
+def curve(name: str) -> list[Point]:
     """Give what was measured of a run, over the time that its steps took until then."""
-    windows = steps(work, name)
+    windows = steps(name)
     ends = np.cumsum([0, *(crops for _, crops in windows)])
     spent = np.cumsum([0.0, *(seconds for seconds, _ in windows)]) / 60
-    values = {
-        key: dict(history(work, name, f"val/{key}"))
-        for q in validation.QUALITIES for key in (f"q{q}/bpp", f"q{q}/psnr_db")
-    }  # fmt: skip
+    keys = [f"q{q}/{metric}" for q in validation.QUALITIES for metric in ("bpp", "psnr_db")]
+    found = metric_history(f"{name}-phase1", *(f"val/{key}" for key in keys))
+    values = {key: dict(history) for key, history in zip(keys, found, strict=True)}
     points = []
     for crops in sorted(values[f"q{validation.QUALITIES[0]}/bpp"]):
         at = [(values[f"q{q}/bpp"][crops], values[f"q{q}/psnr_db"][crops]) for q in validation.QUALITIES]

@@ -48,16 +48,16 @@ def verify(data: bytes, pending: Pending, tables: EntropyTables) -> None:
     if parsed.header != header:
         raise BitstreamError("the file's header is not what was to be written")
     tiles = zip(layout_of(header), pending.symbols, pending.factors, strict=True)
-    for i, (tile, symbols, levels) in enumerate(tiles):
+    for tile, symbols, levels in tiles:
         try:
             y_hat_1Mhw = read_latents([parsed], tile, tables)
-            found = _factor_levels(header, parsed.tiles[i].factors, levels.shape[2:])
+            found = _factor_levels(header, parsed.tiles[tile.index].factors, levels.shape[2:])
         except ValueError as error:
             raise BitstreamError(f"the file cannot be read back: {error}") from None
         if not np.array_equal(y_hat_1Mhw[0].cpu().numpy(), symbols.y_hat_Mhw):
-            raise BitstreamError(f"the latents of tile {i} decode to something else")
+            raise BitstreamError(f"the latents of tile {tile.index} decode to something else")
         if not np.array_equal(found, levels):
-            raise BitstreamError(f"the factors of tile {i} decode to something else")
+            raise BitstreamError(f"the factors of tile {tile.index} decode to something else")
 
 
 def pack(header: Header, streams: Sequence[LatentStreams], factors: Sequence[npt.NDArray[np.uint8]]) -> bytes:

@@ -127,6 +127,7 @@ def test_a_tar_that_breaks_off_gives_what_is_whole_and_says_where_it_ends(
     assert "the shard is broken: unexpected end of data" in failed.error
 
 
+@pytest.mark.slow
 def test_a_hopeless_job_ends_early_and_goes_on_when_it_is_allowed_to(
     originals: Path, common: list[str], tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def test_pictures_come_back_in_every_format_and_as_shards(dataset: str, codec_di
     assert Counter(s["__key__"] for s in samples) == Counter(list(written))
 
 
+@pytest.mark.slow
 def test_an_interrupted_way_back_does_what_is_missing_and_another_format_is_refused(
     dataset: str, codec_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

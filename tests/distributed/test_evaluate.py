@@ -138,6 +138,7 @@ def test_the_same_command_does_what_is_missing(evaluated: Path, pictures: Path, 
     pd.testing.assert_frame_equal(again.drop(columns=costs), results.drop(columns=costs))
 
 
+@pytest.mark.slow
 def test_a_failed_picture_is_tried_again(
     codec_dir: Path, ray_cluster: None, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

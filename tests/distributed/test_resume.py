@@ -86,6 +86,7 @@ def test_a_different_run_of_the_same_name_is_refused(
     assert "choose another --name" in said
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
     shards: str, tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
