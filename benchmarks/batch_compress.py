@@ -28,7 +28,7 @@ from corrdiff.images import open_image
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.compress.chunk import STAGES
 from pipelines.compress.config import CompressConfig
-from pipelines.dataset import format as compressed
+from pipelines.dataset.units import finished_units, read_records
 
 SKIPPED = 0.25
 
@@ -99,7 +99,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
     with ray_session():
         for step in compress_dataset(f"{arguments.root}/pictures", out, arguments.codec, config):
             pictures.append((time.perf_counter(), step.done))
-    records = list(compressed.read_records(out, compressed.finished_units(out)))
+    records = list(read_records(out, finished_units(out)))
     megapixels = sum(r.pixels for r in records) / 1e6 / pictures[-1][1]  # all are of one size
     points = [(when, done * megapixels) for when, done in pictures]
     a_megapixel = {stage: sum(r.seconds[stage] for r in records) / points[-1][1] for stage in STAGES}

@@ -34,8 +34,9 @@ from corrdiff.errors import JobError, UsageError
 from corrdiff.format import bitstream
 from corrdiff.images import open_image
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import File, Plan, Record
+from pipelines.dataset.format import Plan
 from pipelines.dataset.summary import Summary
+from pipelines.dataset.units import File, Record
 from pipelines.files import storage
 from pipelines.files.records import read_record
 from pipelines.inputs import units

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import io
-import re
+import itertools
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corrdiff.errors import JobError
 from pipelines.compress.claim import CompressJob
-from pipelines.dataset import format as compressed
-from pipelines.dataset.format import INDEX, INDEX_COLUMNS, INDEX_GROUP_ROWS, SUMMARY, Plan, Record, metric_columns
-from pipelines.dataset.summary import Summary, percentiles
+from pipelines.dataset.format import INDEX, INDEX_GROUP_ROWS, SUMMARY, Plan
+from pipelines.dataset.parts import read_part_table
+from pipelines.dataset.rows import Rows
+from pipelines.dataset.summary import Summary
+from pipelines.dataset.units import Record, bundle_records, missing_parts, read_records, remove_orphans
 from pipelines.files import storage
 from pipelines.files.storage import READERS
 
@@ -29,6 +31,9 @@ WORST_PIXELS = 1 << 22
 """Larger pictures are not decoded again to be shown."""
 SCATTER_POINTS = 5000
 FAILURES_SHOWN = 10_000
+
+PARTS_AT_ONCE = 256
+"""Whose tables are in memory."""
 
 
 class Shown(NamedTuple):
@@ -54,50 +59,54 @@ def finish(job: CompressJob) -> tuple[Summary, Shown]:
 
 def _finish(out: str, plan: Plan) -> tuple[Summary, Shown]:
     """The Ray task; the summary is written last."""
-    records = list(compressed.read_records(out, range(plan.units)))
-    missing = compressed.missing_parts(out, records)
+    bundle_records(out)
+    totals = _totals(out, plan)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.closing(Rows(scratch)) as rows:
+        for table in _tables(read_records(out, range(plan.units)), out):
+            rows.add(table)
+        good, failures = rows.counted()
+        _write_index(out, rows, scratch)
+        summary = Summary(
+            pictures=good + failures, failures=failures, percentiles=rows.percentiles(),
+            failure_reasons=rows.failure_reasons(), qualities=rows.qualities(),
+            codec_fingerprint=plan.identity["codec"], **totals,
+        )  # fmt: skip
+        shown = Shown(rows.spread(SCATTER_POINTS), rows.worst(WORST, WORST_PIXELS), rows.failures(FAILURES_SHOWN))
+    remove_orphans(out)
+    storage.write_json(storage.join(out, SUMMARY), dataclasses.asdict(summary))
+    return summary, shown
+
+
+def _totals(out: str, plan: Plan) -> dict[str, Any]:
+    """What the records add up to. Raises `JobError` where a part is missing."""
+    size = pixels = members = 0
+    left_out = Counter(plan.left_out)
+
+    def counted() -> Iterator[Record]:
+        nonlocal size, pixels, members
+        for record in read_records(out, range(plan.units)):
+            size, pixels, members = size + record.bytes, pixels + record.pixels, members + record.members
+            left_out.update(record.left_out)
+            yield record
+
+    missing = missing_parts(out, counted())
     if missing:
         raise JobError(f"{len(missing)} finished parts of {out} are missing, such as {missing[0]}; copy them again")
-    table = _read_tables(out, records)
-    good = table.filter(pc.equal(table["status"], "ok"))
-    failed = table.filter(pc.equal(table["status"], "failed"))
-    _write_index(out, good)
-    size, pixels = (sum(getattr(r, k) for r in records) for k in ("bytes", "pixels"))
-    summary = Summary(
-        pictures=len(table), failures=len(failed), bytes=size, pixels=pixels,
-        bpp=8 * size / pixels if pixels else None, percentiles=percentiles(good),
-        failure_reasons=_counts(pa.array([re.sub(r"\d[\d,]*", "N", e) for e in failed["error"].to_pylist()])),
-        qualities=_counts(good["quality"].cast(pa.string())), codec_fingerprint=plan.identity["codec"],
-        left_out=dict(sum((Counter(r.left_out) for r in records), Counter(plan.left_out))),
-        members=sum(r.members for r in records),
-    )  # fmt: skip
-    compressed.remove_orphans(out, records)
-    storage.write_json(storage.join(out, SUMMARY), dataclasses.asdict(summary))
-    return summary, _shown(good, failed)
+    bpp = 8 * size / pixels if pixels else None
+    return {"bytes": size, "pixels": pixels, "bpp": bpp, "left_out": dict(left_out), "members": members}
 
 
-def _read_tables(out: str, records: Sequence[Record]) -> pa.Table:
+def _tables(records: Iterator[Record], out: str) -> Iterator[pa.Table]:
+    """The tables of parts, many small ones joined; some are read at the same time."""
     with ThreadPoolExecutor(READERS) as pool:
-        tables = pool.map(lambda record: compressed.read_rows(out, record), records)
-        return pa.concat_tables(tables, promote_options="permissive")  # qualities were whole numbers before
+        while some := list(itertools.islice(records, PARTS_AT_ONCE)):
+            tables = pool.map(lambda record: read_part_table(out, record), some)
+            yield pa.concat_tables(tables, promote_options="permissive")  # qualities were whole numbers before
 
 
-def _write_index(out: str, good: pa.Table) -> None:
-    buffer = io.BytesIO()
-    index = good.select(INDEX_COLUMNS).sort_by("key")
-    pq.write_table(index, buffer, row_group_size=INDEX_GROUP_ROWS, write_page_checksum=True)
-    storage.write_bytes(storage.join(out, INDEX), buffer.getvalue(), storage.PATIENT_ATTEMPTS)
-
-
-def _shown(good: pa.Table, failed: pa.Table) -> Shown:
-    few = good.take(np.linspace(0, max(len(good) - 1, 0), min(len(good), SCATTER_POINTS)).astype(np.int64))
-    measured = [name for name in metric_columns() if few[name].null_count < len(few)]
-    values = {name: few[name].to_numpy().astype(np.float64) for name in measured}
-    small = good.filter(pc.less_equal(pc.multiply(good["width"].cast(pa.int64()), good["height"]), WORST_PIXELS))
-    worst = small.filter(pc.is_valid(small["psnr_db"])).sort_by("psnr_db").slice(0, WORST).to_pylist()
-    return Shown(values, worst, failed.select(["key", "source", "error"]).slice(0, FAILURES_SHOWN).to_pylist())
-
-
-def _counts(values: pa.Array) -> dict[str, int]:
-    counted = sorted(pc.value_counts(values.drop_null()).to_pylist(), key=lambda c: (-c["counts"], c["values"]))
-    return {c["values"]: c["counts"] for c in counted}
+def _write_index(out: str, rows: Rows, scratch: str) -> None:
+    place = f"{scratch}/keys.parquet"
+    with pq.ParquetWriter(place, rows.index_schema, write_page_checksum=True) as writer:
+        for batch in rows.index(INDEX_GROUP_ROWS):
+            writer.write_batch(batch, row_group_size=INDEX_GROUP_ROWS)
+    storage.write_file(storage.join(out, INDEX), place, storage.PATIENT_ATTEMPTS)

@@ -14,7 +14,8 @@ from corrdiff.images import ImageError, open_image
 from corrdiff.picture import Picture
 from pipelines.compress.claim import CompressJob
 from pipelines.compress.finish import Shown
-from pipelines.dataset.format import SUMMARY, Member, read_member
+from pipelines.dataset.format import SUMMARY
+from pipelines.dataset.index import Member, read_member
 from pipelines.dataset.summary import Summary
 from pipelines.display import curves
 from pipelines.display.contact_sheet import Panel, side_by_side

@@ -6,7 +6,8 @@ import collections
 from collections.abc import Iterable
 
 from pipelines.compress.chunk import STAGES, Chunk, Done, Whole
-from pipelines.dataset.format import Plan, Record
+from pipelines.dataset.format import Plan
+from pipelines.dataset.units import Record
 from pipelines.display.progress import Pace, Progress
 
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.compress.chunk import Done, Whole
-from pipelines.dataset import format as compressed
+from pipelines.dataset import units
 from pipelines.dataset.fields import with_columns
-from pipelines.dataset.format import File, Record
+from pipelines.dataset.format import part_name
+from pipelines.dataset.units import File, Record
 from pipelines.files import storage
 from pipelines.files.tar import add_member
 from pipelines.inputs.samples import DESCRIPTION, PICTURE
@@ -35,7 +36,7 @@ def write_unit(out: str, unit: int, whole: Whole, columns: pa.Schema) -> Record:
     buffer = io.BytesIO()
     pq.write_table(with_columns(pa.Table.from_pylist(rows, columns), [d.fields.row for d in done]), buffer)
     parquet_file = _file(unit, "parquet", buffer.getvalue())
-    compressed.begin_unit(out, unit, [tar_file.name, parquet_file.name])
+    units.begin_unit(out, unit, [tar_file.name, parquet_file.name])
     for file, data in ((tar_file, tar), (parquet_file, buffer.getvalue())):
         storage.write_once(storage.join(out, file.name), data)
     good = [d.row for d in done if d.data is not None]
@@ -45,12 +46,14 @@ def write_unit(out: str, unit: int, whole: Whole, columns: pa.Schema) -> Record:
         seconds={**whole.seconds, "write": time.perf_counter() - started}, left_out=whole.left_out,
         members=sum(len(d.fields.members) for d in done),
     )  # fmt: skip
-    return compressed.create_record(out, record)
+    counts = units.create_record(out, record)
+    units.end_unit(out, counts)
+    return counts
 
 
 def _file(unit: int, extension: str, data: bytes) -> File:
     digest = hashlib.sha256(data).hexdigest()
-    return File(compressed.part_name(unit, extension, digest), len(data), digest)
+    return File(part_name(unit, extension, digest), len(data), digest)
 
 
 def _tar(done: list[Done]) -> tuple[bytes, dict[int, int]]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.dataset import format as compressed
-from pipelines.dataset.format import TRAVELLED, PictureFile, Record
+from pipelines.dataset.format import TRAVELLED
+from pipelines.dataset.parts import PictureFile, read_part, read_part_table
+from pipelines.dataset.units import Record
 from pipelines.inputs.samples import Fields
 
 
@@ -55,8 +56,8 @@ def _read(row: bytes) -> pa.Table:
 
 def read_part_with_columns(uri: str, record: Record) -> list[PictureFile]:
     """All pictures of a part, with files and columns that travel with them. Raises `JobError` as `read_part`."""
-    files = compressed.read_part(uri, record)
-    table = compressed.read_rows(uri, record, every_column=True)
+    files = read_part(uri, record)
+    table = read_part_table(uri, record, every_column=True)
     columns = original_columns(table)
     if not columns.num_columns:
         return files

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-import pyarrow as pa
-
 from corrdiff.errors import UsageError
-from pipelines.dataset.format import PLAN, SUMMARY, Plan, finished_units, metric_columns, read_plan
+from pipelines.dataset.format import PLAN, SUMMARY, Plan, read_plan
+from pipelines.dataset.units import finished_units
 from pipelines.files import storage
 from pipelines.files.records import read_record
 
@@ -57,14 +55,3 @@ def read_complete(uri: str) -> tuple[Plan, Summary]:
         done = len(finished_units(uri))
         raise UsageError(f"{uri} is not complete: {done} of {plan.units} units are done; run 'corrdiff compress' again")
     return plan, summary
-
-
-def percentiles(table: pa.Table) -> dict[str, dict[str, float]]:
-    """The mean and the percentiles of each metric of a table, over the pictures that have it."""
-    found: dict[str, dict[str, float]] = {}
-    for name in metric_columns():
-        values = table[name].drop_null().to_numpy()
-        if len(values):
-            points = zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True)
-            found[name] = {"mean": float(values.mean())} | {f"p{p}": v for p, v in points}
-    return found

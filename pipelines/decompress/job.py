@@ -15,7 +15,8 @@ from typing import Any
 
 from corrdiff.errors import UsageError
 from corrdiff.uris import scheme
-from pipelines.dataset import format as compressed
+from pipelines.dataset.index import all_keys, find
+from pipelines.dataset.units import read_records
 from pipelines.decompress.config import DecompressConfig
 from pipelines.decompress.save import LONGEST_NAME_BYTES, SHARD, file_name, leads_out, longest_part, save_portion
 from pipelines.decompress.stages import DecompressJob, decoded, open_dataset
@@ -65,7 +66,7 @@ def decompress_dataset(
 
 def _of_keys(job: DecompressJob, out: str, keys: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
     """Rows of some members each, and how many pictures they come to."""
-    found = compressed.find(job.dataset, list(dict.fromkeys(keys)))
+    found = find(job.dataset, list(dict.fromkeys(keys)))
     _check_names((member.key for member in found), out, job.config)
     runs = [found[i : i + KEYS_A_ROW] for i in range(0, len(found), KEYS_A_ROW)]
     return [{"unit": n, "members": json.dumps(members)} for n, members in enumerate(runs)], len(found)
@@ -78,12 +79,12 @@ def _of_units(job: DecompressJob, out: str) -> tuple[list[dict[str, Any]], int]:
     if not storage.exists(record):
         names = _there(out)
         if not storage.exists(record):  # an equal job that has begun since has written nothing before that
-            _check_names(compressed.all_keys(job.dataset), out, job.config)
+            _check_names(all_keys(job.dataset), out, job.config)
             _check_free(job, names, out)
     claim(record, what, f"{out} holds other pictures", absent=defaults(DecompressConfig))
     done = set(storage.list_names(storage.join(out, DONE)))
     rows = [{"unit": unit, "members": ""} for unit in range(job.plan.units) if f"{unit:05d}" not in done]
-    skipped = compressed.read_records(job.dataset, [u for u in range(job.plan.units) if f"{u:05d}" in done])
+    skipped = read_records(job.dataset, [u for u in range(job.plan.units) if f"{u:05d}" in done])
     return rows, job.pictures - sum(r.pictures - r.failures for r in skipped)
 
 
@@ -101,7 +102,7 @@ def _check_free(job: DecompressJob, names: set[str], out: str) -> None:
     if job.config.shards:
         taken = next((name for name in sorted(names) if SHARD.fullmatch(name)), None)
     else:
-        written = (file_name(key, job.config.format) for key in compressed.all_keys(job.dataset))
+        written = (file_name(key, job.config.format) for key in all_keys(job.dataset))
         taken = next((name for name in written if name in names), None)
     if taken is not None:
         raise UsageError(

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 from corrdiff.errors import JobError, UsageError
 from corrdiff.format import bitstream
 from corrdiff.picture import Picture
-from pipelines.dataset import format as compressed
 from pipelines.dataset.fields import read_part_with_columns
-from pipelines.dataset.format import Member, PictureFile, Plan
+from pipelines.dataset.format import Plan, check_codec
+from pipelines.dataset.index import Member, read_member
+from pipelines.dataset.parts import PictureFile, read_part
 from pipelines.dataset.summary import read_complete
+from pipelines.dataset.units import read_record
 from pipelines.decompress.config import DecompressConfig
 from pipelines.files import storage
 from pipelines.inputs.samples import Fields
@@ -76,7 +78,7 @@ def open_dataset(dataset: str, codec: str, config: DecompressConfig) -> Decompre
 
     dataset, codec = storage.absolute(dataset), storage.absolute(codec)
     plan, summary = read_complete(dataset)
-    compressed.check_codec(dataset, plan, codec, read_config(codec)[1])
+    check_codec(dataset, plan, codec, read_config(codec)[1])
     if config.decoding == "uncorrected" and plan.identity.get("steps") == 0:
         raise UsageError(f"{dataset} was compressed with --steps 0, so there are no uncorrected pictures of it")
     return DecompressJob(dataset, codec, plan, summary.pictures - summary.failures, config)
@@ -100,10 +102,10 @@ def portions(files: Iterable[PictureFile], max_pixels: int) -> Iterator[list[Pic
 
 def read_files(dataset: str, unit: int, fields: bool) -> list[PictureFile]:
     """The pictures of a unit, and where it is asked for, what travels with them."""
-    record = compressed.read_record(dataset, unit)
+    record = read_record(dataset, unit)
     if fields:
         return read_part_with_columns(dataset, record)
-    return [file._replace(fields=Fields()) for file in compressed.read_part(dataset, record)]
+    return [file._replace(fields=Fields()) for file in read_part(dataset, record)]
 
 
 def read_portions(batch: dict[str, Any], dataset: str, max_pixels: int, fields: bool) -> Iterator[dict[str, Any]]:
@@ -114,7 +116,7 @@ def read_portions(batch: dict[str, Any], dataset: str, max_pixels: int, fields: 
             files = read_files(dataset, unit, fields)
         else:
             chosen = [Member(*member) for member in json.loads(members)]
-            files = [PictureFile(member.key, compressed.read_member(dataset, member)) for member in chosen]
+            files = [PictureFile(member.key, read_member(dataset, member)) for member in chosen]
         cut = [*portions(files, max_pixels)] or [[]]
         for number, portion in enumerate(cut):
             yield {"portion": [Portion(unit, number, len(cut), portion)]}

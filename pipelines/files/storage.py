@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -187,10 +188,25 @@ def write_bytes(uri: str, data: bytes, attempts: int = ATTEMPTS) -> None:
         fs, path = open_fs(uri)
         if is_local(fs):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with _beside(path, data) as temporary:
+            with _beside(path, io.BytesIO(data)) as temporary:
                 os.replace(temporary, path)
         else:
             fs.pipe_file(path, data)
+
+    _written(uri, write, attempts)
+
+
+def write_file(uri: str, source: str, attempts: int = ATTEMPTS) -> None:
+    """A file of this machine as an object, as `write_bytes` does, without having it in memory."""
+
+    def write() -> None:
+        fs, path = open_fs(uri)
+        if is_local(fs):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(source, "rb") as file, _beside(path, file) as temporary:
+                os.replace(temporary, path)
+        else:
+            fs.put_file(source, path)
 
     _written(uri, write, attempts)
 
@@ -227,7 +243,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
             return False
         if is_local(fs):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with _beside(path, data) as temporary:
+            with _beside(path, io.BytesIO(data)) as temporary:
                 try:
                     os.link(temporary, path)
                 except FileExistsError:
@@ -245,12 +261,12 @@ def create_bytes(uri: str, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _beside(path: str, data: bytes) -> Iterator[str]:
+def _beside(path: str, content: io.BufferedIOBase) -> Iterator[str]:
     """A finished file on the same disk, gone afterwards where it was not renamed. Its name is always short."""
     temporary = os.path.join(os.path.dirname(path), f".corrdiff-{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as f:
-            f.write(data)
+            shutil.copyfileobj(content, f, CHUNK_BYTES)
             f.flush()
             os.fsync(f.fileno())
         yield temporary
@@ -320,7 +336,11 @@ def read_json(uri: str) -> Any:
         FileNotFoundError: there is none.
         UsageError: it is not JSON, or not what was written.
     """
-    data = read_bytes(uri)
+    return unsealed(read_bytes(uri), uri)
+
+
+def unsealed(data: bytes, uri: str) -> Any:
+    """What `sealed` was given; `uri` is where it is from, for the sentence that refuses it. Raises as `read_json`."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corrdiff.errors import JobError, UsageError
-from pipelines.dataset import format as compressed
-from pipelines.dataset.format import INDEX, Member, Plan, Record, metric_columns
+from pipelines.dataset.format import INDEX, Plan, metric_columns
+from pipelines.dataset.index import Member, find
+from pipelines.dataset.parts import read_part_table
+from pipelines.dataset.units import Record, read_records
 from pipelines.files import storage
 
 Row = dict[str, Any]
@@ -30,7 +32,7 @@ def of_keys(uri: str, keys: Sequence[str]) -> list[Row]:
 
     Raises `UsageError` where one is not there.
     """
-    return _rows(uri, compressed.find(uri, list(dict.fromkeys(keys))))
+    return _rows(uri, find(uri, list(dict.fromkeys(keys))))
 
 
 def drawn(uri: str, count: int, seed: int) -> list[Row]:
@@ -93,9 +95,9 @@ def _tables(uri: str, units: Iterable[int], with_failures: bool = False) -> Iter
     """Records and tables of units, or of those `with_failures`; some are read at the same time."""
     numbers = iter(units)
     while some := list(itertools.islice(numbers, UNITS_AT_ONCE)):
-        records = [r for r in compressed.read_records(uri, some) if r.failures or not with_failures]
+        records = [r for r in read_records(uri, some) if r.failures or not with_failures]
         with ThreadPoolExecutor(storage.READERS) as pool:
-            yield from zip(records, pool.map(lambda r: compressed.read_rows(uri, r), records), strict=True)
+            yield from zip(records, pool.map(lambda r: read_part_table(uri, r), records), strict=True)
 
 
 def _rows(uri: str, members: Sequence[Member]) -> list[Row]:

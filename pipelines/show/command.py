@@ -12,7 +12,8 @@ from corrdiff.codec_directory import load_codec, read_config
 from corrdiff.errors import UsageError
 from corrdiff.picture import Picture
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import Member, metric_columns
+from pipelines.dataset.format import metric_columns
+from pipelines.dataset.index import Member, read_member
 from pipelines.dataset.print import print_summary
 from pipelines.dataset.summary import read_complete
 from pipelines.display.contact_sheet import Panel, side_by_side
@@ -69,7 +70,7 @@ def sheet(uri: str, rows: Sequence[Row], codec: CorrDiffCodec, max_pixels: int) 
     panels = []
     for number, row in enumerate(rows, 1):
         member = Member(row["key"], row["part"], row["offset"], row["bytes"])
-        data = compressed.read_member(uri, member)
+        data = read_member(uri, member)
         key = row["key"] if len(row["key"]) <= LABEL_CHARACTERS else f"...{row['key'][3 - LABEL_CHARACTERS :]}"
         panels.append(Panel(f"{number}  {key}", _small(codec.decompress(data, max_pixels=max_pixels))))
     return side_by_side([panels[i : i + PICTURES_A_ROW] for i in range(0, len(panels), PICTURES_A_ROW)])

@@ -25,7 +25,7 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from pipelines.cli import main
-from pipelines.dataset import format as compressed
+from pipelines.dataset.units import finished_units
 from tests.support.results import read_files, read_table
 from tests.support.servers import NODE, Fault, S3Server, wait_for
 
@@ -151,14 +151,14 @@ def test_with_a_machine_and_the_driver_killed_and_storage_failing_every_picture_
 
         def units_done(share: float) -> bool:
             assert first.poll() is None, log.read_text()
-            return len(compressed.finished_units(out)) >= max(1, share * units)
+            return len(finished_units(out)) >= max(1, share * units)
 
         wait_for("some units", lambda: units_done(0.1), timeout_s=600)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         wait_for("more units", lambda: units_done(0.4), timeout_s=1200)
         first.send_signal(signal.SIGKILL)
         first.wait()
-        before = set(compressed.finished_units(out))
+        before = set(finished_units(out))
         second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
     assert 0 < len(before) < units

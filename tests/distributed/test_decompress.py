@@ -18,7 +18,8 @@ from corrdiff import load_codec
 from corrdiff.metrics import psnr
 from pipelines import CompressedPictures, read_compressed
 from pipelines.cli import main
-from pipelines.dataset import format as compressed
+from pipelines.dataset.index import find
+from pipelines.dataset.units import read_record
 from pipelines.files import storage
 from tests.support.results import read_files
 from tests.support.servers import S3Server
@@ -49,7 +50,7 @@ def test_an_interrupted_way_back_does_what_is_missing_and_another_format_is_refu
     (tmp_path / "_decompressed" / "00001").unlink()
     assert main(command) == 0
     again = {p for p in tmp_path.rglob("*.png") if p.stat().st_mtime_ns != pictures[p]}
-    record = compressed.read_record(dataset, 1)
+    record = read_record(dataset, 1)
     assert len(again) == record.pictures - record.failures
     capsys.readouterr()
     assert main(command) == 0
@@ -64,7 +65,7 @@ def test_single_pictures_come_back_from_their_bytes_alone(
     """The parts' other bytes are overwritten: nothing but the pictures' own can have been read."""
     remote = f"{s3_storage.uri}/single"
     keys, written = ["a/p04", "b/p11"], read_files(dataset)
-    members = compressed.find(dataset, keys)
+    members = find(dataset, keys)
     for file in Path(dataset).rglob("*"):
         if file.is_file():
             data = bytearray(file.read_bytes())

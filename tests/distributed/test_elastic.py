@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipelines.dataset import format as compressed
+from pipelines.dataset.units import finished_units
 from pipelines.files import storage
 from pipelines.train import checkpoints
 from tests.support.commands import train_apart, train_args
@@ -160,7 +160,7 @@ def test_a_compression_ends_complete_when_a_machine_is_taken_away_at_short_notic
             [sys.executable, "-m", "pipelines", "compress", str(pictures), out, *options], env=environment, stdout=said,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
-        wait_for("some units", lambda: len(compressed.finished_units(out)) >= 3, timeout_s=240)
+        wait_for("some units", lambda: len(finished_units(out)) >= 3, timeout_s=240)
         service.give_notice(8)
         wait_for("the end of the machine", lambda: not alive(cluster, spot.node_id), timeout_s=60)
         assert job.poll() is None, log.read_text()

@@ -17,8 +17,8 @@ from PIL import Image
 
 from pipelines import CompressedPictures, read_compressed
 from pipelines.cli import main
-from pipelines.dataset import format as compressed
 from pipelines.dataset.summary import read_summary
+from pipelines.dataset.units import record_uri
 from pipelines.files import storage
 from tests.support.drawn import make_picture
 from tests.support.inputs import tar_of
@@ -91,7 +91,7 @@ def test_what_is_beside_pictures_in_tars_and_folders_comes_through_byte_for_byte
     assert _webdataset(tmp_path / "parts", parts, "crdf") == of_folder | with_masks | {"t9": {"txt": b"alone"}}
 
     storage.remove_file(f"{root}/out/summary.json")
-    storage.remove_file(compressed.record_uri(f"{root}/out", 1))
+    storage.remove_file(record_uri(f"{root}/out", 1))
     for name in parts:
         if name.startswith("part-00001-"):
             storage.remove_file(f"{root}/out/{name}")

@@ -31,8 +31,8 @@ from pipelines.compress.config import CompressConfig
 from pipelines.compress.finish import Shown
 from pipelines.compress.rate import Rate
 from pipelines.compress.tally import Tally
-from pipelines.dataset import summary as dataset_summary
 from pipelines.dataset.format import Plan, columns
+from pipelines.dataset.rows import Rows
 from pipelines.dataset.summary import Summary
 from pipelines.evaluate import job as evaluate_job
 from pipelines.evaluate.comparison import MetricPoints, SystemCurve
@@ -176,7 +176,9 @@ def _validation() -> set[str]:
 def _compression() -> Names:
     names = Names()
     row = {name: 1.0 for name in columns().names if pa.types.is_floating(columns().field(name).type)}
-    percentiles = dataset_summary.percentiles(pa.Table.from_pylist([row], columns()))
+    with tempfile.TemporaryDirectory() as scratch, contextlib.closing(Rows(scratch)) as rows:
+        rows.add(pa.Table.from_pylist([{**row, "status": "ok"}], columns()))
+        percentiles = rows.percentiles()
     summary = Summary(1, 0, 1, 1, 8.0, percentiles, {}, {}, "fingerprint")
     plan = Plan({"codec": "fingerprint"}, "_plan/0", 1, 1)
 

@@ -18,9 +18,9 @@ from pipelines.compress.claim import claim
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.finish import _finish
 from pipelines.compress.write import write_unit
-from pipelines.dataset import format as compressed
 from pipelines.dataset.format import Plan, columns
 from pipelines.dataset.summary import read_summary
+from pipelines.dataset.units import begin_unit
 from pipelines.files import storage
 from pipelines.inputs import units
 from pipelines.inputs.units import PlannedUnits
@@ -50,7 +50,7 @@ def _compress(images: str, out: str, lost: bool) -> Plan:
         done = [coded(i, f.data, f.key)._replace(fields=f.fields) for i, f in enumerate(found)]
         if lost:
             write_unit(f"{out}-elsewhere", unit, Whole(done, {}, {}), columns())
-            compressed.begin_unit(out, unit, [f"part-{unit:05d}-{'e' * 12}.tar"])
+            begin_unit(out, unit, [f"part-{unit:05d}-{'e' * 12}.tar"])
             storage.write_once(storage.join(out, f"part-{unit:05d}-{'e' * 12}.tar"), b"in vain")
         write_unit(out, unit, Whole(done, {}, dict(left_out)), columns())
     _finish(out, plan)

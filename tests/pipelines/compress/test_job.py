@@ -16,8 +16,8 @@ from pipelines.compress.chunk import Whole
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.tally import Tally
 from pipelines.compress.write import write_unit
-from pipelines.dataset import format as compressed
 from pipelines.dataset.format import Plan, columns
+from pipelines.dataset.parts import read_part
 from pipelines.decompress.stages import decode
 from tests.support.compression import chunk_of, code_chunks, coded, encode_pictures
 
@@ -32,7 +32,7 @@ def test_what_is_compressed_is_decoded_from_its_part(
     chunks = encode_pictures(pictures, str(codec_dir))
     shown = {e.opened.key: e.shown for c in chunks for e in c.pictures}
     record = write_unit(str(tmp_path), 0, Whole(code_chunks(chunks, str(codec_dir)), {}, {}), columns())
-    files = compressed.read_part(str(tmp_path), record)
+    files = read_part(str(tmp_path), record)
     decoded = list(decode(codec, files, "corrected", MAX_PIXELS))
     assert [d.key for d in decoded] == ["k/0", "k/1", "k/2"]
     assert all(metrics.psnr(d.pixels, shown[d.key]) > 50 for d in decoded)
@@ -63,7 +63,7 @@ def test_pictures_without_steps_and_between_levels_go_through_the_stages(
         ("ok", 3.4375, "decoded file")
     ] * 2
     record = write_unit(str(tmp_path), 0, Whole(done, {}, {}), columns())
-    decoded = list(decode(sliced, compressed.read_part(str(tmp_path), record), "corrected", MAX_PIXELS))
+    decoded = list(decode(sliced, read_part(str(tmp_path), record), "corrected", MAX_PIXELS))
     shown = [e.shown for c in chunks for e in c.pictures]
     assert all(np.array_equal(d.pixels, s) for d, s in zip(decoded, shown, strict=True))
 

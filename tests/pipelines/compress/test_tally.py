@@ -5,7 +5,8 @@ import math
 import re
 
 from pipelines.compress.tally import Assembly, Tally
-from pipelines.dataset.format import File, Plan, Record
+from pipelines.dataset.format import Plan
+from pipelines.dataset.units import File, Record
 from pipelines.display.progress import Progress
 from tests.support.compression import chunk_of, coded
 

@@ -16,7 +16,10 @@ import pytest
 from corrdiff import metrics
 from corrdiff.errors import JobError, UsageError
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import INDEX, INDEX_COLUMNS, PLAN, File, Member, PictureFile, Plan, Record, columns
+from pipelines.dataset.format import INDEX, INDEX_COLUMNS, PLAN, Plan, columns
+from pipelines.dataset.index import Member, find, read_member
+from pipelines.dataset.parts import PictureFile, read_part
+from pipelines.dataset.units import File, Record, create_record, finished_units, read_record, read_records, record_uri
 from pipelines.files import retries, storage
 from pipelines.files.tar import add_member
 
@@ -117,30 +120,30 @@ def test_there_is_no_plan_under_a_file(tmp_path: Path) -> None:
 
 def test_a_record_is_read_back_as_it_was_written(place: str) -> None:
     record = _record(unit=7)
-    assert compressed.create_record(place, record) == record
-    assert compressed.read_record(place, 7) == record
+    assert create_record(place, record) == record
+    assert read_record(place, 7) == record
 
 
 def test_the_first_record_counts_and_the_second_writer_is_told(place: str) -> None:
     first, second = _record(name="a"), _record(name="b")
-    assert compressed.create_record(place, first) == first
-    assert compressed.create_record(place, second) == first
-    assert compressed.read_record(place, 0) == first
+    assert create_record(place, first) == first
+    assert create_record(place, second) == first
+    assert read_record(place, 0) == first
 
 
 def test_units_with_a_record_are_finished(place: str) -> None:
-    assert compressed.finished_units(place) == []
+    assert finished_units(place) == []
     for unit in (12, 3, 100_000):
-        compressed.create_record(place, _record(unit))
-    assert sorted(compressed.finished_units(place)) == [3, 12, 100_000]
-    assert [r.unit for r in compressed.read_records(place, [100_000, 3])] == [100_000, 3]
+        create_record(place, _record(unit))
+    assert sorted(finished_units(place)) == [3, 12, 100_000]
+    assert [r.unit for r in read_records(place, [100_000, 3])] == [100_000, 3]
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[]", b'{"unit": 0, "tar": {}, "parquet": {}}', b"{"])
 def test_a_damaged_record_is_named(place: str, data: bytes) -> None:
-    storage.write_bytes(compressed.record_uri(place, 0), data)
+    storage.write_bytes(record_uri(place, 0), data)
     with pytest.raises(UsageError, match=r"00000\.json is damaged"):
-        compressed.read_record(place, 0)
+        read_record(place, 0)
 
 
 def test_another_codec_than_the_one_that_wrote_is_refused() -> None:
@@ -153,20 +156,20 @@ def test_members_are_found_in_the_order_in_which_they_are_asked_for(place: str) 
     members = [Member(f"k/{i:03d}", f"part-{i % 3}.tar", 1000 * i, 10 + i) for i in range(50)]
     _write_index(place, members, group=8)
     asked = [members[i] for i in (40, 3, 17)]
-    assert compressed.find(place, [m.key for m in asked]) == asked
-    assert compressed.find(place, [m.key for m in members]) == members
-    assert compressed.find(place, ["k/007", "k/007"]) == [members[7], members[7]]
+    assert find(place, [m.key for m in asked]) == asked
+    assert find(place, [m.key for m in members]) == members
+    assert find(place, ["k/007", "k/007"]) == [members[7], members[7]]
 
 
 def test_a_key_that_is_not_in_the_index_is_named(place: str) -> None:
     _write_index(place, [Member("a", "part-0.tar", 512, 10)], group=8)
     with pytest.raises(UsageError, match=r"has no compressed picture 'b' \(2 of 3 are missing\)"):
-        compressed.find(place, ["a", "b", "c"])
+        find(place, ["a", "b", "c"])
 
 
 def test_without_an_index_nothing_is_found(place: str) -> None:
     with pytest.raises(UsageError, match="has no index: the compression is not complete"):
-        compressed.find(place, ["a"])
+        find(place, ["a"])
 
 
 def test_finding_a_picture_reads_a_small_part_of_a_large_index(tmp_path: Path, ranges_read: list[int]) -> None:
@@ -177,7 +180,7 @@ def test_finding_a_picture_reads_a_small_part_of_a_large_index(tmp_path: Path, r
     ]
     size = _write_index(str(tmp_path), members, group=2000)
     assert size > 2 << 20
-    assert compressed.find(str(tmp_path), [members[21_234].key]) == [members[21_234]]
+    assert find(str(tmp_path), [members[21_234].key]) == [members[21_234]]
     assert 0 < sum(ranges_read) < size / 4
 
 
@@ -194,7 +197,7 @@ def test_reading_a_member_asks_for_its_bytes_and_no_others(tmp_path: Path, monke
         return data
 
     monkeypatch.setattr(type(fs), "cat_file", spying)
-    assert compressed.read_member(str(tmp_path), Member("k", "part.tar", 1536, 300)) == part[1536:1836]
+    assert read_member(str(tmp_path), Member("k", "part.tar", 1536, 300)) == part[1536:1836]
     assert asked == [(1536, 1836)]
 
 
@@ -202,11 +205,11 @@ def test_a_member_of_a_part_that_is_gone_or_cut_is_an_error(place: str, monkeypa
     monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.0)
     member = Member("k", "part.tar", 1000, 100)
     with pytest.raises(JobError, match=r"part .*part\.tar is missing; copy it again"):
-        compressed.read_member(place, member)
+        read_member(place, member)
     for size in (1099, 1000, 500, 0):
         storage.write_bytes(storage.join(place, "part.tar"), bytes(size))
         with pytest.raises(JobError, match=r"is truncated: it ends at byte .* byte 1,100 is needed"):
-            compressed.read_member(place, member)
+            read_member(place, member)
 
 
 def test_a_part_that_is_damaged_or_gone_is_named(tmp_path: Path) -> None:
@@ -216,10 +219,10 @@ def test_a_part_that_is_damaged_or_gone_is_named(tmp_path: Path) -> None:
         add_member(tar, "k.json", b"{}")
     part.write_bytes(buffer.getvalue())
     record = dataclasses.replace(_record(), tar=File(part.name, 10, hashlib.sha256(buffer.getvalue()).hexdigest()))
-    assert compressed.read_part(uri, record) == [PictureFile("k", b"abc")]
+    assert read_part(uri, record) == [PictureFile("k", b"abc")]
     part.write_bytes(part.read_bytes().replace(b"abc", b"abd"))
     with pytest.raises(JobError, match=r"part .*\.tar is damaged: its SHA-256 is not the record's"):
-        compressed.read_part(uri, record)
+        read_part(uri, record)
     part.unlink()
     with pytest.raises(JobError, match=r"part .*\.tar is missing; copy it again"):
-        compressed.read_part(uri, record)
+        read_part(uri, record)

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from corrdiff.errors import UsageError
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import SUMMARY, File, Plan, Record, columns
-from pipelines.dataset.summary import Summary, percentiles, read_complete, read_summary
+from pipelines.dataset.format import SUMMARY, Plan
+from pipelines.dataset.summary import Summary, read_complete, read_summary
+from pipelines.dataset.units import File, Record, create_record
 from pipelines.files import storage
 
 PLANNED = Plan({"codec": "a" * 64}, "_plan/1", units=3, pictures=10)
@@ -24,7 +23,7 @@ def test_a_dataset_is_complete_when_it_has_a_summary(place: str) -> None:
         read_complete(place)
     compressed.claim_plan(place, PLANNED)
     file = File("part", 1, "")
-    compressed.create_record(place, Record(1, file, file, 4, 1, 300, 4096, {"read": 0.5}))
+    create_record(place, Record(1, file, file, 4, 1, 300, 4096, {"read": 0.5}))
     assert read_summary(place) is None
     with pytest.raises(UsageError, match="is not complete: 1 of 3 units are done; run 'corrdiff compress' again"):
         read_complete(place)
@@ -49,12 +48,3 @@ def test_a_summary_of_failures_alone_is_read_back(place: str) -> None:
     nothing = dataclasses.replace(FINISHED, failures=10, bytes=0, pixels=0, bpp=None, percentiles={}, qualities={})
     storage.write_json(storage.join(place, SUMMARY), dataclasses.asdict(nothing))
     assert read_summary(place) == nothing
-
-
-def test_percentiles_are_of_the_pictures_that_have_a_metric_and_of_every_metric_that_there_is() -> None:
-    rows = [dict.fromkeys(columns().names) | {"bpp": i / 100, "ms_ssim": 0.5 if i == 7 else None} for i in range(101)]
-    found = percentiles(pa.Table.from_pylist(rows, columns()))
-    assert list(found) == ["bpp", "ms_ssim"]
-    assert found["bpp"] == pytest.approx({"mean": 0.5, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95})
-    assert set(found["ms_ssim"].values()) == {0.5}
-    assert np.isfinite(found["bpp"]["mean"])

@@ -12,8 +12,10 @@ import pytest
 from corrdiff.codec_directory import read_config
 from corrdiff.errors import JobError, UsageError
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import INDEX, SUMMARY, File, Member, Plan, Record
+from pipelines.dataset.format import INDEX, SUMMARY, Plan
+from pipelines.dataset.index import Member, all_keys, find
 from pipelines.dataset.summary import Summary
+from pipelines.dataset.units import File, Record, create_record
 from pipelines.decompress.command import run_decompression
 from pipelines.decompress.config import DecompressConfig
 from pipelines.decompress.job import DONE, decompress_dataset
@@ -32,7 +34,7 @@ def dataset(codec_dir: Path, tmp_path: Path) -> Iterator[str]:
     compressed.claim_plan(uri, Plan({"codec": fingerprint}, "_plan/1", units=2, pictures=7))
     for unit, pictures in enumerate((4, 3)):
         file = File("part", 1, "")
-        compressed.create_record(uri, Record(unit, file, file, pictures, 1, 300, 4096, {}))
+        create_record(uri, Record(unit, file, file, pictures, 1, 300, 4096, {}))
     summary = Summary(7, 2, 600, 8192, 0.5, {}, {"gone": 2}, {"4": 5}, fingerprint)
     storage.write_json(storage.join(uri, SUMMARY), dataclasses.asdict(summary))
     _write_index(uri, ["a", "b", "sub/c", "sub/d", "e"])
@@ -65,7 +67,7 @@ def test_there_are_no_uncorrected_pictures_of_files_without_steps(codec_dir: Pat
     uri, fingerprint = str(tmp_path / "compressed"), read_config(str(codec_dir))[1]
     compressed.claim_plan(uri, Plan({"codec": fingerprint, "steps": 0}, "_plan/1", units=1, pictures=1))
     file = File("part", 1, "")
-    compressed.create_record(uri, Record(0, file, file, 1, 0, 300, 4096, {}))
+    create_record(uri, Record(0, file, file, 1, 0, 300, 4096, {}))
     summary = Summary(1, 0, 300, 4096, 0.5, {}, {}, {"4": 1}, fingerprint)
     storage.write_json(storage.join(uri, SUMMARY), dataclasses.asdict(summary))
     assert open_dataset(uri, str(codec_dir), PNG).pictures == 1
@@ -171,14 +173,14 @@ def test_an_index_of_which_a_bit_is_flipped_gives_the_same_or_an_error(dataset: 
     keys = ["a", "b", "sub/c"]
     _write_index(dataset, keys)
     whole, same, refused = storage.read_bytes(storage.join(dataset, INDEX)), 0, 0
-    asked = compressed.find(dataset, keys)
+    asked = find(dataset, keys)
     for bit in range(0, 8 * len(whole), 13):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         storage.write_bytes(storage.join(dataset, INDEX), bytes(flipped))
         try:
-            assert compressed.find(dataset, keys) == asked
-            assert list(compressed.all_keys(dataset)) == keys
+            assert find(dataset, keys) == asked
+            assert list(all_keys(dataset)) == keys
             same += 1
         except (UsageError, JobError):
             refused += 1

@@ -19,7 +19,7 @@ from corrdiff.errors import JobError
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import MAX_PIXELS
 from pipelines.dataset import fields
-from pipelines.dataset.format import PictureFile
+from pipelines.dataset.parts import PictureFile
 from pipelines.decompress import save, stages
 from pipelines.decompress.config import DecompressConfig
 from pipelines.decompress.save import Format

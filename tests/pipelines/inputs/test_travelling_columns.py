@@ -16,8 +16,9 @@ from corrdiff.errors import UsageError
 from pipelines.compress.chunk import Whole
 from pipelines.compress.write import write_unit
 from pipelines.dataset import fields
-from pipelines.dataset import format as compressed
 from pipelines.dataset.format import columns
+from pipelines.dataset.parts import read_part_table
+from pipelines.dataset.units import Record
 from pipelines.files import storage
 from pipelines.inputs import samples, units
 from pipelines.inputs.samples import ALL, NONE, Found, Travels
@@ -49,7 +50,7 @@ def _plan(place: Path, travels: Travels = EVERYTHING, column: str = "image") -> 
     return list(units.plan_units(str(place), column, 4, None, travels))
 
 
-def _part(place: Path, found: list[Found]) -> tuple[compressed.Record, str]:
+def _part(place: Path, found: list[Found]) -> tuple[Record, str]:
     done = [coded(i, f.data, f.key)._replace(fields=f.fields) for i, f in enumerate(found)]
     return write_unit(str(place), 0, Whole(done, {}, {}), columns()), str(place)
 
@@ -72,11 +73,11 @@ def test_columns_travel_with_their_types_and_values_without_the_pictures_bytes(t
     expected = pq.read_table(table / "t.parquet").set_column(
         1, "image", pa.array([{"path": f"{i}.png"} for i in range(ROWS)])
     )
-    got = fields.original_columns(compressed.read_rows(place, record, every_column=True))
+    got = fields.original_columns(read_part_table(place, record, every_column=True))
     assert got.schema.names == expected.schema.names
     assert [str(f.type) for f in got.schema] == [str(f.type) for f in expected.schema]
     assert got.to_pylist() == expected.to_pylist()
-    assert compressed.read_rows(place, record).schema.equals(columns())
+    assert read_part_table(place, record).schema.equals(columns())
 
 
 def test_each_picture_of_a_part_is_given_back_with_its_row(table: Path, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_rows_that_are_gone_are_rows_of_nothing_with_a_reason(table: Path, tmp_p
     found = list(units.read_pictures(planned[1]))
     assert [f.error for f in found] == ["", "", "there is no such row any more"]
     record, place = _part(tmp_path / "out", found)
-    rows = fields.original_columns(compressed.read_rows(place, record, every_column=True)).to_pylist()
+    rows = fields.original_columns(read_part_table(place, record, every_column=True)).to_pylist()
     assert [row["caption"] for row in rows] == ["caption 4", "caption 5", None]
     assert set(rows[2].values()) == {None}
     pq.write_table(_table().set_column(2, "width", pa.array(["w"] * ROWS)), table / "t.parquet", row_group_size=4)
@@ -127,7 +128,7 @@ def test_rows_that_are_gone_are_rows_of_nothing_with_a_reason(table: Path, tmp_p
     (table / "t.parquet").unlink()
     gone = list(units.read_pictures(planned[0]))
     record, place = _part(tmp_path / "gone", gone)
-    every = compressed.read_rows(place, record, every_column=True)
+    every = read_part_table(place, record, every_column=True)
     assert [str(f.type) for f in fields.original_columns(every).schema][2] == "int16"
 
 

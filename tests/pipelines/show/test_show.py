@@ -13,14 +13,16 @@ from PIL import Image
 from corrdiff import load_codec
 from corrdiff.codec import CorrDiffCodec
 from corrdiff.codec_directory import read_config
-from corrdiff.errors import UsageError
+from corrdiff.errors import JobError, UsageError
 from pipelines.cli import main
 from pipelines.compress.chunk import Whole
 from pipelines.compress.finish import _finish
 from pipelines.compress.write import write_unit
 from pipelines.dataset import format as compressed
 from pipelines.dataset.format import Plan, columns
+from pipelines.dataset.index import Member, read_member
 from pipelines.dataset.summary import read_complete
+from pipelines.dataset.units import record_uri
 from pipelines.files import storage
 from pipelines.inputs.samples import Fields
 from pipelines.show import choose, command
@@ -97,8 +99,8 @@ def test_no_more_than_some_parts_are_read_at_a_time(dataset: str, monkeypatch: p
     tables = choose._tables(dataset, range(plan.units))
     next(tables)
     for unit in (1, 2):
-        storage.remove_file(compressed.record_uri(dataset, unit))
-    with pytest.raises(FileNotFoundError):
+        storage.remove_file(record_uri(dataset, unit))
+    with pytest.raises(JobError, match="is missing, which says that a unit is done"):
         next(tables)
 
 
@@ -114,7 +116,7 @@ def test_a_sheet_has_the_pictures_that_the_files_decode_to(
     assert "psnr_db 30.000" in printed
     drawn = np.asarray(Image.open(out))
     (row,) = choose.of_keys(dataset, ["k10"])
-    file = compressed.read_member(dataset, compressed.Member("k10", row["part"], row["offset"], row["bytes"]))
+    file = read_member(dataset, Member("k10", row["part"], row["offset"], row["bytes"]))
     assert np.array_equal(drawn[4 : 4 + 16, 4 : 4 + 24], load_codec(str(codec_dir)).decompress(file))
     before = out.read_bytes()
     assert main(options) == 2
