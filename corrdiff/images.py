@@ -90,12 +90,12 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> OpenedImage:
 
 def _open(data: bytes, max_pixels: int) -> OpenedImage:
     png = None
-    if data[:8] == _PNG:
+    if data[:8] == PNG_SIGNATURE:
         png = _read_png(data)
         data = png.data
     elif data[:2] == b"\xff\xd8":
         data = _with_end(data)
-    image = _identify(data)
+    image = identify(data)
     if image.width * image.height > max_pixels:
         raise ImageError(f"{image.width}x{image.height} is more than the limit of {max_pixels} pixels")
     # Loading turns TIFFs and reduces 16-bit colour without a word, so both are asked for before it.
@@ -124,8 +124,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _identify(data: bytes) -> ImageFile:
-    """Open as `Image.open` does, but without asking Pillow's own limit, which is one for the whole process."""
+def identify(data: bytes) -> ImageFile:
+    """Open as `Image.open` does, the header alone, without asking Pillow's own limit, which is the whole process's."""
     Image.preinit()
     begins: list[str] = []
     for name in FORMATS:
@@ -145,7 +145,7 @@ def _identify(data: bytes) -> ImageFile:
 
 
 _PNG_GREY_ALPHA = 4
-_PNG = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"acTL", b"fcTL", b"fdAT")
 _EXIF_TEXT = b"Raw profile type exif\0"
 MAX_PROFILE_BYTES = 1 << 26
@@ -162,7 +162,7 @@ class _Png(NamedTuple):
 
 def _read_png(data: bytes) -> _Png:
     """Take apart. A chunk that is no pixels and whose checksum is wrong is as if it were not there, as in libpng."""
-    kept: list[bytes | memoryview] = [_PNG]
+    kept: list[bytes | memoryview] = [PNG_SIGNATURE]
     profile, trns, at = None, None, 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -177,7 +177,7 @@ def _read_png(data: bytes) -> _Png:
         if zlib.crc32(content, zlib.crc32(kind)) != int.from_bytes(chunk[-4:], "big"):
             continue
         if kind == b"iCCP":
-            profile = _inflated(content.partition(b"\0")[2][1:], MAX_PROFILE_BYTES)
+            profile = inflated(content.partition(b"\0")[2][1:], MAX_PROFILE_BYTES)
         elif kind == b"tRNS":
             trns = content
             if data[25] == 3:
@@ -193,10 +193,10 @@ def _is_exif_text(kind: bytes, content: bytes) -> bool:
     if not content.startswith(_EXIF_TEXT):
         return False
     packed = content[len(_EXIF_TEXT) + 1 :] if kind == b"zTXt" else b""
-    return len(content) <= _MAX_EXIF_BYTES and (not packed or _inflated(packed, _MAX_EXIF_BYTES) is not None)
+    return len(content) <= _MAX_EXIF_BYTES and (not packed or inflated(packed, _MAX_EXIF_BYTES) is not None)
 
 
-def _inflated(packed: bytes, most: int) -> bytes | None:
+def inflated(packed: bytes, most: int) -> bytes | None:
     """Unpacked; None where that is broken or too large."""
     inflate = zlib.decompressobj()
     try:

@@ -51,6 +51,9 @@ class CompressConfig:
     picture: str | None = None
     """Of tars and folders: the ending of the pictures that are compressed (jpg, left.png), where samples have several;
     the others then travel. Where it is not given, each picture is compressed."""
+    keep: tuple[Literal["exif", "xmp"], ...] = ()
+    """Of what is inside picture files beside pixels: kept as KEY.picture.exif and KEY.picture.xmp. Cameras write there
+    when, where (GPS), by whom and with what a picture was taken."""
     verify: str = "latents"
     """Every file is read back to its latents before it counts. pixels decodes it in full too, pixels:0.05 does that to
     5% of them; their quality is then that of the decoded file."""
@@ -99,4 +102,4 @@ class CompressConfig:
     def identity(self) -> dict[str, Any]:
         """What makes two compressions the same; with a target, no quality does."""
         quality = None if self.has_target else self.settings().quality
-        return identity(self) | {"quality": quality, "columns": list(self.columns)}
+        return identity(self) | {"quality": quality, "columns": list(self.columns), "keep": sorted(set(self.keep))}

@@ -10,6 +10,7 @@ from typing import Any
 
 from corrdiff.decoders import silence_decoders
 from corrdiff.images import ImageError, open_image
+from corrdiff.metadata import Kind, read_metadata
 from pipelines.compress.chunk import Chunk, Opened
 from pipelines.compress.config import CompressConfig
 from pipelines.inputs import units
@@ -44,7 +45,8 @@ def read_chunks(
     for number in batch["unit"].tolist():
         left_out: Counter[str] = Counter()
         pictures = units.read_pictures(units.read_unit(planned, number), every, left_out)
-        for chunk in open_unit(number, pictures, config.batch, config.max_pixels, left_out):
+        kept = (_keeping(found, config.keep) for found in pictures) if config.keep else pictures
+        for chunk in open_unit(number, kept, config.batch, config.max_pixels, left_out):
             yield {"chunk": [chunk]}
 
 
@@ -93,6 +95,16 @@ def open_unit(
             sizes.clear()
     yield from map(chunk, _portions(by_size))
     yield chunk(failed, total)._replace(left_out=dict(left_out or {}))
+
+
+def _keeping(found: units.Found, kinds: Sequence[Kind]) -> units.Found:
+    """The same with its file's metadata of some kinds; where something of that name travels already, that stays."""
+    if found.data is None:
+        return found
+    metadata = read_metadata(found.data)
+    taken = {ending for ending, _ in found.fields.members}
+    kept = tuple((f"picture.{k}", metadata[k]) for k in sorted(set(kinds) & metadata.keys()))
+    return found._replace(fields=found.fields._replace(metadata=tuple(m for m in kept if m[0] not in taken)))
 
 
 def _portions(by_size: dict[tuple[int, ...], list[Opened]]) -> list[list[Opened]]:

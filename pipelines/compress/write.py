@@ -66,6 +66,6 @@ def _tar(done: list[Done]) -> tuple[bytes, dict[int, int]]:
                 described = {k: row[k] for k in ("key", "source", "width", "height")} | {"changes": list(d.changes)}
                 offsets[d.place] = add_member(tar, f"{row['key']}.{PICTURE}", d.data)
                 add_member(tar, f"{row['key']}.{DESCRIPTION}", json.dumps(described).encode())
-            for ending, data in d.fields.members:
+            for ending, data in (*d.fields.members, *d.fields.metadata):
                 add_member(tar, f"{d.row['key']}.{ending}", data)
     return buffer.getvalue(), offsets

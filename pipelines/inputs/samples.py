@@ -119,11 +119,13 @@ class Fields(NamedTuple):
     """The columns of a table: an Arrow stream of one row; empty where none travel."""
     left_out: tuple[str, ...] = ()
     """What was there and does not travel, and why, for people."""
+    metadata: tuple[tuple[str, bytes], ...] = ()
+    """Ending and content of what was inside the picture's own file and is kept."""
 
     @property
     def size(self) -> int:
         """In bytes."""
-        return len(self.row) + sum(len(data) for _, data in self.members)
+        return len(self.row) + sum(len(data) for _, data in (*self.members, *self.metadata))
 
 
 class Found(NamedTuple):

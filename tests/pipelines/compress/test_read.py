@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from corrdiff.images import save_png
 from pipelines.compress import read
@@ -109,3 +111,18 @@ def test_what_travels_with_pictures_counts_as_held_with_pictures_and_without() -
         assert taken - given < 3 * read.HELD_PIXELS / read.CHUNK_PIXELS + 4
         assert all(opened.fields == fields for opened in chunk.pictures)
     assert given == taken == 60
+
+
+def test_metadata_is_kept_where_it_is_asked_for_and_a_file_of_that_name_stays() -> None:
+    exif = Image.Exif()
+    exif[0x0110] = "Camera"
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, "JPEG", exif=exif.tobytes(), xmp=b"<x/>")
+    found = Found("k", "k.jpg", buffer.getvalue())
+    kept = read._keeping(found, ["xmp", "exif"]).fields
+    assert [name for name, _ in kept.metadata] == ["picture.exif", "picture.xmp"]
+    assert dict(kept.metadata)["picture.xmp"] == b"<x/>"
+    assert kept.size == sum(len(data) for _, data in kept.metadata)
+    beside = Found("k", "k.jpg", buffer.getvalue(), fields=Fields((("picture.xmp", b"mine"),)))
+    assert [name for name, _ in read._keeping(beside, ["xmp", "exif"]).fields.metadata] == ["picture.exif"]
+    assert read._keeping(Found("k", "k.jpg", None, "gone"), ["exif"]).fields == Fields()

@@ -16,6 +16,7 @@ from pipelines.dataset.index import Member, read_member
 from pipelines.dataset.parts import PictureFile, read_part
 from pipelines.dataset.units import begin_unit, finished_units, read_record, record_uri, remove_orphans
 from pipelines.files import storage
+from pipelines.inputs.samples import Fields
 from tests.support.compression import coded
 
 
@@ -139,3 +140,11 @@ def test_a_part_that_was_there_before_with_the_same_bytes_is_taken_and_never_rem
 def test_what_is_left_out_is_in_the_record(place: str) -> None:
     record = write_unit(place, 0, Whole([coded(0, b"a")], {}, {".json": 3}), columns())
     assert record.left_out == read_record(place, 0).left_out == {".json": 3}
+
+
+def test_what_was_inside_a_picture_lies_beside_it_and_is_no_file_that_was_found(place: str) -> None:
+    fields = Fields((("txt", b"a caption"),), metadata=(("picture.exif", b"II*\0"),))
+    record = write_unit(place, 0, Whole([coded(0, b"a")._replace(fields=fields)], {}, {}), columns())
+    assert record.members == 1
+    (file,) = read_part(place, record)
+    assert dict(file.fields.members) == {"txt": b"a caption", "picture.exif": b"II*\0"}
