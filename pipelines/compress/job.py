@@ -71,9 +71,9 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
     if summary is not None:
         _check_parts(out, plan)
         console.print("nothing to do: every part is there")
-        return summary
-    with ray_session():
-        summary = yield from _compress(CompressJob(images, out, codec, plan, config))
+    else:
+        with ray_session():
+            summary = yield from _compress(CompressJob(images, out, codec, plan, config))
     if summary.pictures and summary.failures == summary.pictures:
         raise JobError(f"not one of {summary.pictures} pictures could be compressed: {summary.failure_reasons}")
     return summary

@@ -9,16 +9,20 @@ import pytest
 
 from corrdiff import metrics
 from corrdiff.codec import CorrDiffCodec
+from corrdiff.codec_directory import read_config
 from corrdiff.errors import JobError, UsageError
 from corrdiff.format.bitstream import MAX_PIXELS
 from pipelines.compress import job
 from pipelines.compress.chunk import Whole
+from pipelines.compress.claim import claim
 from pipelines.compress.config import CompressConfig
+from pipelines.compress.finish import _finish
 from pipelines.compress.tally import Tally
 from pipelines.compress.write import write_unit
 from pipelines.dataset.format import Plan, columns
 from pipelines.dataset.parts import read_part
 from pipelines.decompress.stages import decode
+from pipelines.files import storage
 from tests.support.compression import chunk_of, code_chunks, coded, encode_pictures
 
 Picture = npt.NDArray[np.uint8]
@@ -75,3 +79,13 @@ def test_a_job_ends_when_more_pictures_have_failed_than_it_may() -> None:
     job._check_failures(tally, CompressConfig(max_failures=2))
     with pytest.raises(JobError, match=r"2 of the first 3 pictures failed, more than --max-failures 1.*/in/1.png: why"):
         job._check_failures(tally, CompressConfig(max_failures=1))
+
+
+def test_a_compression_of_which_nothing_came_fails_again(codec_dir: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "in", str(tmp_path / "out")
+    storage.write_bytes(str(images / "a.png"), b"no picture")
+    plan = claim(str(images), out, read_config(str(codec_dir))[1], CompressConfig())
+    write_unit(out, 0, Whole([coded(0, None)], {}, {}), columns())
+    _finish(out, plan)
+    with pytest.raises(JobError, match=r"not one of 1 pictures could be compressed: \{'why': 1\}"):
+        next(job.compress_dataset(str(images), out, str(codec_dir), CompressConfig()))
