@@ -110,6 +110,7 @@ def test_what_is_beside_pictures_in_tars_and_folders_comes_through_byte_for_byte
     assert _webdataset(tmp_path / "again", _parts(f"{root}/again"), "crdf") == good
 
 
+@pytest.mark.slow
 def test_the_columns_of_a_table_come_through_with_their_values(
     common: list[str], codec_dir: Path, tmp_path: Path, tracking: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
