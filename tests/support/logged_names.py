@@ -152,7 +152,9 @@ def _validation() -> set[str]:
     """Of held-out crops, and of training crops where none are held out."""
     crop = draw(SIDE, SIDE)
     codec: Any = SimpleNamespace(
-        compress_batch=lambda originals, settings: [SimpleNamespace(data=b"", bpp=1.0) for _ in originals],
+        compress_batch=lambda originals, settings: [
+            SimpleNamespace(data=b"", bpp=1.0, reconstruction=255 - crop) for _ in originals
+        ],
         decompress_batch=lambda files, decoding="corrected": [255 - crop for _ in files],
     )
     alone = SimpleNamespace(
