@@ -36,7 +36,7 @@ from pipelines.compress.tally import Assembly, Tally
 from pipelines.compress.write import write_unit
 from pipelines.dataset.format import Plan, columns, units_without_part
 from pipelines.dataset.summary import Summary, read_summary
-from pipelines.dataset.units import bundle_records, finished_units, read_records
+from pipelines.dataset.units import BUNDLE_UNITS, bundle_records, finished_units, read_records
 from pipelines.display.progress import Progress, console
 from pipelines.files import storage
 from pipelines.runtime.resources import pools
@@ -49,9 +49,6 @@ SEGMENT_UNITS = 4096
 """Units of one Ray Data execution; a large dataset is a chain of them."""
 
 WRITES_AT_ONCE = 8
-
-BUNDLE_EVERY = 256
-"""Units after whose writing it is looked whether records can be bundled: a look lists some hundreds of names."""
 PACE_EVERY_S = 10.0
 
 
@@ -172,7 +169,7 @@ def _run(job: CompressJob, numbers: list[int], tally: Tally) -> Iterator[Progres
             while len(writes) > WRITES_AT_ONCE:
                 done, writes[:] = ray.wait(writes)
                 tally.write(ray.get(done[0]))
-                if len(tally.done) % BUNDLE_EVERY == 0:
+                if len(tally.done) % BUNDLE_UNITS == 0:  # to look lists some hundreds of names
                     bundle_records(job.out)
             yield tally.progress()
         while writes:

@@ -27,7 +27,10 @@ from corrdiff.errors import JobError, UsageError
 from pipelines.dataset.format import PART, UNITS, WRITING
 from pipelines.files import records, storage
 
-SIZES = (1, 1 << 8, 1 << 14)
+BUNDLE_UNITS = 1 << 8
+"""Whose records are in one bundle."""
+
+SIZES = (1, BUNDLE_UNITS, 1 << 14)
 """Units whose records are in one file: of one unit, of a bundle, and of one that takes the place of many bundles."""
 
 GROUP_UNITS = 1 << 8
