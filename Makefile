@@ -52,7 +52,7 @@ format: $(STAMP)  ## Format the code.
 	$(BIN)/ruff check --fix .
 
 bench: $(STAMP)  ## Print the benchmark tables (hours); CODEC=a trained codec for those of quality; PICTURES, HELD_OUT=folders for that of training.
-	@for script in entropy_coding codec_speed metrics ingest faults memory train_step batch_compress planning finishing fuzz gpu; do $(BIN)/python -m benchmarks.$$script || exit 1; done
+	@for script in entropy_coding codec_speed metrics ingest faults memory train_step batch_compress planning finishing reading fuzz gpu; do $(BIN)/python -m benchmarks.$$script || exit 1; done
 	@if [ -n "$(CODEC)" ]; then for script in factors tiles determinism; do \
 		$(BIN)/python -m benchmarks.$$script --codec $(CODEC) || exit 1; done; fi
 	@if [ -n "$(PICTURES)" ]; then $(BIN)/python -m benchmarks.training --pictures $(PICTURES) --held-out $(HELD_OUT); fi

@@ -20,6 +20,7 @@ from benchmarks.measure import Row, parser, report
 from pipelines.files import storage
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import epoch_order, ingest
+from pipelines.train.crops import Crops
 from pipelines.train.epoch_order import Cursor
 from tests.support.servers import Fault, s3_server, signed
 
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def ours(uri: str, manifest: Manifest) -> int:
-    reader = ingest.CropReader(uri, manifest, seed=0, batch=BATCH)
+    reader = ingest.CropReader(Crops(uri, manifest), seed=0, batch=BATCH)
     batches = reader.batches(Cursor(0, 0), epoch_order.steps_per_epoch(manifest, BATCH))
     return len({key for batch in batches for key in batch.keys if key})
 

@@ -31,7 +31,7 @@ from benchmarks.measure import Row, again, parser, report
 from benchmarks.planning import peak_rss
 from pipelines.compress.finish import _finish
 from pipelines.compress.tally import Tally
-from pipelines.dataset.format import Plan, columns, metric_columns, part_name
+from pipelines.dataset.format import Plan, Stage, columns, metric_columns, part_name
 from pipelines.dataset.units import File, Record, bundle_records, create_record, finished_units, read_records
 from pipelines.files import storage
 
@@ -100,7 +100,7 @@ def _make_unit(out: str, number: int, unit: int) -> None:
 
 
 def measure(what: str, out: str, number: int) -> Row:
-    plan = Plan({"codec": "0" * 64}, "_plan/0", -(-number // UNIT), number)
+    plan = Plan({"codec": "0" * 64}, (Stage("_plan/0", -(-number // UNIT), number),))
     metric_columns()  # the networks' libraries are there
     before = peak_rss()
     counted = count_objects()

@@ -34,7 +34,7 @@ from corrdiff.errors import JobError, UsageError
 from corrdiff.format import bitstream
 from corrdiff.images import open_image
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import Plan
+from pipelines.dataset.format import Plan, Stage
 from pipelines.dataset.summary import Summary
 from pipelines.dataset.units import File, Record
 from pipelines.files import storage
@@ -180,7 +180,9 @@ def own_targets(directory: Path) -> dict[str, Target]:
     uri, file = str(directory), File("part-00000-0123456789ab.tar", 1234, "a" * 64)
     record = Record(7, file, file, 64, 1, 1000, 4096, {"read": 1.5}, {".json": 3})
     summary = Summary(64, 1, 1000, 4096, 1.9, {"bpp": {"mean": 1.0}}, {"broken": 1}, {"4": 63}, "f" * 64, {".txt": 1})
-    plan = Plan({"codec": "f" * 64, "images": "/in", "quality": 4}, "_plan/0123", 3, 64, ("b" * 64,), {".heic": 2})
+    plan = Plan(
+        {"codec": "f" * 64, "images": "/in", "quality": 4}, (Stage("_plan/0123", 3, 64, ("b" * 64,), {".heic": 2}),)
+    )
     manifest = Manifest(256, (Shard("shard-00000.tar", 8, 1000, "a" * 64, "b" * 64),), (("/a.png", "broken"),), 3)
     marker = Complete(4096, 64, Cursor(1, 4096), {"part-0-of-1.safetensors": PartFile(1000, "a" * 64)})
     write_manifest(uri, "c" * 64, manifest)

@@ -140,13 +140,14 @@ def ours(uri: str, epochs: int) -> Begin:
 
     from pipelines.runtime.session import quiet_ray
     from pipelines.train import epoch_order
+    from pipelines.train.crops import Crops
     from pipelines.train.epoch_order import Cursor
     from pipelines.train.ingest import CropReader
 
     ray.init(num_cpus=WORKERS, log_to_driver=False, include_dashboard=False)
     quiet_ray()
     manifest = read_manifest(uri)
-    reader = CropReader(uri, manifest, seed=0, batch=BATCH)
+    reader = CropReader(Crops(uri, manifest), seed=0, batch=BATCH)
     steps = epochs * epoch_order.steps_per_epoch(manifest, BATCH)
 
     def begin() -> Iterator[int]:

@@ -30,9 +30,10 @@ from corrdiff.codec_directory import load_codec, save_codec
 from corrdiff.config import QUALITIES, CodecConfig, DenoiserConfig, TransformConfig
 from corrdiff.networks.model import CorrDiffModel
 from pipelines.display import curves
-from pipelines.shards.format import VALIDATION
+from pipelines.shards.format import VALIDATION, read_manifest
 from pipelines.train import validation
 from pipelines.train.config import TrainConfig
+from pipelines.train.crops import Crops
 from pipelines.train.phases.phase1 import SCORE, TOGETHER, TRANSFORMS
 
 BPP = 0.3
@@ -185,7 +186,7 @@ def curve(name: str) -> list[Point]:
 def of_codec(uri: str, shards: Path) -> float:
     """Measure a trained codec on the same crops."""
     codec = load_codec(uri)
-    originals = validation.read_held_out(str(shards)).crops
+    originals = validation.read_held_out(Crops(str(shards), read_manifest(str(shards)))).crops
     points = []
     for q in range(QUALITIES):
         encoded = [codec.compress_batch([x], Settings(q, fidelity=1.0))[0] for x in originals]

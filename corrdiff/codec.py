@@ -21,13 +21,21 @@ from torch import Tensor
 
 from corrdiff import coding, diffusion, heap, pixels, trajectory
 from corrdiff.coding import Pending
-from corrdiff.config import DEFAULT_FIDELITY, DEFAULT_QUALITY, QUALITY_PARTS, SQUARED_ERROR, T_MAX, CodecConfig
+from corrdiff.config import (
+    DEFAULT_FIDELITY,
+    DEFAULT_QUALITY,
+    LATENT_STRIDE,
+    QUALITY_PARTS,
+    SQUARED_ERROR,
+    T_MAX,
+    CodecConfig,
+)
 from corrdiff.config import Settings as Settings
 from corrdiff.errors import UsageError
 from corrdiff.factors import FittedFactors, ReadFactors
 from corrdiff.fitting import LEAST_SQUARES, Criterion
 from corrdiff.format import bitstream
-from corrdiff.format.bitstream import BitstreamError, Header, Streams
+from corrdiff.format.bitstream import Bitstream, BitstreamError, Header, Streams
 from corrdiff.format.entropy_tables import EntropyTables, Symbols
 from corrdiff.inference import Networks
 from corrdiff.inference import Precision as Precision
@@ -206,10 +214,8 @@ class CorrDiffCodec:
         box: tuple[int, int, int, int] | None = None,
     ) -> list[Picture]:
         """Decompress files that agree in size, steps, grid and tiles to pictures, as `decompress` does one."""
-        parsed = coding.unpack_batch(files, self.fingerprint, max_pixels)
+        parsed = self._parsed(files, max_pixels)
         header = parsed[0].header
-        if header.version != self.config.file_version:
-            raise BitstreamError(f"the file is of version {header.version}, which this codec does not write")
         if decoding == "uncorrected" and not header.steps:
             raise UsageError("the file has no steps, so there is no uncorrected picture of it")
         shown = Box(*box) if box is not None else Box(0, 0, header.width, header.height)
@@ -232,6 +238,22 @@ class CorrDiffCodec:
                 x_0_BCHW = trajectory.run(self.networks, y_hat_BMhw, d_BCHW, tile, times, factors)
             _paste(pictures, x_0_BCHW, layout, tile, shown)
         return pictures
+
+    @torch.inference_mode()
+    def decode_latents(self, files: Sequence[bytes], max_pixels: int = bitstream.MAX_PIXELS) -> list[Tensor]:
+        """Read the latents of files that agree as those of `decompress_batch` do; no network runs but the entropy
+        model's.
+
+        Returns:
+            Of each file y_hat / g_q, as D takes it, float32 [M, h, w]; h and w are the sides over 16, rounded up.
+
+        Raises `BitstreamError` as `decompress` does.
+        """
+        parsed = self._parsed(files, max_pixels)
+        layout, read = coding.layout_of(parsed[0].header), ReadLatents(self.networks, self.tables, parsed)
+        rows = [torch.cat([read(tile) for tile in row], dim=3) for row in layout.rows()]
+        height, width = (-(-side // LATENT_STRIDE) for side in (layout.height, layout.width))
+        return list(torch.cat(rows, dim=2)[:, :, :height, :width])
 
     @torch.inference_mode()
     def latents(self, images: Sequence[Picture], settings: Settings) -> list[Tensor]:
@@ -268,6 +290,14 @@ class CorrDiffCodec:
             z_BNuv = self.networks.hyper_analysis(y_BMhw)
         y_hat_BMhw = self.tables.y_hat_of(y_BMhw, z_BNuv, q_B * QUALITY_PARTS).to(self.device)
         return y_hat_BMhw / g_BM11, g_BM11
+
+    def _parsed(self, files: Sequence[bytes], max_pixels: int) -> list[Bitstream]:
+        """Read files that are to be decoded together, of the version that this codec writes."""
+        parsed = coding.unpack_batch(files, self.fingerprint, max_pixels)
+        version = parsed[0].header.version
+        if version != self.config.file_version:
+            raise BitstreamError(f"the file is of version {version}, which this codec does not write")
+        return parsed
 
     def _headers(self, images: Sequence[Picture], settings: Settings, qualities: Sequence[float]) -> list[Header]:
         """Make the header of each picture's file."""

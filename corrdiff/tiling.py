@@ -151,6 +151,10 @@ class Layout:
     def __iter__(self) -> Iterator[Tile]:
         return itertools.chain.from_iterable(self._tiles)
 
+    def rows(self) -> list[list[Tile]]:
+        """Give the tiles as they lie."""
+        return self._tiles
+
     def around(self, tile: Tile) -> list[list[Tile]]:
         """Find the tiles that a tile's window shows, itself among them, in rows."""
         i, j = divmod(tile.index, len(self._tiles[0]))

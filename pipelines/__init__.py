@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.decompress.reader import CompressedPictures as CompressedPictures
+    from pipelines.decompress.reader import merge_states as merge_states
     from pipelines.decompress.reader import read_compressed as read_compressed
 
-__all__ = ["CompressedPictures", "read_compressed"]
+__all__ = ["CompressedPictures", "merge_states", "read_compressed"]
 
 
 def __getattr__(name: str) -> Any:

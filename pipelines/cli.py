@@ -16,6 +16,7 @@ import tyro
 from corrdiff.cli import Decode, Encode, Inspect, Metrics
 from corrdiff.command_line import guarded, run_program
 from corrdiff.config import BUILTIN, Correction
+from corrdiff.errors import UsageError
 from pipelines.compress.config import CompressConfig
 from pipelines.decompress.config import DecompressConfig
 from pipelines.evaluate.config import CHECKPOINTS, EvaluateConfig
@@ -211,14 +212,26 @@ class Compress:
     config: CompressConfig = dataclasses.field(default_factory=CompressConfig)
     dry_run: bool = False
     """Only say how many pictures, bytes and hours it would be, from a few pictures."""
+    extend: bool = False
+    """Add what is new at IMAGES to a compression that has begun or is done. What is there stays as it is; pictures that
+    have changed since are named."""
+    retry_failed: bool = False
+    """Try again what has failed; --reason says which of it."""
+    reason: str = ""
+    """With --retry-failed: only what failed for a reason with this text in it ("no such file")."""
 
     def run(self) -> None:
         from pipelines.compress.command import print_estimate, run_compression
 
+        if self.reason and not self.retry_failed:
+            raise UsageError("--reason says what --retry-failed tries again; give that, too")
         if self.dry_run:
+            if self.extend or self.retry_failed:
+                raise UsageError("--dry-run is of a whole compression; leave --extend and --retry-failed away")
             print_estimate(self.images, self.codec, self.config)
         else:
-            run_compression(self.images, self.out, self.codec, self.config)
+            retrying = self.reason if self.retry_failed else None
+            run_compression(self.images, self.out, self.codec, self.config, self.extend, retrying)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from corrdiff.errors import UsageError
 from pipelines.compress.config import CompressConfig
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import Plan
+from pipelines.dataset.format import Plan, Stage
 from pipelines.files import storage
 from pipelines.inputs import units
 from pipelines.inputs.samples import NONE
@@ -40,9 +40,9 @@ class CompressJob:
     """With a target, once it is known."""
 
     @property
-    def planned(self) -> units.PlannedUnits:
+    def planned(self) -> tuple[units.PlannedUnits, ...]:
         """Where it is written down which pictures are in which unit."""
-        return units.PlannedUnits(storage.join(self.out, self.plan.directory), self.plan.files)
+        return self.plan.planned(self.out)
 
     @property
     def fingerprint(self) -> str:
@@ -65,25 +65,33 @@ def claim(images: str, out: str, fingerprint: str, config: CompressConfig) -> Pl
     names = storage.list_names(out)  # before it is known whose they are: nobody's, where there is no plan afterwards
     there = compressed.read_plan(out)
     if there is not None:
-        return compressed.claim_plan(out, dataclasses.replace(there, identity=identity), absent)
+        return compressed.claim_plan(out, Plan(identity, there.stages), absent)
     strange = compressed.strange_names(names)
     if strange:
         raise UsageError(
             f"{out} holds {strange[0]}, and no plan of a compression that it could be of; choose another directory"
         )
-    directory = f"{compressed.PLANS}/{uuid.uuid4().hex[:PLAN_TOKEN_DIGITS]}"
     left_out: Counter[str] = Counter()
-    count = units.write_plan(
-        storage.join(out, directory), units.plan_units(listed, config.column, config.unit, left_out, config.travels())
-    )
-    if not count.units:
+    stage = write_stage(out, units.plan_units(listed, config.column, config.unit, left_out, config.travels()), left_out)
+    if not stage.units:
         raise UsageError(units.nothing_at(listed, left_out))
-    plan = Plan(identity, directory, count.units, count.pictures, count.files, dict(left_out))
     try:
-        counts = compressed.claim_plan(out, plan, absent)
+        counts = compressed.claim_plan(out, Plan(identity, (stage,)), absent)
     except UsageError:
-        units.remove_plan(storage.join(out, directory), count)
+        remove_stage(out, stage)
         raise
-    if counts != plan:  # another job of the same compression was quicker
-        units.remove_plan(storage.join(out, directory), count)
+    if counts.stages[0] != stage:  # another job of the same compression was quicker
+        remove_stage(out, stage)
     return counts
+
+
+def write_stage(out: str, planned: Iterator[units.Unit], left_out: Counter[str]) -> Stage:
+    """Write down the units of a stage, which is not one of the plan's yet; `left_out` is read when all are written."""
+    directory = f"{compressed.PLANS}/{uuid.uuid4().hex[:PLAN_TOKEN_DIGITS]}"
+    count = units.write_plan(storage.join(out, directory), planned)
+    return Stage(directory, count.units, count.pictures, count.files, dict(left_out), count.again)
+
+
+def remove_stage(out: str, stage: Stage) -> None:
+    """Remove what `write_stage` wrote."""
+    units.remove_plan(units.PlannedUnits(storage.join(out, stage.directory), stage.files))

@@ -13,9 +13,11 @@ from pipelines.display.progress import console, show
 from pipelines.inputs.sources import left_out_sentence
 
 
-def run_compression(images: str, out: str, codec: str, config: CompressConfig) -> Summary:
+def run_compression(
+    images: str, out: str, codec: str, config: CompressConfig, extending: bool = False, retrying: str | None = None
+) -> Summary:
     """Compress a dataset with a progress display; returns the summary."""
-    summary = show("compress", compress_dataset(images, out, codec, config))
+    summary = show("compress", compress_dataset(images, out, codec, config, extending, retrying))
     print_summary(summary, out)
     return summary
 

@@ -8,7 +8,6 @@ import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +17,12 @@ import pyarrow.parquet as pq
 
 from corrdiff.errors import JobError
 from pipelines.compress.claim import CompressJob
+from pipelines.dataset.attempts import read_attempts, read_newest
 from pipelines.dataset.format import INDEX, INDEX_GROUP_ROWS, SUMMARY, Plan
-from pipelines.dataset.parts import read_part_table
 from pipelines.dataset.rows import Rows
 from pipelines.dataset.summary import Summary
 from pipelines.dataset.units import Record, bundle_records, missing_parts, read_records, remove_orphans
 from pipelines.files import storage
-from pipelines.files.storage import READERS
 
 WORST = 4
 WORST_PIXELS = 1 << 22
@@ -33,7 +31,7 @@ SCATTER_POINTS = 5000
 FAILURES_SHOWN = 10_000
 
 PARTS_AT_ONCE = 256
-"""Whose tables are in memory."""
+"""Whose tables are put into one; many small ones cost more."""
 
 
 class Shown(NamedTuple):
@@ -62,14 +60,15 @@ def _finish(out: str, plan: Plan) -> tuple[Summary, Shown]:
     bundle_records(out)
     totals = _totals(out, plan)
     with tempfile.TemporaryDirectory() as scratch, contextlib.closing(Rows(scratch)) as rows:
-        for table in _tables(read_records(out, range(plan.units)), out):
-            rows.add(table)
+        newest = read_newest(out, read_records(out, range(plan.units)), read_attempts(out, plan))
+        while some := [table for _, table in itertools.islice(newest, PARTS_AT_ONCE)]:
+            rows.add(pa.concat_tables(some, promote_options="permissive"))  # qualities were whole numbers before
         good, failures = rows.counted()
         _write_index(out, rows, scratch)
         summary = Summary(
             pictures=good + failures, failures=failures, percentiles=rows.percentiles(),
             failure_reasons=rows.failure_reasons(), qualities=rows.qualities(),
-            codec_fingerprint=plan.identity["codec"], **totals,
+            codec_fingerprint=plan.identity["codec"], units=plan.units, **totals,
         )  # fmt: skip
         shown = Shown(rows.spread(SCATTER_POINTS), rows.worst(WORST, WORST_PIXELS), rows.failures(FAILURES_SHOWN))
     remove_orphans(out)
@@ -94,14 +93,6 @@ def _totals(out: str, plan: Plan) -> dict[str, Any]:
         raise JobError(f"{len(missing)} finished parts of {out} are missing, such as {missing[0]}; copy them again")
     bpp = 8 * size / pixels if pixels else None
     return {"bytes": size, "pixels": pixels, "bpp": bpp, "left_out": dict(left_out), "members": members}
-
-
-def _tables(records: Iterator[Record], out: str) -> Iterator[pa.Table]:
-    """The tables of parts, many small ones joined; some are read at the same time."""
-    with ThreadPoolExecutor(READERS) as pool:
-        while some := list(itertools.islice(records, PARTS_AT_ONCE)):
-            tables = pool.map(lambda record: read_part_table(out, record), some)
-            yield pa.concat_tables(tables, promote_options="permissive")  # qualities were whole numbers before
 
 
 def _write_index(out: str, rows: Rows, scratch: str) -> None:

@@ -30,11 +30,12 @@ from pipelines.compress.code import Coder
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.encode import Encoder
 from pipelines.compress.finish import finish
+from pipelines.compress.grow import extend, retry
 from pipelines.compress.rate_target import find_rate
 from pipelines.compress.read import open_units
 from pipelines.compress.tally import Assembly, Tally
 from pipelines.compress.write import write_unit
-from pipelines.dataset.format import Plan, columns, units_without_part
+from pipelines.dataset.format import Plan, columns, read_plan, units_without_part
 from pipelines.dataset.summary import Summary, read_summary
 from pipelines.dataset.units import BUNDLE_UNITS, bundle_records, finished_units, read_records
 from pipelines.display.progress import Progress, console
@@ -52,8 +53,14 @@ WRITES_AT_ONCE = 8
 PACE_EVERY_S = 10.0
 
 
-def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) -> Generator[Progress, None, Summary]:
+def compress_dataset(
+    images: str, out: str, codec: str, config: CompressConfig, extending: bool = False, retrying: str | None = None
+) -> Generator[Progress, None, Summary]:
     """Compress pictures in parallel on Ray; yields progress, and returns the summary.
+
+    Args:
+        extending: whether what is new at `images` is added to what was planned.
+        retrying: with it, what failed for a reason with this text in it is tried again.
 
     Raises:
         UsageError: no pictures, no codec, or `out` holds another compression.
@@ -63,9 +70,14 @@ def compress_dataset(images: str, out: str, codec: str, config: CompressConfig) 
     tracking_uri()  # refused before anything is written
     made, fingerprint, _ = read_config(codec)
     made.check(config.settings())
+    is_new = read_plan(out) is None
     plan = claim(images, out, fingerprint, config)
+    if retrying is not None:
+        plan = retry(out, plan, config, retrying, console.print)
+    if extending and not is_new:
+        plan = extend(out, plan, config, console.print)
     summary = read_summary(out)
-    if summary is not None:
+    if summary is not None and summary.covers(plan):
         _check_parts(out, plan)
         console.print("nothing to do: every part is there")
     else:
@@ -148,7 +160,7 @@ def _run(job: CompressJob, numbers: list[int], tally: Tally) -> Iterator[Progres
     config = job.config
     stages = pools(config.device, config.workers)
     dataset = (
-        open_units(numbers, job.planned, config, stages)
+        open_units(numbers, job, stages)
         .map(
             Encoder,
             fn_constructor_args=(job.codec, config, stages.device, job.rate, job.fingerprint),

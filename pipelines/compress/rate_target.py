@@ -172,7 +172,7 @@ def _check_in_reach(sampled: Sequence[Sampled], rate: Rate, config: CompressConf
 def _look(job: CompressJob, numbers: Sequence[int], every: int, in_full: dict[int, int]) -> list[Sampled]:
     """Each `every`-th picture of some units; so many of a unit as `in_full` says are encoded too."""
     stages = pools(job.config.device, job.config.workers)
-    dataset = open_units(numbers, job.planned, job.config, stages, every).map(
+    dataset = open_units(numbers, job, stages, every).map(
         Sampler, fn_constructor_args=(job.codec, job.config, stages.device, in_full, job.fingerprint), **stages.networks
     )
     with ray_errors():

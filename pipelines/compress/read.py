@@ -12,7 +12,9 @@ from corrdiff.decoders import silence_decoders
 from corrdiff.images import ImageError, open_image
 from corrdiff.metadata import Kind, read_metadata
 from pipelines.compress.chunk import Chunk, Opened
+from pipelines.compress.claim import CompressJob
 from pipelines.compress.config import CompressConfig
+from pipelines.dataset.attempts import read_again
 from pipelines.inputs import units
 from pipelines.runtime.resources import Pools
 from pipelines.runtime.stages import one_block_each
@@ -27,24 +29,23 @@ HELD_PIXELS = 1 << 25
 """Of pictures that wait in the reader for others of their size."""
 
 
-def open_units(
-    numbers: Sequence[int], planned: units.PlannedUnits, config: CompressConfig, stages: Pools, every: int = 1
-) -> Any:
+def open_units(numbers: Sequence[int], job: CompressJob, stages: Pools, every: int = 1) -> Any:
     """A Ray dataset of the chunks of some units, or of each `every`-th of their pictures: this stage."""
     return one_block_each([{"unit": n} for n in numbers]).map_batches(
         read_chunks, batch_size=1, **stages.tasks,
-        fn_kwargs={"planned": planned, "config": config, "every": every},
+        fn_kwargs={"out": job.out, "planned": job.planned, "config": job.config, "every": every},
     )  # fmt: skip
 
 
 def read_chunks(
-    batch: dict[str, Any], planned: units.PlannedUnits, config: CompressConfig, every: int
+    batch: dict[str, Any], out: str, planned: Sequence[units.PlannedUnits], config: CompressConfig, every: int
 ) -> Iterator[dict[str, Any]]:
     """A Ray task: numbers of units -> their pictures, or each `every`-th of them, opened."""
     silence_decoders()
     for number in batch["unit"].tolist():
         left_out: Counter[str] = Counter()
-        pictures = units.read_pictures(units.read_unit(planned, number), every, left_out)
+        unit = units.read_unit(planned, number)
+        pictures = read_again(out, unit) if unit.again else units.read_pictures(unit, every, left_out)
         kept = (_keeping(found, config.keep) for found in pictures) if config.keep else pictures
         for chunk in open_unit(number, kept, config.batch, config.max_pixels, left_out):
             yield {"chunk": [chunk]}

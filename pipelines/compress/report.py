@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from corrdiff.images import ImageError, open_image
 from corrdiff.picture import Picture
 from pipelines.compress.claim import CompressJob
 from pipelines.compress.finish import Shown
-from pipelines.dataset.format import SUMMARY
+from pipelines.dataset.format import SUMMARY, unit_of
 from pipelines.dataset.index import Member, read_member
 from pipelines.dataset.summary import Summary
 from pipelines.display import curves
@@ -99,10 +99,9 @@ def _draw_worst(job: CompressJob, rows: list[dict[str, Any]]) -> bytes | None:
     return side_by_side(panels) if panels else None
 
 
-def _original(planned: PlannedUnits, row: dict[str, Any]) -> Picture | None:
-    number = int(row["part"].split("-")[1])
+def _original(planned: Sequence[PlannedUnits], row: dict[str, Any]) -> Picture | None:
     try:
-        found = units.read_picture(units.read_unit(planned, number), row["key"])
+        found = units.read_picture(units.read_unit(planned, unit_of(row["part"])), row["key"])
         return open_image(found.data).pixels if found and found.data else None
     except (OSError, ImageError, JobError):
         return None

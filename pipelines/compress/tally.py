@@ -24,6 +24,7 @@ class Tally:
         for record in records:
             self.done.add(record.unit)
             self._count(record.pictures, record.failures, record.bytes, record.pixels)
+        self._count(-plan.again, -plan.again, 0, 0)  # their rows come once more
         self._pace = Pace(self.megapixels)
 
     @property

@@ -3,6 +3,7 @@
     OUT/plan.json                  the codec, the settings and how many units; the first one that is written counts
     OUT/rate.json                  with a target, the rule by which each picture finds its quality
     OUT/_plan/...                  which pictures belong to which unit (inputs/units.py)
+    OUT/_grown/00001.json          units that were added later, numbered on: new pictures, or failures once more
     OUT/part-00000-<hash>.tar      WebDataset: KEY.crdf, KEY.crdf.json, and the files that travel with it (fields.py)
     OUT/part-00000-<hash>.parquet  a row for each picture, failures too, and the columns that travel with it
     OUT/_writing/00000-...         written before a unit's files: that this compression writes them
@@ -18,18 +19,20 @@ before is neither written over nor removed, whatever it is called.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from corrdiff.errors import UsageError
+from corrdiff.errors import JobError, UsageError
 from pipelines.files import records, storage
+from pipelines.inputs.units import PlannedUnits
 
 PLAN, RATE, SUMMARY, INDEX = "plan.json", "rate.json", "summary.json", "_index/keys.parquet"
-PLANS, WRITING, UNITS = "_plan", "_writing", "_units"
+PLANS, GROWN, WRITING, UNITS = "_plan", "_grown", "_writing", "_units"
 FORMAT = "corrdiff-dataset-1"
 
 INDEX_COLUMNS = ("key", "part", "offset", "bytes")
@@ -67,13 +70,11 @@ def columns() -> pa.Schema:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a compressed dataset is to be."""
+class Stage:
+    """Units that were planned together."""
 
-    identity: dict[str, Any]
-    """Codec, pictures and settings: what makes two compressions the same."""
     directory: str
-    """Of the units' descriptions, under OUT."""
+    """Of their descriptions, under OUT."""
     units: int
     pictures: int | None
     """None where tars are among the input, which are not opened before their turn."""
@@ -81,6 +82,65 @@ class Plan:
     """SHA-256 of each file of the units' descriptions; none of a dataset of an older version."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Reason -> files that were found and not taken."""
+    again: int = 0
+    """Of the pictures, those that failed before."""
+
+    @property
+    def retries(self) -> bool:
+        """Whether it tries again what failed; else it is what was found at the source."""
+        return self.again > 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a compressed dataset is to be."""
+
+    identity: dict[str, Any]
+    """Codec, pictures and settings: what makes two compressions the same."""
+    stages: tuple[Stage, ...]
+    """The first, and those by which it has grown."""
+
+    @property
+    def name(self) -> str:
+        """Which dataset it is, however it grows."""
+        return self.stages[0].directory
+
+    @property
+    def units(self) -> int:
+        """Of all stages; they are numbered on from one to the next."""
+        return sum(stage.units for stage in self.stages)
+
+    @property
+    def pictures(self) -> int | None:
+        """Each once, however often it was tried; None where that is not known before all is done."""
+        counts = [stage.pictures for stage in self.stages]
+        known = [count for count in counts if count is not None]
+        return sum(known) - self.again if len(known) == len(counts) else None
+
+    @property
+    def again(self) -> int:
+        """Failures that are tried again, each as often as it is."""
+        return sum(stage.again for stage in self.stages)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Reason -> files that were found and not taken, when the source was listed last."""
+        return next(stage.left_out for stage in reversed(self.stages) if not stage.retries)
+
+    def numbered(self) -> Iterator[tuple[int, Stage]]:
+        """The number of the first unit of each stage, and the stage."""
+        return zip(itertools.accumulate((s.units for s in self.stages), initial=0), self.stages, strict=False)
+
+    def planned(self, uri: str) -> tuple[PlannedUnits, ...]:
+        """Where it is written down what is in which unit."""
+        return tuple(
+            PlannedUnits(storage.join(uri, stage.directory), stage.files, first) for first, stage in self.numbered()
+        )
+
+    def until(self, units: int) -> Plan:
+        """As it was when it had so many units."""
+        kept = tuple(stage for first, stage in self.numbered() if first + stage.units <= units)
+        return dataclasses.replace(self, stages=kept or self.stages[:1])
 
 
 def part_name(unit: int, extension: str, sha256: str) -> str:
@@ -88,9 +148,17 @@ def part_name(unit: int, extension: str, sha256: str) -> str:
     return f"part-{unit:05d}-{sha256[:PART_DIGITS]}.{extension}"
 
 
+def unit_of(part: str) -> int:
+    """The number of the unit whose part has a name. Raises `JobError` where no part is called that."""
+    name = PART.fullmatch(part)
+    if name is None:
+        raise JobError(f"the index names a part '{part}' that can be none; copy it again")
+    return int(name[1])
+
+
 def strange_names(names: Iterable[str]) -> list[str]:
     """Of the names in a directory without a plan, those that a compression would take for its own."""
-    ours = {RATE, SUMMARY, WRITING, UNITS, INDEX.partition("/")[0]}
+    ours = {RATE, SUMMARY, GROWN, WRITING, UNITS, INDEX.partition("/")[0]}
     return [name for name in names if name in ours or PART.fullmatch(name)]
 
 
@@ -111,20 +179,41 @@ def read_plan(uri: str) -> Plan | None:
 
 
 def claim_plan(uri: str, plan: Plan, absent: Mapping[str, Any] | None = None) -> Plan:
-    """Make a plan that of a directory: returns the one that counts, which is an earlier one where there is one.
+    """Make a plan of one stage that of a directory: returns the one that counts, which is an earlier one where there is
+    one, and what it has grown by.
 
     `absent` stands for the parts of an identity that an older plan does not name.
 
     Raises `UsageError` where that is another compression's.
     """
-    value = {"format": FORMAT, **dataclasses.asdict(plan)}
+    value = {"format": FORMAT, "identity": plan.identity, **dataclasses.asdict(plan.stages[0])}
     return _plan(records.claim(storage.join(uri, PLAN), value, f"{uri} holds another compression", absent=absent), uri)
+
+
+def grow(uri: str, plan: Plan, stage: Stage) -> bool:
+    """Add a stage to a dataset; whether that was done, and not something else by another job."""
+    place = storage.join(uri, GROWN, f"{len(plan.stages):05d}.json")
+    return storage.create_bytes(place, storage.sealed(dataclasses.asdict(stage)))
 
 
 def _plan(value: Any, uri: str) -> Plan:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise UsageError(f"{uri}/{PLAN} is of no format that this program reads ({FORMAT})")
-    return records.to_record({k: v for k, v in value.items() if k != "format"}, Plan, f"{uri}/{PLAN}")
+    place = storage.join(uri, PLAN)
+    first = {name: field for name, field in value.items() if name not in ("format", "identity")}
+    identity = records.to_record({"identity": value.get("identity")}, _Identity, place).identity
+    grown = [name for name in storage.list_names(storage.join(uri, GROWN)) if re.fullmatch(r"\d{5}\.json", name)]
+    missing = [name for number, name in enumerate(grown, 1) if name != f"{number:05d}.json"]
+    if missing:
+        raise UsageError(f"{storage.join(uri, GROWN)} has {missing[0]}, but not all before it; copy it again")
+    later = [records.read_record(storage.join(uri, GROWN, name), Stage) for name in grown]
+    return Plan(identity, (records.to_record(first, Stage, place), *later))
+
+
+class _Identity(NamedTuple):
+    """Of plan.json, what is not of its first stage."""
+
+    identity: dict[str, Any]
 
 
 def check_codec(uri: str, plan: Plan, codec: str, fingerprint: str) -> None:

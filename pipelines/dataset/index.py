@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corrdiff.errors import JobError, UsageError
-from pipelines.dataset.format import INDEX, INDEX_COLUMNS
+from pipelines.dataset.format import INDEX, INDEX_COLUMNS, unit_of
 from pipelines.files import storage
 
 
@@ -45,13 +45,17 @@ def find(uri: str, keys: Sequence[str]) -> list[Member]:
     return [found[key] for key in keys]
 
 
-def all_keys(uri: str) -> Iterator[str]:
-    """The keys of all compressed pictures, a few at a time in memory. Raises `UsageError` where there is no index."""
+def all_keys(uri: str, since: int = 0) -> Iterator[str]:
+    """The keys of all compressed pictures from a unit on, a few at a time in memory.
+
+    Raises `UsageError` where there is no index.
+    """
     try:
         with storage.open_ranges(storage.join(uri, INDEX)) as file:
             index = pq.ParquetFile(file, page_checksum_verification=True)
-            for batch in index.iter_batches(columns=["key"]):
-                yield from batch.column(0).to_pylist()
+            for batch in index.iter_batches(columns=["key", "part"]):
+                places = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                yield from (key for key, part in places if unit_of(part) >= since)
     except FileNotFoundError:
         raise UsageError(f"{uri} has no index: the compression is not complete; run it again") from None
     except (pa.ArrowException, OSError, IndexError, UnicodeDecodeError) as error:

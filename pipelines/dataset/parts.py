@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -16,6 +18,9 @@ from pipelines.dataset.units import Record
 from pipelines.files import storage
 from pipelines.files.tar import read_samples
 from pipelines.inputs.samples import DESCRIPTION, OURS, PICTURE, Fields
+
+TABLES_AT_ONCE = 256
+"""That are on their way."""
 
 
 class PictureFile(NamedTuple):
@@ -29,7 +34,12 @@ class PictureFile(NamedTuple):
 def read_part(uri: str, record: Record) -> list[PictureFile]:
     """All pictures of a part, and the files that travel with them. Raises `JobError` where it is not what was
     written."""
-    data = _read_recorded("part", storage.join(uri, record.tar.name), record.tar.sha256)
+    return read_pictures(uri, record.tar.name, record.tar.sha256)
+
+
+def read_pictures(uri: str, part: str, sha256: str) -> list[PictureFile]:
+    """As `read_part`, of a part whose name and hash are known."""
+    data = _read_recorded("part", storage.join(uri, part), sha256)
     return [PictureFile(key, m[PICTURE], _travelled(m)) for key, m in read_samples(data) if PICTURE in m]
 
 
@@ -48,6 +58,14 @@ def read_part_table(uri: str, record: Record, every_column: bool = False) -> pa.
         return pq.read_table(io.BytesIO(data))
     own = [field.name for field in pq.read_schema(io.BytesIO(data)) if TRAVELLED not in (field.metadata or {})]
     return pq.read_table(io.BytesIO(data), columns=own).select(own)
+
+
+def read_tables(uri: str, records: Iterable[Record]) -> Iterator[tuple[Record, pa.Table]]:
+    """Records and the tables of their parts, in order; some are read at the same time. Raises as `read_part_table`."""
+    waiting = iter(records)
+    with ThreadPoolExecutor(storage.READERS) as pool:
+        while some := list(itertools.islice(waiting, TABLES_AT_ONCE)):
+            yield from zip(some, pool.map(lambda record: read_part_table(uri, record), some), strict=True)
 
 
 def _read_recorded(what: str, name: str, sha256: str) -> bytes:

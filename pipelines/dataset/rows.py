@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.dataset.format import INDEX_COLUMNS, columns, metric_columns
 from pipelines.dataset.summary import PERCENTILES
-
-MEMORY = "384MiB"
-"""Of DuckDB, beyond which it goes to the disk."""
+from pipelines.files.scratch import open_scratch
 
 
 class Rows:
@@ -22,9 +19,7 @@ class Rows:
 
     def __init__(self, directory: str) -> None:
         self._schema = columns()
-        self._db = duckdb.connect(
-            f"{directory}/rows.duckdb", config={"memory_limit": MEMORY, "temp_directory": directory, "threads": 2}
-        )
+        self._db = open_scratch(f"{directory}/rows.duckdb")
         empty = self._schema.empty_table()
         self._db.register("given", empty)
         self._db.execute("CREATE TABLE good AS SELECT * FROM given")

@@ -34,7 +34,13 @@ class Summary:
     """Reason -> files that were found and not taken: what was found is pictures, failures among them, these, and
     `members`."""
     members: int = 0
-    """Files that travel with the pictures."""
+    """Files that travel with the pictures; what a picture had with it that was tried again is in two parts."""
+    units: int = 0
+    """That it is of; 0 of an older version, which knew of no growth."""
+
+    def covers(self, plan: Plan) -> bool:
+        """Whether it is of all that is planned by now."""
+        return (self.units or plan.stages[0].units) == plan.units
 
 
 def read_summary(uri: str) -> Summary | None:
@@ -46,7 +52,10 @@ def read_summary(uri: str) -> Summary | None:
 
 
 def read_complete(uri: str) -> tuple[Plan, Summary]:
-    """Plan and summary of a finished dataset. Raises `UsageError` where there is none."""
+    """Plan and summary of a finished dataset: while it grows, as it was before.
+
+    Raises `UsageError` where there is none.
+    """
     plan = read_plan(uri)
     if plan is None:
         raise UsageError(f"no compressed dataset at {uri}: there is no {PLAN}")
@@ -54,4 +63,4 @@ def read_complete(uri: str) -> tuple[Plan, Summary]:
     if summary is None:
         done = len(finished_units(uri))
         raise UsageError(f"{uri} is not complete: {done} of {plan.units} units are done; run 'corrdiff compress' again")
-    return plan, summary
+    return plan.until(summary.units), summary

@@ -2,14 +2,16 @@
 
 OUT/_decompressed/what.json    the dataset and the format: another is refused
 OUT/_decompressed/00000        written when a unit's pictures are all there; running again does the others
+OUT/_decompressed/of-00012     so many units have been begun with; more of them come where the dataset has grown
 
-What was in OUT before what.json is none of ours: where a picture would be called the same, the job is refused before it
-begins.
+What was in OUT before units were begun with is none of ours: where a picture of them would be called the same, the job
+is refused before it begins.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
@@ -29,7 +31,7 @@ from pipelines.runtime.resources import pools
 from pipelines.runtime.session import ray_errors, ray_session
 from pipelines.runtime.stages import rows_as_they_come
 
-DONE = "_decompressed"
+DONE, WHAT = "_decompressed", "what.json"
 KEYS_A_ROW = 64
 
 
@@ -59,7 +61,7 @@ def decompress_dataset(
             unit = row["unit"]
             left[unit] = left.get(unit, row["portions"]) - 1
             if not left[unit] and not keys:
-                storage.write_bytes(storage.join(out, DONE, f"{unit:05d}"), b"")
+                storage.write_bytes(storage.join(_done(out), f"{unit:05d}"), b"")
             yield Progress(pictures, total, "pictures")
     return pictures
 
@@ -74,35 +76,52 @@ def _of_keys(job: DecompressJob, out: str, keys: Sequence[str]) -> tuple[list[di
 
 def _of_units(job: DecompressJob, out: str) -> tuple[list[dict[str, Any]], int]:
     """Rows of the units that are not done yet, and how many pictures they come to."""
-    what = {"identity": {"dataset": job.plan.directory, **identity(job.config)}}
-    record = storage.join(out, DONE, "what.json")
-    if not storage.exists(record):
+    what = {"identity": {"dataset": job.plan.name, **identity(job.config)}}
+    record, units = storage.join(_done(out), WHAT), job.plan.units
+    if _begun(job, out) < units:
         names = _there(out)
-        if not storage.exists(record):  # an equal job that has begun since has written nothing before that
-            _check_names(all_keys(job.dataset), out, job.config)
-            _check_free(job, names, out)
+        begun = _begun(job, out)  # an equal job that has begun since has written nothing before that
+        if begun < units:
+            _check_names(all_keys(job.dataset, begun), out, job.config)
+            _check_free(job, names, out, begun)
     claim(record, what, f"{out} holds other pictures", absent=defaults(DecompressConfig))
-    done = set(storage.list_names(storage.join(out, DONE)))
-    rows = [{"unit": unit, "members": ""} for unit in range(job.plan.units) if f"{unit:05d}" not in done]
-    skipped = read_records(job.dataset, [u for u in range(job.plan.units) if f"{u:05d}" in done])
+    storage.create_bytes(storage.join(_done(out), f"of-{units:05d}"), b"")
+    done = set(storage.list_names(_done(out)))
+    rows = [{"unit": unit, "members": ""} for unit in range(units) if f"{unit:05d}" not in done]
+    skipped = read_records(job.dataset, [u for u in range(units) if f"{u:05d}" in done])
     return rows, job.pictures - sum(r.pictures - r.failures for r in skipped)
+
+
+def _begun(job: DecompressJob, out: str) -> int:
+    """How many units have been begun with: what is called as their pictures is this job's."""
+    numbers = [
+        int(name[1]) for name in map(re.compile(r"of-(\d{5,})").fullmatch, storage.list_names(_done(out))) if name
+    ]
+    if not numbers and storage.exists(storage.join(_done(out), WHAT)):
+        return job.plan.stages[0].units  # begun by an older version, or just now
+    return max(numbers, default=0)
+
+
+def _done(out: str) -> str:
+    return storage.join(out, DONE)
 
 
 def _there(out: str) -> set[str]:
     """Names of all files under a directory; none where there is none."""
-    return set(walk(out)) if storage.exists(out) else set()
+    return {found.name for found in walk(out)} if storage.exists(out) else set()
 
 
-def _check_free(job: DecompressJob, names: set[str], out: str) -> None:
-    """Raises `UsageError` where a file that is there before the job is called as one that it would write."""
-    if any(name.startswith(f"{DONE}/") for name in names):
+def _check_free(job: DecompressJob, names: set[str], out: str, begun: int) -> None:
+    """Raises `UsageError` where a file that is there before units are begun with is called as one of theirs."""
+    if not begun and any(name.startswith(f"{DONE}/") for name in names):
         raise UsageError(f"{out} holds {DONE} of a job that is not known; choose another directory")
     if job.config.overwrite or not names:
         return
     if job.config.shards:
-        taken = next((name for name in sorted(names) if SHARD.fullmatch(name)), None)
+        shards = filter(None, map(SHARD.fullmatch, sorted(names)))
+        taken = next((shard[0] for shard in shards if int(shard[1]) >= begun), None)
     else:
-        written = (file_name(key, job.config.format) for key in all_keys(job.dataset))
+        written = (file_name(key, job.config.format) for key in all_keys(job.dataset, begun))
         taken = next((name for name in written if name in names), None)
     if taken is not None:
         raise UsageError(

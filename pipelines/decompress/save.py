@@ -31,7 +31,8 @@ JPEG_QUALITY = 95
 LONGEST_NAME_BYTES = 255
 """Of a file or a directory on the disks of Linux."""
 
-SHARD = re.compile(r"shard-\d{5,}-\d{3,}\.(tar|parquet)")
+SHARD = re.compile(r"shard-(\d{5,})-\d{3,}\.(tar|parquet)")
+"""The unit, and what kind of file it is."""
 
 
 def save_portion(

@@ -7,9 +7,10 @@ save    CPU          PNG, WebP or JPEG, as files or as shards (save.py)
 
 from __future__ import annotations
 
-import itertools
+import functools
 import json
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, NoReturn, TypeVar
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:  # it brings torch along, which reading and saving do without
     from corrdiff.codec import CorrDiffCodec, Decoding
 
 P = TypeVar("P")
+Q = TypeVar("Q")
+K = TypeVar("K", bound=Hashable)
 
 PORTION_PIXELS = 1 << 24
 """Pictures that go through the stages together, and into one shard, at most (one picture may have more)."""
@@ -122,18 +125,33 @@ def read_portions(batch: dict[str, Any], dataset: str, max_pixels: int, fields: 
             yield {"portion": [Portion(unit, number, len(cut), portion)]}
 
 
-def decode(codec: CorrDiffCodec, files: list[PictureFile], decoding: Decoding, max_pixels: int) -> Iterator[Decoded]:
-    """In the order of the files, those of one size together where they follow each other."""
+def decode(codec: CorrDiffCodec, files: list[PictureFile], decoding: Decoding, max_pixels: int) -> list[Decoded]:
+    """In the order of the files; those of like size together."""
     from corrdiff.coding import batch_key
 
-    def together(batch: list[PictureFile]) -> list[Decoded]:
-        pictures = codec.decompress_batch([file.data for file in batch], decoding, max_pixels)
-        return [Decoded(file.key, pixels, file.fields) for file, pixels in zip(batch, pictures, strict=True)]
+    def together(_: Hashable, batch: list[PictureFile]) -> list[Picture]:
+        return codec.decompress_batch([file.data for file in batch], decoding, max_pixels)
 
-    headers = [bitstream.unpack(file.data, codec.fingerprint, max_pixels).header for file in files]
-    for _, run in itertools.groupby(zip(files, headers, strict=True), lambda pair: batch_key(pair[1])):
-        while batch := [file for file, _ in itertools.islice(run, BATCH)]:
-            yield from as_many_as_fit(together, batch, _too_large)
+    keys = [batch_key(bitstream.unpack(file.data, codec.fingerprint, max_pixels).header) for file in files]
+    pictures = alike_together(files, keys, together)
+    return [Decoded(file.key, pixels, file.fields) for file, pixels in zip(files, pictures, strict=True)]
+
+
+def alike_together(
+    files: list[PictureFile], keys: Sequence[K], work: Callable[[K, list[PictureFile]], list[Q]]
+) -> list[Q]:
+    """What comes of each file, in their order; those of one key are worked on together, `BATCH` of them or as many as
+    the memory has room for. Raises `JobError` where it has none for one alone."""
+    places: defaultdict[K, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        places[key].append(place)
+    found: dict[int, Q] = {}
+    for key, alike in places.items():
+        of_key = functools.partial(work, key)
+        for i in range(0, len(alike), BATCH):
+            some = alike[i : i + BATCH]
+            found |= zip(some, as_many_as_fit(of_key, [files[place] for place in some], _too_large), strict=True)
+    return [found[place] for place in range(len(files))]
 
 
 def _too_large(file: PictureFile, reason: str) -> NoReturn:
@@ -149,7 +167,7 @@ class Decoder:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         portion: Portion[PictureFile] = row["portion"]
         pictures = decode(self.codec, portion.pictures, self.config.decoding, self.config.max_pixels)
-        return {"portion": Portion(portion.unit, portion.number, portion.of, list(pictures))}
+        return {"portion": Portion(portion.unit, portion.number, portion.of, pictures)}
 
 
 def decoded(job: DecompressJob, rows: list[dict[str, Any]], stages: Pools, fields: bool = False) -> Any:

@@ -24,7 +24,7 @@ class Keys:
         stem = f"{directory}{slash}{stem}"
         self._open = {known for known in self._open if name.startswith(f"{known}.")}
         if not dot or stem in self._open or not _is_plain(stem):
-            return _escaped(name)
+            return escaped(name)
         self._open.add(stem)
         return stem
 
@@ -41,7 +41,8 @@ def _is_plain(stem: str) -> bool:
     return proper and "." not in last and not _NO_KEY.search(stem) and not any(p.lower().endswith(_TARS) for p in above)
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
+    """The key of a name that has no shorter one: no other name has it, and no stem is it."""
     *above, last = name.split("/")
     ended = _NO_KEY.sub(_code, last).replace(".", _code(".")) if last else _code("/")
     return "/".join([*map(_escaped_directory, above), ended if "." in last else f"{ended}="])
@@ -50,8 +51,8 @@ def _escaped(name: str) -> str:
 def _escaped_directory(part: str) -> str:
     if not part:
         return _code("/")
-    escaped = _NO_KEY.sub(_code, part)
-    return escaped.replace(".", _code(".")) if part in (".", "..") or part.lower().endswith(_TARS) else escaped
+    coded = _NO_KEY.sub(_code, part)
+    return coded.replace(".", _code(".")) if part in (".", "..") or part.lower().endswith(_TARS) else coded
 
 
 def _code(character: re.Match[str] | str) -> str:

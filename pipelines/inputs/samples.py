@@ -93,6 +93,17 @@ class Unit(NamedTuple):
     """Of each picture, the endings of the files that travel with it; none where none has any."""
     schema: bytes = b""
     """Of a table: the columns that travel, an Arrow schema; empty where none do."""
+    marks: list[int] = []  # noqa: RUF012
+    """Of each URI: another number where what it names is not what was planned; none where nothing is known."""
+    again: list[str] = []  # noqa: RUF012
+    """Where it tries again what has failed: the keys of that; what else it has is done already."""
+    units: list[int] = []  # noqa: RUF012
+    """Of a shard or table that is tried again: numbers of the units that have read it so far."""
+
+    @property
+    def expected(self) -> int:
+        """How many pictures are to come of it, where it is `counted`."""
+        return len(self.again) or self.pictures
 
     @property
     def counted(self) -> bool:

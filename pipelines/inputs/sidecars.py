@@ -24,6 +24,8 @@ class Name(NamedTuple):
     reason: str | None
     """Why it is no picture of itself, as it is counted, where it travels with none either; None where it is one, empty
     where it is not counted."""
+    mark: int = 0
+    """As a listing has it."""
 
 
 class Picture(NamedTuple):
@@ -31,6 +33,8 @@ class Picture(NamedTuple):
 
     name: str
     sidecars: tuple[str, ...] = ()
+    mark: int = 0
+    """Of its own file, as a listing has it."""
 
 
 def with_sidecars(
@@ -78,7 +82,7 @@ def _paired(
         stem = travels.beside(name)
         if stem is not None and not name.lower().endswith(archives.EXTENSIONS):
             stems.setdefault(stem, name)
-    for name, reason in run:
+    for name, reason, _ in run:
         if name not in pictures:
             owner, ending = _owner(name, stems)
             if owner is not None and travels.takes(ending):
@@ -87,7 +91,7 @@ def _paired(
                 pictures[name] = []
             elif reason:
                 left_out[reason] += 1
-    yield from (Picture(name, tuple(pictures[name])) for name, _ in run if name in pictures)
+    yield from (Picture(name, tuple(pictures[name]), mark) for name, _, mark in run if name in pictures)
 
 
 def _owner(name: str, stems: Mapping[str, str]) -> tuple[str | None, str]:

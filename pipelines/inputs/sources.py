@@ -23,6 +23,7 @@ from corrdiff.errors import UsageError
 from corrdiff.images import EXTENSIONS
 from pipelines.files import listing, storage
 from pipelines.inputs.keys import Keys as Keys
+from pipelines.inputs.keys import escaped
 from pipelines.inputs.samples import NOTHING, Travels
 from pipelines.inputs.sidecars import Name, with_sidecars
 
@@ -53,6 +54,10 @@ class Source(NamedTuple):
     """Why it cannot be read, where its name says so; `uri` is then for people."""
     sidecars: tuple[str, ...] = ()
     """Endings of the files that travel with it."""
+    mark: int = 0
+    """Of its content and these endings: another one where they have changed; 0 where nothing is known."""
+    escaped: str = ""
+    """The key that it has where another picture has `key` already."""
 
 
 def iterate(
@@ -79,14 +84,15 @@ def iterate(
     keys, skipped = Keys(), Counter() if left_out is None else left_out
     try:
         root, names = _find_all(uri, extensions)
-        for name, sidecars in with_sidecars(names, extensions, travels, skipped):
+        for name, sidecars, mark in with_sidecars(names, extensions, travels, skipped):
             key, found = keys.of(name), storage.join(root, name)
             shown = found.encode(errors="backslashreplace").decode()
             if shown == found:
-                yield Source(key, found, "", sidecars)
+                known = listing.mark_of(mark, *sidecars) if mark and sidecars else mark
+                yield Source(key, found, "", sidecars, known, escaped(name))
                 continue
             skipped.update(["beside a picture whose name is not UTF-8"] * len(sidecars))
-            yield Source(key, shown, "its name is not UTF-8; rename it")
+            yield Source(key, shown, "its name is not UTF-8; rename it", escaped=escaped(name))
     except OSError as error:
         raise UsageError(f"cannot list {images}: {error}") from None
 
@@ -156,7 +162,7 @@ def _as_it_is(uri: str) -> int:
 def _seen_from(root: str, directory: str, names: Iterator[Name]) -> Iterator[Name]:
     """Names in a directory as they are under one further up."""
     under = storage.join(root, "")
-    return (Name(storage.join(directory, name).removeprefix(under), reason) for name, reason in names)
+    return (n._replace(name=storage.join(directory, n.name).removeprefix(under)) for n in names)
 
 
 def _expand(rest: str) -> list[str]:
@@ -177,7 +183,7 @@ def _find(uri: str, extensions: tuple[str, ...]) -> tuple[str, Iterator[Name]] |
         return _parent(uri), iter([Name(uri.rpartition("/")[2], None)])
     if not storage.exists(uri):
         return None
-    return uri, (Name(name, left_out_as(name, extensions)) for name in listing.walk(uri))
+    return uri, (Name(name, left_out_as(name, extensions), mark) for name, mark in listing.walk(uri))
 
 
 def _directory(uri: str, start: int) -> str | None:
@@ -194,11 +200,11 @@ def _pattern(uri: str, start: int) -> str:
 def _glob(directory: str, patterns: list[str]) -> Iterator[Name]:
     """What fits is taken; what does not is not counted, but may travel with what does."""
     fits = re.compile("|".join(patterns)).fullmatch
-    for name in listing.walk(directory):
+    for name, mark in listing.walk(directory):
         if not fits(storage.join(directory, name)):
             yield Name(name, "")
         else:
-            yield Name(name, left_out_as(name, ()) if is_of_macos(name) else None)
+            yield Name(name, left_out_as(name, ()) if is_of_macos(name) else None, mark)
 
 
 def _parent(uri: str) -> str:

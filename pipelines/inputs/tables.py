@@ -41,7 +41,10 @@ def plan_table(source: Source, column: str, size: int, travels: Travels) -> Iter
                 step = size if paths else max(rows, 1)
                 for first in range(0, rows, step):
                     count = min(step, rows - first)
-                    yield Unit("table", [source.uri], [source.key], column, group, first, count, schema=kept)
+                    yield Unit(
+                        "table", [source.uri], [source.key], column, group, first, count, schema=kept,
+                        marks=[source.mark],
+                    )  # fmt: skip
     except NO_TABLE as error:
         raise UsageError(f"{source.uri} is no Parquet file ({str(error).splitlines()[0]})") from None
 

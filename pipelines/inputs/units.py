@@ -13,7 +13,7 @@ import hashlib
 import io
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -39,7 +39,8 @@ SCHEMA = pa.schema([
     ("kind", pa.string()), ("uris", pa.list_(pa.string())), ("keys", pa.list_(pa.string())), ("column", pa.string()),
     ("group", pa.int64()), ("first", pa.int64()), ("pictures", pa.int64()), ("problems", pa.list_(pa.string())),
     ("names", pa.list_(pa.string())), ("picture", pa.string()), ("sidecars", pa.list_(pa.list_(pa.string()))),
-    ("schema", pa.binary()),
+    ("schema", pa.binary()), ("marks", pa.list_(pa.int64())), ("again", pa.list_(pa.string())),
+    ("units", pa.list_(pa.int64())),
 ])  # fmt: skip
 
 
@@ -51,76 +52,74 @@ class Count(NamedTuple):
     """None where shards are among them."""
     files: tuple[str, ...]
     """SHA-256 of each file that says what it is."""
+    again: int = 0
+    """Failures that are tried again."""
 
 
 def plan_units(
-    images: str, column: str | None, size: int, left_out: Counter[str] | None = None, travels: Travels = NOTHING
-) -> Iterator[Unit]:
+    images: str, column: str | None, size: int, left_out: Counter[str] | None = None, travels: Travels = NOTHING,
+    only: Callable[[Iterator[Source]], Iterator[Source]] = iter,
+) -> Iterator[Unit]:  # fmt: skip
     """The units of what an argument names, as they are found.
 
     Tars, gzipped or not, are shards, Parquet files tables (with `column`), everything else is files, `size` of them in
     a unit. `left_out` is told, by reason, of the files that are there and in no unit. `travels` says what is kept
-    beside the pictures.
+    beside the pictures, `only` which sources of those that are found.
 
     Raises `UsageError` for a `--picture` that is no ending of a picture.
     """
     if travels.picture and not f".{travels.picture}".endswith(EXTENSIONS):
         raise UsageError(f"--picture must be the ending of a picture, as jpg or left.png, not '{travels.picture}'")
     if images.startswith(storage.SAMPLE_SCHEME):
-        yield from _of_files(pictures.iterate(images), size, travels)
+        yield from of_files(only(pictures.iterate(images)), size, travels)
     elif column is not None:
-        for source in pictures.iterate(images, (".parquet",), left_out):
+        for source in only(pictures.iterate(images, (".parquet",), left_out)):
             yield from plan_table(source, column, size, travels)
     else:
         taken = (*travels.extensions(EXTENSIONS), *archives.EXTENSIONS)
-        found = pictures.iterate(images, taken, left_out, travels)
+        found = only(pictures.iterate(images, taken, left_out, travels))
         for is_shard, run in itertools.groupby(
             found, lambda source: source.uri.lower().endswith(archives.EXTENSIONS) and not source.problem
         ):
             if is_shard:
                 yield from (_of_shard(source, travels) for source in run)
             else:
-                yield from _of_files(run, size, travels)
+                yield from of_files(run, size, travels)
 
 
 def _of_shard(source: Source, travels: Travels) -> Unit:
     names = [] if travels.names == (NONE,) else list(travels.names)
-    return Unit("shard", [source.uri], [f"{source.key}.tar"], names=names, picture=travels.picture)
+    return Unit("shard", [source.uri], [f"{source.key}.tar"], names=names, picture=travels.picture, marks=[source.mark])
 
 
-def _of_files(sources: Iterator[Source], size: int, travels: Travels) -> Iterator[Unit]:
+def of_files(sources: Iterator[Source], size: int, travels: Travels) -> Iterator[Unit]:
+    """Units of files, `size` of them in each."""
     while unit := list(itertools.islice(sources, size)):
         problems, sidecars = [s.problem for s in unit], [list(s.sidecars) for s in unit]
         yield Unit(
             "files", [s.uri for s in unit], [s.key for s in unit], pictures=len(unit),
             problems=problems if any(problems) else [], picture=travels.picture,
-            sidecars=sidecars if any(sidecars) else [],
+            sidecars=sidecars if any(sidecars) else [], marks=[s.mark for s in unit],
         )  # fmt: skip
 
 
 def write_plan(directory: str, units: Iterator[Unit]) -> Count:
     """Write units down as they come; no more than a file of them is in memory."""
-    number, count, known = 0, 0, True
+    number, count, again, known = 0, 0, 0, True
     digests: list[str] = []
     for file in itertools.count():
         written = list(itertools.islice(units, UNITS_A_FILE))
         if not written:
-            return Count(number, count if known else None, tuple(digests))
+            return Count(number, count if known else None, tuple(digests), again)
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist([unit._asdict() for unit in written], SCHEMA), buffer)
         storage.write_bytes(_plan_file(directory, file), buffer.getvalue(), storage.PATIENT_ATTEMPTS)
         digests.append(hashlib.sha256(buffer.getvalue()).hexdigest())
         number += len(written)
-        count += sum(unit.pictures for unit in written)
+        count += sum(unit.expected for unit in written)
+        again += sum(len(unit.again) for unit in written)
         known &= all(unit.counted for unit in written)
     raise AssertionError
-
-
-def remove_plan(directory: str, count: Count) -> None:
-    """Remove what `write_plan` wrote."""
-    for file in range(len(count.files)):
-        storage.remove_file(_plan_file(directory, file))
-    storage.remove_empty(directory)
 
 
 class PlannedUnits(NamedTuple):
@@ -129,6 +128,15 @@ class PlannedUnits(NamedTuple):
     directory: str
     files: tuple[str, ...] = ()
     """SHA-256 of each file; none of a plan of an older version."""
+    first: int = 0
+    """The number of its first unit."""
+
+
+def remove_plan(planned: PlannedUnits) -> None:
+    """Remove what `write_plan` wrote."""
+    for file in range(len(planned.files)):
+        storage.remove_file(_plan_file(planned.directory, file))
+    storage.remove_empty(planned.directory)
 
 
 def read_units(planned: PlannedUnits, file: int) -> list[Unit]:
@@ -146,10 +154,22 @@ def read_units(planned: PlannedUnits, file: int) -> list[Unit]:
         raise JobError(f"{uri} is damaged ({type(error).__name__})") from None
 
 
-def read_unit(planned: PlannedUnits, number: int) -> Unit:
-    """One unit of the plan, by its number. Raises as `read_units`."""
-    file, place = divmod(number, UNITS_A_FILE)
-    return read_units(planned, file)[place]
+def read_unit(
+    planned: Sequence[PlannedUnits], number: int, read: Callable[[PlannedUnits, int], list[Unit]] = read_units
+) -> Unit:
+    """One unit of a plan that may have grown, by its number; `read` may be a `read_units` that remembers.
+
+    Raises as `read_units`.
+    """
+    stage = next(each for each in reversed(planned) if each.first <= number)
+    file, place = divmod(number - stage.first, UNITS_A_FILE)
+    return read(stage, file)[place]
+
+
+def all_units(planned: PlannedUnits, count: int) -> Iterator[Unit]:
+    """So many units that are written down, in their order, a file of them in memory. Raises as `read_units`."""
+    for file in range(-(-count // UNITS_A_FILE)):
+        yield from read_units(planned, file)
 
 
 def _plan_file(directory: str, file: int) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -143,15 +143,6 @@ def read_crops(uri: str, shard: Shard, first: int, last: int) -> list[memoryview
     Raises `JobError` with the shard, the crop and the byte where anything is missing, cut short or changed.
     """
     return list(_checked(uri, shard, read_index(uri, shard), first, last))
-
-
-def read_first(uri: str, shards: Sequence[Shard], count: int) -> list[memoryview]:
-    """The PNG files of the first crops of each of some shards, `count` in all or, where they do not divide, a few more.
-
-    Raises `JobError` as `read_crops` does.
-    """
-    each = -(-count // len(shards))
-    return [data for shard in shards for data in read_crops(uri, shard, 0, min(each, shard.count))]
 
 
 def verify_shard(uri: str, shard: Shard) -> str | None:

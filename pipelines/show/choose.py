@@ -5,9 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,16 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corrdiff.errors import JobError, UsageError
-from pipelines.dataset.format import INDEX, Plan, metric_columns
+from pipelines.dataset.attempts import read_attempts, read_newest
+from pipelines.dataset.format import INDEX, Plan, metric_columns, unit_of
 from pipelines.dataset.index import Member, find
-from pipelines.dataset.parts import read_part_table
-from pipelines.dataset.units import Record, read_records
+from pipelines.dataset.parts import read_tables
+from pipelines.dataset.units import read_records
 from pipelines.files import storage
 
 Row = dict[str, Any]
-
-UNITS_AT_ONCE = 256
-"""Of which records and tables are on their way."""
 
 
 def of_keys(uri: str, keys: Sequence[str]) -> list[Row]:
@@ -77,44 +73,30 @@ def worst(uri: str, plan: Plan, metric: str, count: int) -> list[Row]:
         rows: list[Row] = table.filter(pc.is_valid(table[metric])).sort_by(order).slice(0, count).to_pylist()
         return rows
 
-    every = itertools.chain.from_iterable(of_part(table) for _, table in _tables(uri, range(plan.units)))
+    tables = read_tables(uri, read_records(uri, range(plan.units)))
+    every = itertools.chain.from_iterable(of_part(table) for _, table in tables)
     return heapq.nsmallest(count, every, key=lambda row: (sign * row[metric], row["key"]))
 
 
 def failed(uri: str, plan: Plan, count: int) -> list[Row]:
-    """The first rows of what failed."""
+    """The first rows of what failed, at its last attempt."""
+    with_failures = (record for record in read_records(uri, range(plan.units)) if record.failures)
     every = (
         row
-        for _, table in _tables(uri, range(plan.units), with_failures=True)
+        for _, table in read_newest(uri, with_failures, read_attempts(uri, plan))
         for row in table.filter(pc.equal(table["status"], "failed")).to_pylist()
     )
     return list(itertools.islice(every, count))
 
 
-def _tables(uri: str, units: Iterable[int], with_failures: bool = False) -> Iterator[tuple[Record, pa.Table]]:
-    """Records and tables of units, or of those `with_failures`; some are read at the same time."""
-    numbers = iter(units)
-    while some := list(itertools.islice(numbers, UNITS_AT_ONCE)):
-        records = [r for r in read_records(uri, some) if r.failures or not with_failures]
-        with ThreadPoolExecutor(storage.READERS) as pool:
-            yield from zip(records, pool.map(lambda r: read_part_table(uri, r), records), strict=True)
-
-
 def _rows(uri: str, members: Sequence[Member]) -> list[Row]:
     """The rows of pictures of which it is known where they are."""
-    units = {_unit(member.part) for member in members}
+    units = {unit_of(member.part) for member in members}
     wanted = pa.array([member.key for member in members], pa.string())
     found: dict[str, Row] = {}
-    for _, table in _tables(uri, sorted(units)):
+    for _, table in read_tables(uri, read_records(uri, sorted(units))):
         found |= {row["key"]: row for row in table.filter(pc.is_in(table["key"], wanted)).to_pylist()}
     missing = [member.key for member in members if member.key not in found]
     if missing:
         raise JobError(f"{uri}: the table of its part does not name '{missing[0]}', which the index has")
     return [found[member.key] for member in members]
-
-
-def _unit(part: str) -> int:
-    number = re.match(r"part-(\d+)-", part)
-    if number is None:
-        raise JobError(f"the index names a part '{part}' that can be none; copy it again")
-    return int(number[1])

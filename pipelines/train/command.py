@@ -12,7 +12,6 @@ from pipelines.display.progress import console
 from pipelines.files import storage
 from pipelines.files.records import claim
 from pipelines.runtime.session import ray_session
-from pipelines.shards.format import read_manifest
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.costs import Costs
 
@@ -92,7 +91,9 @@ def _with_start(config: TrainConfig, name: PhaseName) -> TrainConfig:
 @contextlib.contextmanager
 def _session(config: TrainConfig) -> Iterator[None]:
     """Have Ray, once it is known that there are shards: what a user gets wrong is said at once."""
-    read_manifest(storage.absolute(config.shards))
+    from pipelines.train.crops import open_crops  # it brings torch along
+
+    open_crops(config)
     with ray_session():
         yield
 

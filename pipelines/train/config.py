@@ -19,7 +19,9 @@ class TrainConfig:
     """One training phase."""
 
     shards: str
-    """Directory or URI that 'corrdiff shard' wrote."""
+    """Directory or URI that 'corrdiff shard' wrote; or, with --shards-codec, 'corrdiff compress'."""
+    shards_codec: str | None = may_change(None)
+    """Of a compressed dataset, the codec that wrote it: squares of its decoded pictures are trained on."""
     storage: str = may_change("runs")
     """Where runs live: a directory that every node sees, or s3://bucket/prefix."""
     name: str = may_change("corrdiff")

@@ -7,22 +7,21 @@ import torch
 from torch import Tensor
 
 from corrdiff.config import LATENT_STRIDE
-from pipelines.shards import crop_png
-from pipelines.shards.format import read_first, read_manifest
+from pipelines.train.crops import Crops, read_some
 
 FIRST_SHARDS = 8
 """From which the first crops are taken, where there are so many."""
 
 
-def first_crops(uri: str, count: int) -> Tensor:
+def first_crops(crops: Crops, count: int) -> Tensor:
     """Read about that many crops of a dataset, from shards all over it: x_BCHW in [-1, 1], the same at each call.
 
     Their sides are cut to multiples of the latents' stride.
 
     Raises `JobError` where a shard is not the manifest's.
     """
-    shards = read_manifest(uri).shards
+    shards = crops.manifest.shards
     chosen = shards[:: -(-len(shards) // FIRST_SHARDS)]
-    pixels_BHWC = np.stack([crop_png.decode(data) for data in read_first(uri, chosen, count)])
+    pixels_BHWC = np.stack(read_some(crops, chosen, count))
     side = pixels_BHWC.shape[1] // LATENT_STRIDE * LATENT_STRIDE
     return torch.from_numpy(pixels_BHWC[:, :side, :side]).permute(0, 3, 1, 2) / 127.5 - 1

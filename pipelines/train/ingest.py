@@ -21,10 +21,10 @@ from ray.train import DataConfig
 from corrdiff.errors import JobError
 from corrdiff.images import ImageError
 from pipelines.runtime.session import quiet_execution, ray_errors
-from pipelines.shards import crop_png
-from pipelines.shards.format import Manifest, Shard, read_crops
+from pipelines.shards.format import Manifest, Shard
 from pipelines.train import epoch_order
 from pipelines.train.batch import Batch
+from pipelines.train.crops import Crops, Run, read_run
 from pipelines.train.epoch_order import Cursor, Part, Rows
 
 SEGMENT_PARTS = 64
@@ -47,9 +47,9 @@ DATASET = "crops"
 class PlannedData(DataConfig):  # type: ignore[misc]
     """Ray Train's data configuration: to each worker the reader of its own part of the plan."""
 
-    def __init__(self, uri: str, manifest: Manifest, seed: int, batch: int) -> None:
+    def __init__(self, crops: Crops, seed: int, batch: int) -> None:
         super().__init__(datasets_to_split=[])  # Ray's split drops tails where it is equal and hangs where it is not
-        self._common = uri, manifest, seed, batch
+        self._common = crops, seed, batch
 
     def configure(
         self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
@@ -60,12 +60,16 @@ class PlannedData(DataConfig):  # type: ignore[misc]
 class CropReader(NamedTuple):
     """One worker's view of a dataset of crops."""
 
-    uri: str
-    manifest: Manifest
+    crops: Crops
     seed: int
     batch: int
     rank: int = 0
     world_size: int = 1
+
+    @property
+    def manifest(self) -> Manifest:
+        """What there is."""
+        return self.crops.manifest
 
     def batches(self, start: Cursor, steps: int) -> Iterator[Batch]:
         """Read the next `steps` batches from the cursor on.
@@ -116,7 +120,8 @@ class CropReader(NamedTuple):
     def share_of(self, part: Part) -> Share:
         """Give this worker's rows of a part of the plan."""
         shards = [self.manifest.shards[i] for i in part.shards]
-        return Share(self.uri, self.manifest.crop, shards, part, self.seed, self.batch, self.rank, self.world_size)
+        uri, manifest, codec = self.crops
+        return Share(uri, codec, manifest.crop, shards, part, self.seed, self.batch, self.rank, self.world_size)
 
     def _execute(self, segment: list[Part]) -> Iterator[dict[str, Any]]:
         shares = [share for share in map(self.share_of, segment) if share.row_count]
@@ -137,6 +142,8 @@ class Share(NamedTuple):
     """One worker's rows of one part: what a read task needs to know, and what it does."""
 
     uri: str
+    codec: str
+    """As of `Crops`."""
     crop: int
     shards: list[Shard]
     part: Part
@@ -170,11 +177,12 @@ class Share(NamedTuple):
         """Fetch, check and decode; yields Arrow blocks of whole steps."""
         rows = self.rows()
         first: dict[int, int] = {}
-        files: dict[int, list[memoryview]] = {}
+        runs: dict[int, Run] = {}
         for place in np.unique(rows.place[rows.place >= 0]).tolist():
             members = rows.member[rows.place == place]
             first[place] = int(members.min())
-            files[place] = read_crops(self.uri, self.shards[place], first[place], int(members.max()) + 1)
+            last = int(members.max()) + 1
+            runs[place] = read_run(self.uri, self.codec, self.shards[place], self.crop, first[place], last)
         numbers = _shard_numbers(self.part, rows)
         for start in range(0, len(numbers), self.block_rows):
             block = slice(start, start + self.block_rows)
@@ -183,16 +191,16 @@ class Share(NamedTuple):
             stored = np.zeros(len(places), dtype=np.int64)
             for i, (place, member) in enumerate(zip(places.tolist(), members.tolist(), strict=True)):
                 if place >= 0:
-                    data = files[place][member - first[place]]
-                    pixels[i], stored[i] = self._decoded(data, self.shards[place], member), len(data)
+                    run, number = runs[place], member - first[place]
+                    pixels[i], stored[i] = self._decoded(run, number, self.shards[place], member), run.stored[number]
             yield pa.table({
                 "shard": numbers[block], "member": members, "stored": stored,
                 "pixels": ArrowTensorArray.from_numpy(pixels),
             })  # fmt: skip
 
-    def _decoded(self, data: memoryview, shard: Shard, member: int) -> npt.NDArray[np.uint8]:
+    def _decoded(self, run: Run, number: int, shard: Shard, member: int) -> npt.NDArray[np.uint8]:
         try:
-            pixels = crop_png.decode(data)
+            pixels = run.pixels(number)
         except ImageError as error:
             raise JobError(f"shard {self.uri}/{shard.name}: crop {shard.key(member)}.png: {error}") from None
         if pixels.shape != (self.crop, self.crop, 3):

@@ -20,12 +20,12 @@ from corrdiff import perceptual
 from corrdiff.errors import JobError, UsageError
 from pipelines.files import storage
 from pipelines.runtime.resources import cluster_cpus, cluster_gpus, may_grow
-from pipelines.shards.format import Manifest, read_manifest
 from pipelines.tracking.tracker import tracking_uri
 from pipelines.train import ingest
 from pipelines.train.board import Board, BoardState, watch
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.costs import Costs
+from pipelines.train.crops import Crops, open_crops
 from pipelines.train.phases.table import PHASES
 from pipelines.train.run_directory import EXPORTED_CODEC, claim_run, has_codec
 from pipelines.train.worker import work
@@ -60,9 +60,9 @@ def train(config: TrainConfig, name: PhaseName) -> Trained:
     """
     tracking = tracking_uri()
     config = _with_absolute_paths(config)
-    manifest = _check(config)
+    crops = _check(config)
     run = storage.join(config.storage, config.name, name)
-    config = claim_run(run, PHASES[name], config, manifest)
+    config = claim_run(run, PHASES[name], config, crops.manifest)
     codec = storage.join(run, EXPORTED_CODEC)
     if has_codec(codec):
         return Trained(codec, True, None)
@@ -72,7 +72,7 @@ def train(config: TrainConfig, name: PhaseName) -> Trained:
     board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(name, config.name)
     ray.get(board.track.remote(tracking))
     loop = {"config": dataclasses.asdict(config), "phase": name, "run": run, "board": board}
-    state = _fit(_trainer(config, manifest, scaling, loop), board, name, config.crops_total)
+    state = _fit(_trainer(config, crops, scaling, loop), board, name, config.crops_total)
     return Trained(codec, False, state.costs)
 
 
@@ -81,17 +81,18 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(
         config, shards=storage.absolute(config.shards), storage=storage.absolute(config.storage),
         init_from=storage.absolute(config.init_from) if config.init_from else None,
+        shards_codec=storage.absolute(config.shards_codec) if config.shards_codec else None,
     )  # fmt: skip
 
 
-def _check(config: TrainConfig) -> Manifest:
-    """Refuse what could only fail later; returns the shards' manifest."""
-    manifest = read_manifest(config.shards)
-    if manifest.crop < config.crop:
-        raise UsageError(f"--crop {config.crop} is larger than the shards' crops of {manifest.crop} pixels")
+def _check(config: TrainConfig) -> Crops:
+    """Refuse what could only fail later; returns what there is to train on."""
+    crops = open_crops(config)
+    if crops.manifest.crop < config.crop:
+        raise UsageError(f"--crop {config.crop} is larger than the shards' crops of {crops.manifest.crop} pixels")
     if config.lpips_weight and perceptual.lpips_weights(config.lpips_weights) is None:
         raise UsageError(f"--lpips-weight needs LPIPS: {perceptual.missing_lpips_sentence()}")
-    return manifest
+    return crops
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
@@ -111,7 +112,7 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     )  # fmt: skip
 
 
-def _trainer(config: TrainConfig, manifest: Manifest, scaling: ScalingConfig, loop: dict[str, Any]) -> TorchTrainer:
+def _trainer(config: TrainConfig, crops: Crops, scaling: ScalingConfig, loop: dict[str, Any]) -> TorchTrainer:
     """Give each worker its loop and its reader of the shards."""
     return TorchTrainer(
         work,
@@ -120,7 +121,7 @@ def _trainer(config: TrainConfig, manifest: Manifest, scaling: ScalingConfig, lo
         scaling_config=scaling,
         # The plan needs no dataset of Ray's: each worker's reader makes its own, a segment at a time.
         datasets={ingest.DATASET: list},
-        dataset_config=ingest.PlannedData(config.shards, manifest, config.seed, config.batch),
+        dataset_config=ingest.PlannedData(crops, config.seed, config.batch),
         run_config=RunConfig(
             # Ray Train keeps only its own state here, under a name that is never used twice: checkpoints are ours.
             name=f"{re.sub(r'[^A-Za-z0-9._-]+', '-', config.name)}-{loop['phase']}-{time.time_ns()}",

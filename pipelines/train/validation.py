@@ -15,8 +15,8 @@ from corrdiff.picture import Picture
 from pipelines.display import curves
 from pipelines.display.contact_sheet import Panel
 from pipelines.files import storage
-from pipelines.shards import crop_png
-from pipelines.shards.format import VALIDATION, has_validation, read_first, read_manifest
+from pipelines.shards.format import VALIDATION, has_validation, read_manifest
+from pipelines.train.crops import Crops, read_some
 
 QUALITIES = (1, 4, 7)
 CROPS = 24
@@ -46,12 +46,13 @@ class HeldOut(NamedTuple):
     crops: list[Picture]
 
 
-def read_held_out(shards: str) -> HeldOut:
+def read_held_out(crops: Crops) -> HeldOut:
     """Read the first crops of each of the first held-out shards, else of a training shard."""
-    name = "val" if has_validation(shards) else "train_crops"
-    uri = storage.join(shards, VALIDATION) if name == "val" else shards
-    chosen = read_manifest(uri).shards[: CROPS if name == "val" else 1]
-    return HeldOut(name, [crop_png.decode(data) for data in read_first(uri, chosen, CROPS)[:CROPS]])
+    if crops.codec or not has_validation(crops.uri):
+        return HeldOut("train_crops", read_some(crops, crops.manifest.shards[:1], CROPS)[:CROPS])
+    uri = storage.join(crops.uri, VALIDATION)
+    held_out = Crops(uri, read_manifest(uri))
+    return HeldOut("val", read_some(held_out, held_out.manifest.shards[:CROPS], CROPS)[:CROPS])
 
 
 def measure(

@@ -22,7 +22,7 @@ from corrdiff.codec import CorrDiffCodec
 from corrdiff.errors import JobError, UsageError
 from pipelines.files import storage
 from pipelines.runtime.ray_private import is_leaving
-from pipelines.shards.format import Manifest, read_manifest
+from pipelines.shards.format import Manifest
 from pipelines.train import checkpoints, ingest, validation
 from pipelines.train.ahead import Drawn, ahead
 from pipelines.train.batch import Batch
@@ -30,6 +30,7 @@ from pipelines.train.board import BoardState
 from pipelines.train.cadence import Cadence
 from pipelines.train.config import TrainConfig
 from pipelines.train.costs import Meter
+from pipelines.train.crops import Crops, open_crops
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.first_crops import first_crops
 from pipelines.train.observer import Observer
@@ -83,14 +84,14 @@ def _device() -> torch.device:
 
 def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, observer: Observer | None) -> None:
     """Step until all crops are seen, and between steps measure, save and validate; then export."""
-    manifest = read_manifest(config.shards)
-    trainer = _restore(config, phase, run, device, observer)
-    steps = steps_left(config, manifest, trainer.progress.crops_seen, trainer.progress.cursor)
+    crops = open_crops(config)
+    trainer = _restore(config, phase, run, device, observer, crops)
+    steps = steps_left(config, crops.manifest, trainer.progress.crops_seen, trainer.progress.cursor)
     reader = ray.train.get_dataset_shard(ingest.DATASET)
     assert isinstance(reader, ingest.CropReader)
-    held_out = validation.read_held_out(config.shards)
+    held_out = validation.read_held_out(crops)
     meter = Meter(device)
-    epoch = _EpochCheck(manifest, config.batch, trainer.progress.cursor)
+    epoch = _EpochCheck(crops.manifest, config.batch, trainer.progress.cursor)
     saving = Cadence(config.checkpoint_every, config.checkpoint_minutes)
     validating = Cadence(config.validate_every, config.validate_minutes)
     saved_for_leaving = False
@@ -122,10 +123,12 @@ def _train(config: TrainConfig, phase: Phase, run: str, device: torch.device, ob
         observer.close("FINISHED")
 
 
-def _restore(config: TrainConfig, phase: Phase, run: str, device: torch.device, observer: Observer | None) -> Trainer:
+def _restore(
+    config: TrainConfig, phase: Phase, run: str, device: torch.device, observer: Observer | None, crops: Crops
+) -> Trainer:
     """Build the trainer as the newest readable checkpoint has it, the same on all workers; collective."""
     restored, problems = checkpoints.load_newest(storage.join(run, CHECKPOINTS))
-    trainer = Trainer(config, phase, device, restored, functools.partial(first_crops, config.shards))
+    trainer = Trainer(config, phase, device, restored, functools.partial(first_crops, crops))
     _check_agreement(trainer)
     if observer:
         for problem in problems:

@@ -16,6 +16,7 @@ from pipelines.cli import main
 from pipelines.files import storage
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import checkpoints, epoch_order, ingest
+from pipelines.train.crops import Crops
 from pipelines.train.epoch_order import Cursor
 from tests.distributed.test_resume import assert_same_weights
 from tests.support.commands import train_args
@@ -39,7 +40,7 @@ def keys_of(uri: str, manifest: Manifest, epochs: int = 2) -> Counter[str]:
     steps = epochs * epoch_order.steps_per_epoch(manifest, BATCH)
     seen: Counter[str] = Counter()
     for rank in range(2):
-        for batch in ingest.CropReader(uri, manifest, 0, BATCH, rank, 2).batches(Cursor(0, 0), steps):
+        for batch in ingest.CropReader(Crops(uri, manifest), 0, BATCH, rank, 2).batches(Cursor(0, 0), steps):
             seen.update(key for key in batch.keys if key)
     return seen
 

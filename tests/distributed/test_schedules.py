@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import epoch_order, ingest
+from pipelines.train.crops import Crops
 from pipelines.train.epoch_order import Cursor
 
 BATCH, EPOCHS = 6, 3
@@ -72,7 +73,7 @@ def test_each_epoch_is_exactly_the_manifest_whatever_happens(seed: int, shards: 
             train_loop_config=loop,
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.5}),
             datasets={ingest.DATASET: list},
-            dataset_config=ingest.PlannedData(shards, manifest, seed, BATCH),
+            dataset_config=ingest.PlannedData(Crops(shards, manifest), seed, BATCH),
             run_config=RunConfig(
                 name=f"schedule-{seed}-{len(attempts)}", storage_path=str(tmp_path / "ray"),
                 failure_config=FailureConfig(max_failures=0),

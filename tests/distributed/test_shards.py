@@ -18,6 +18,7 @@ from pipelines.cli import main
 from pipelines.runtime.ray_private import STEP_S
 from pipelines.shards.format import read_manifest
 from pipelines.train import epoch_order, ingest
+from pipelines.train.crops import Crops
 from pipelines.train.epoch_order import Cursor
 from tests.support.drawn import make_picture
 
@@ -85,7 +86,7 @@ def test_two_workers_stream_every_crop_of_two_epochs_exactly_twice(shards: str) 
     steps = 2 * epoch_order.steps_per_epoch(manifest, 8)
     seen: Counter[str] = Counter()
     for rank in range(2):
-        batches = list(ingest.CropReader(shards, manifest, 0, 8, rank, 2).batches(Cursor(0, 0), steps))
+        batches = list(ingest.CropReader(Crops(shards, manifest), 0, 8, rank, 2).batches(Cursor(0, 0), steps))
         assert len(batches) == steps
         assert batches[-1].next == Cursor(2, 0)
         for batch in batches:
@@ -107,13 +108,13 @@ def test_rays_scheduler_rests_between_its_steps_and_leaves_the_core_to_training(
         return original(executor, topology)
 
     monkeypatch.setattr(StreamingExecutor, "_scheduling_loop_step", seen)
-    assert len(list(ingest.CropReader(shards, read_manifest(shards), 0, 8).batches(Cursor(0, 0), 3))) == 3
+    assert len(list(ingest.CropReader(Crops(shards, read_manifest(shards)), 0, 8).batches(Cursor(0, 0), 3))) == 3
     assert len(begun) > 1
     assert min(np.diff(begun)) >= STEP_S
 
 
 def test_a_stream_from_the_middle_gives_what_the_whole_stream_gives_there(shards: str) -> None:
-    reader = ingest.CropReader(shards, read_manifest(shards), seed=5, batch=8)
+    reader = ingest.CropReader(Crops(shards, read_manifest(shards)), seed=5, batch=8)
     whole = list(reader.batches(Cursor(0, 0), 9))
     tail = list(reader.batches(whole[3].next, 5))
     for a, b in zip(whole[4:], tail, strict=True):
@@ -147,7 +148,7 @@ def test_a_damaged_shard_is_named_with_the_crop_and_the_byte_and_cut_again_by_it
     damage(out / "shard-00000.tar")
     manifest = read_manifest(str(out))
     with pytest.raises(JobError, match=said) as caught:
-        list(ingest.CropReader(str(out), manifest, 0, 8).batches(Cursor(0, 0), 3))
+        list(ingest.CropReader(Crops(str(out), manifest), 0, 8).batches(Cursor(0, 0), 3))
     assert len(str(caught.value).splitlines()) == 1
     assert f"{out}/shard-00000.tar" in str(caught.value)
     assert main(["shard", "verify", str(out)]) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import pandas as pd
@@ -58,10 +58,19 @@ def _webdataset(place: Path, parts: dict[str, bytes], picture: str) -> dict[str,
     }
 
 
-def test_what_is_beside_pictures_in_tars_and_folders_comes_through_byte_for_byte(
-    s3: str, common: list[str], codec_dir: Path, tmp_path: Path, tracking: str
-) -> None:
-    root = f"{s3}/travelling"
+class Mixed(NamedTuple):
+    """A compression of a tar and a folder."""
+
+    root: str
+    """URI; out/ is the compression."""
+    command: list[str]
+    parts: dict[str, bytes]
+    good: dict[str, dict[str, Any]]
+    """What travelled with the pictures that are no failures."""
+
+
+def _mixed(root: str, common: list[str], place: Path) -> Mixed:
+    """Compress three samples in a tar, one of them broken and one more without a picture, and three in a folder."""
     of_tar, of_folder = _samples("t"), _samples("f")
     members = [
         (f"{key}.{ending}", data)
@@ -73,23 +82,39 @@ def test_what_is_beside_pictures_in_tars_and_folders_comes_through_byte_for_byte
         for ending, data in {"jpg": _jpeg(i + 5), **beside}.items():
             storage.write_bytes(f"{root}/in/{key}.{ending}", data)
     storage.write_bytes(f"{root}/in/notes.txt", b"nobody's")
-
     command = ["compress", f"{root}/in", f"{root}/out", *common, "--picture", "jpg"]
     assert main(command) == 0
-    rows = read_table(f"{root}/out").set_index("key")
+    with_masks = {key: beside | {"seg.png": b"mask"} for key, beside in of_tar.items()}
+    good = of_folder | {key: with_masks[key] for key in ("t0", "t1")}
+    parts = _parts(f"{root}/out")
+    assert _webdataset(place, parts, "crdf") == of_folder | with_masks | {"t9": {"txt": b"alone"}}
+    return Mixed(root, command, parts, good)
+
+
+def test_what_is_beside_pictures_in_tars_and_folders_comes_through_byte_for_byte(
+    s3: str, common: list[str], codec_dir: Path, tmp_path: Path, tracking: str
+) -> None:
+    mixed = _mixed(f"{s3}/travelling", common, tmp_path / "parts")
+    out = f"{mixed.root}/out"
+    rows = read_table(out).set_index("key")
     assert rows.error.dropna().to_dict() == {
         "s.tar/t2": rows.error["s.tar/t2"], "s.tar/t9": "the sample has no .jpg",
     }  # fmt: skip
     assert "not a picture" in rows.error["s.tar/t2"]
-    summary = read_summary(f"{root}/out")
+    summary = read_summary(out)
     assert summary is not None
     files = 3 * 4 + 3 * 5 + 1 + 1
     assert (summary.pictures, summary.failures, summary.left_out) == (7, 2, {".txt": 1})
     assert 6 + summary.members + sum(summary.left_out.values()) == files  # six pictures are files; t9 has none
-    with_masks = {key: beside | {"seg.png": b"mask"} for key, beside in of_tar.items()}
-    parts = _parts(f"{root}/out")
-    assert _webdataset(tmp_path / "parts", parts, "crdf") == of_folder | with_masks | {"t9": {"txt": b"alone"}}
+    read = {key: beside for key, _, beside in CompressedPictures(out, str(codec_dir), fields=True)}
+    assert {key.rpartition("/")[2]: beside for key, beside in read.items()} == mixed.good
 
+
+@pytest.mark.slow
+def test_what_travels_is_the_same_after_a_resume_and_through_shards_and_back(
+    s3: str, common: list[str], codec_dir: Path, tmp_path: Path, tracking: str
+) -> None:
+    root, command, parts, good = _mixed(f"{s3}/travelling-again", common, tmp_path / "parts")
     storage.remove_file(f"{root}/out/summary.json")
     storage.remove_file(record_uri(f"{root}/out", 1))
     for name in parts:
@@ -98,14 +123,9 @@ def test_what_is_beside_pictures_in_tars_and_folders_comes_through_byte_for_byte
     assert main(command) == 0
     assert _parts(f"{root}/out") == parts
 
-    read = {key: beside for key, _, beside in CompressedPictures(f"{root}/out", str(codec_dir), fields=True)}
-    good = of_folder | {key: with_masks[key] for key in ("t0", "t1")}
-    assert {key.rpartition("/")[2]: beside for key, beside in read.items()} == good
-
     back = ["decompress", f"{root}/out", f"{root}/back", "--codec", str(codec_dir), "--shards", "--format", "jpeg"]
     assert main(back) == 0
-    shards = _parts(f"{root}/back")
-    assert _webdataset(tmp_path / "shards", shards, "jpg") == good
+    assert _webdataset(tmp_path / "shards", _parts(f"{root}/back"), "jpg") == good
     assert main(["compress", f"{root}/back", f"{root}/again", *common, "--picture", "jpg"]) == 0
     assert _webdataset(tmp_path / "again", _parts(f"{root}/again"), "crdf") == good
 

@@ -17,6 +17,7 @@ from pipelines.shards.format import Manifest, read_manifest
 from pipelines.train import epoch_order, ingest
 from pipelines.train.batch import Batch
 from pipelines.train.config import PhaseName, TrainConfig
+from pipelines.train.crops import Crops
 from pipelines.train.epoch_order import Cursor
 from pipelines.train.phases.table import PHASES
 from pipelines.train.samples import draw
@@ -72,7 +73,7 @@ def batches(shards: str, manifest: Manifest) -> list[Batch]:
     """The plan of `STEPS` steps, read without Ray Data."""
     result = []
     for part in epoch_order.parts(manifest, 0, Cursor(0, 0), STEPS, BATCH):
-        share = ingest.CropReader(shards, manifest, 0, BATCH).share_of(part)
+        share = ingest.CropReader(Crops(shards, manifest), 0, BATCH).share_of(part)
         (table,) = share()  # these shards are one small window
         pixels = table.column("pixels").combine_chunks().to_numpy_ndarray()
         numbers, members = (table.column(name).to_numpy() for name in ("shard", "member"))

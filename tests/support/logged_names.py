@@ -31,7 +31,7 @@ from pipelines.compress.config import CompressConfig
 from pipelines.compress.finish import Shown
 from pipelines.compress.rate import Rate
 from pipelines.compress.tally import Tally
-from pipelines.dataset.format import Plan, columns
+from pipelines.dataset.format import Plan, Stage, columns
 from pipelines.dataset.rows import Rows
 from pipelines.dataset.summary import Summary
 from pipelines.evaluate import job as evaluate_job
@@ -43,6 +43,7 @@ from pipelines.train import observer, validation
 from pipelines.train.board import Board
 from pipelines.train.config import PhaseName, TrainConfig
 from pipelines.train.costs import Costs
+from pipelines.train.crops import Crops
 from pipelines.train.phases.table import PHASES
 from pipelines.train.trainer import Said, StepResult
 from tests.support.drawn import draw
@@ -166,11 +167,14 @@ def _validation() -> set[str]:
         with (
             mock.patch.object(validation, "has_validation", lambda uri, held_out=held_out: held_out),
             mock.patch.object(validation, "read_manifest", lambda uri: SimpleNamespace(shards=[mock.Mock(count=1)])),
-            mock.patch.object(validation, "read_first", lambda *_: [b""]),
-            mock.patch.object(validation.crop_png, "decode", lambda data: crop),
+            mock.patch.object(validation, "read_some", lambda *_: [crop]),
             mock.patch.object(validation, "dist", alone),
         ):
-            found |= set(validation.measure(codec, validation.read_held_out("shards"), networks)[0])
+            found |= set(
+                validation.measure(
+                    codec, validation.read_held_out(Crops("shards", mock.Mock(shards=[mock.Mock(count=1)]))), networks
+                )[0]
+            )
     return found
 
 
@@ -182,7 +186,7 @@ def _compression() -> Names:
         rows.add(pa.Table.from_pylist([{**row, "status": "ok"}], columns()))
         percentiles = rows.percentiles()
     summary = Summary(1, 0, 1, 1, 8.0, percentiles, {}, {}, "fingerprint")
-    plan = Plan({"codec": "fingerprint"}, "_plan/0", 1, 1)
+    plan = Plan({"codec": "fingerprint"}, (Stage("_plan/0", 1, 1),))
 
     def run(job: CompressJob, numbers: list[int], tally: Tally) -> Iterator[None]:
         tally.pixels += 1

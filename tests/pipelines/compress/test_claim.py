@@ -52,9 +52,7 @@ def test_of_two_jobs_that_begin_at_once_one_plan_is_left(
     monkeypatch.setattr(compressed, "claim_plan", slow)
     plan = claim(images, place, "f" * 64, CompressConfig())
     assert plan == plans[1] != plans[0]
-    assert [storage.join(compressed.PLANS, n) for n in storage.list_names(storage.join(place, "_plan"))] == [
-        plan.directory
-    ]
+    assert [storage.join(compressed.PLANS, n) for n in storage.list_names(storage.join(place, "_plan"))] == [plan.name]
 
 
 def test_nothing_to_compress_is_an_error(place: str, tmp_path: Path) -> None:
@@ -106,7 +104,7 @@ def test_a_plan_of_an_older_version_is_gone_on_with(place: str, tmp_path: Path) 
     storage.write_bytes(str(tmp_path / "in" / "a.png"), b"x")
     plan = claim(str(tmp_path / "in"), place, "f" * 64, CompressConfig())
     value = storage.read_json(storage.join(place, "plan.json"))
-    older = {name: value[name] for name in value if name not in ("files", "left_out")}
+    older = {name: value[name] for name in value if name not in ("files", "left_out", "again")}
     storage.write_bytes(storage.join(place, "plan.json"), storage.to_json(older))
     again = claim(str(tmp_path / "in"), place, "f" * 64, CompressConfig())
-    assert (again.directory, again.files, again.left_out) == (plan.directory, (), {})
+    assert (again.name, again.stages[0].files, again.left_out) == (plan.name, (), {})

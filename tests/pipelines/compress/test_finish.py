@@ -18,12 +18,11 @@ from pipelines.compress.claim import claim
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.finish import _finish
 from pipelines.compress.write import write_unit
-from pipelines.dataset.format import Plan, columns
+from pipelines.dataset.format import Plan, Stage, columns
 from pipelines.dataset.summary import read_summary
 from pipelines.dataset.units import begin_unit
 from pipelines.files import storage
 from pipelines.inputs import units
-from pipelines.inputs.units import PlannedUnits
 from tests.support.compression import coded
 from tests.support.inputs import tar_of
 
@@ -45,8 +44,7 @@ def _compress(images: str, out: str, lost: bool) -> Plan:
     plan = claim(images, out, "f" * 64, CompressConfig(unit=2))
     for unit in range(plan.units):
         left_out: Counter[str] = Counter()
-        planned = PlannedUnits(storage.join(out, plan.directory), plan.files)
-        found = list(units.read_pictures(units.read_unit(planned, unit), left_out=left_out))
+        found = list(units.read_pictures(units.read_unit(plan.planned(out), unit), left_out=left_out))
         done = [coded(i, f.data, f.key)._replace(fields=f.fields) for i, f in enumerate(found)]
         if lost:
             write_unit(f"{out}-elsewhere", unit, Whole(done, {}, {}), columns())
@@ -126,7 +124,7 @@ def test_units_of_before_whose_qualities_are_whole_numbers_make_one_table_with_t
         done = coded(0, b"file", key=f"k{unit}")
         done.row.update(quality=quality, psnr_db=30.0, bpp=0.1)
         write_unit(out, unit, Whole([done], {}, {}), schema)
-    summary, shown = _finish(out, Plan({"codec": "c"}, "_plan/1", units=3, pictures=3))
+    summary, shown = _finish(out, Plan({"codec": "c"}, (Stage("_plan/1", 3, 3),)))
     assert summary.qualities == {"4": 2, "4.0625": 1}
     assert sorted(row["quality"] for row in shown.worst) == [4.0, 4.0, 4.0625]
     assert summary.percentiles["psnr_db"]["mean"] == pytest.approx(30.0)

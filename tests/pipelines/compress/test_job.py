@@ -19,7 +19,7 @@ from pipelines.compress.config import CompressConfig
 from pipelines.compress.finish import _finish
 from pipelines.compress.tally import Tally
 from pipelines.compress.write import write_unit
-from pipelines.dataset.format import Plan, columns
+from pipelines.dataset.format import Plan, Stage, columns
 from pipelines.dataset.parts import read_part
 from pipelines.decompress.stages import decode
 from pipelines.files import storage
@@ -73,7 +73,7 @@ def test_pictures_without_steps_and_between_levels_go_through_the_stages(
 
 
 def test_a_job_ends_when_more_pictures_have_failed_than_it_may() -> None:
-    tally = Tally(Plan({}, "", units=1, pictures=None), [])
+    tally = Tally(Plan({}, (Stage("", 1, None),)), [])
     tally.add(chunk_of(0, [coded(0, b"a"), coded(1, None), coded(2, None)]))
     job._check_failures(tally, CompressConfig())
     job._check_failures(tally, CompressConfig(max_failures=2))

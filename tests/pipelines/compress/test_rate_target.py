@@ -21,7 +21,7 @@ from pipelines.compress.claim import CompressJob
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.rate import Rate, qualities
 from pipelines.compress.rate_target import Sampled
-from pipelines.dataset.format import Plan
+from pipelines.dataset.format import Plan, Stage
 from pipelines.files import storage
 
 Picture = npt.NDArray[np.uint8]
@@ -153,7 +153,7 @@ def test_what_factors_and_diffusion_add_is_part_of_the_aim() -> None:
 
 
 def test_the_rule_that_is_written_down_counts(tmp_path: Path) -> None:
-    job = CompressJob("in", str(tmp_path), "no codec is needed", Plan({}, "_plan/x", 1, 1), AT_BPP)
+    job = CompressJob("in", str(tmp_path), "no codec is needed", Plan({}, (Stage("_plan/x", 1, 1),)), AT_BPP)
     uri = str(tmp_path / "rate.json")
     storage.write_json(uri, {"slope": 3.0, "start": 2, "bytes_a_cell": 1.0, "psnr_offset_db": NO_OFFSET, "sampled": 7,
                              "bpp": 0.3, "psnr_db": 31.0})  # fmt: skip

@@ -5,7 +5,7 @@ import math
 import re
 
 from pipelines.compress.tally import Assembly, Tally
-from pipelines.dataset.format import Plan
+from pipelines.dataset.format import Plan, Stage
 from pipelines.dataset.units import File, Record
 from pipelines.display.progress import Progress
 from tests.support.compression import chunk_of, coded
@@ -42,7 +42,7 @@ def test_a_unit_without_pictures_is_whole_at_once() -> None:
 def test_what_is_done_is_counted_over_all_runs_and_the_pace_in_this_one() -> None:
     file = File("part", 1, "")
     before = Record(2, file, file, pictures=10, failures=1, bytes=500, pixels=2_000_000, seconds={"write": 9.0})
-    tally = Tally(Plan({}, "", units=4, pictures=30), [before])
+    tally = Tally(Plan({}, (Stage("", 4, 30),)), [before])
     assert (tally.done, tally.pictures, tally.megapixels, tally.bytes, tally.failures) == ({2}, 10, 2.0, 500, 1)
     tally.add(chunk_of(0, [coded(0, b"abc"), coded(1, None), coded(2, b"de")], read=1.0, encode=2.0))
     tally.add(chunk_of(0, [coded(3, None)], total=4, read=0.5))
@@ -62,15 +62,15 @@ def _record(unit: int, pictures: int, failures: int) -> Record:
 
 
 def test_a_person_sees_pictures_their_rate_the_pace_and_the_failures() -> None:
-    tally = Tally(Plan({}, "", units=4, pictures=3000), [_record(0, 1200, 0)])
+    tally = Tally(Plan({}, (Stage("", 4, 3000),)), [_record(0, 1200, 0)])
     assert tally.progress() == Progress(1200, 3000, "pictures", "2.000 bpp, 0.00 Mpx/s")
-    tally = Tally(Plan({}, "", units=4, pictures=3000), [_record(0, 1200, 1100)])
+    tally = Tally(Plan({}, (Stage("", 4, 3000),)), [_record(0, 1200, 1100)])
     assert tally.progress() == Progress(1200, 3000, "pictures", "2.000 bpp, 0.00 Mpx/s, 1,100 failed")
     tally.add(chunk_of(1, [coded(0, b"ab")]))
     assert re.fullmatch(r"2\.000 bpp, \d+\.\d\d Mpx/s, 1,100 failed", tally.progress().note)
-    assert Tally(Plan({}, "", units=4, pictures=3000), []).progress().note == "0.00 Mpx/s"
+    assert Tally(Plan({}, (Stage("", 4, 3000),)), []).progress().note == "0.00 Mpx/s"
 
 
 def test_where_nobody_knows_how_many_pictures_are_in_the_tars_a_person_sees_units() -> None:
-    tally = Tally(Plan({}, "", units=4, pictures=None), [_record(0, 1200, 0)])
+    tally = Tally(Plan({}, (Stage("", 4, None),)), [_record(0, 1200, 0)])
     assert tally.progress() == Progress(1, 4, "units", "1,200 pictures, 2.000 bpp, 0.00 Mpx/s")

@@ -16,14 +16,14 @@ import pytest
 from corrdiff import metrics
 from corrdiff.errors import JobError, UsageError
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import INDEX, INDEX_COLUMNS, PLAN, Plan, columns
+from pipelines.dataset.format import INDEX, INDEX_COLUMNS, PLAN, Plan, Stage, columns
 from pipelines.dataset.index import Member, find, read_member
 from pipelines.dataset.parts import PictureFile, read_part
 from pipelines.dataset.units import File, Record, create_record, finished_units, read_record, read_records, record_uri
 from pipelines.files import retries, storage
 from pipelines.files.tar import add_member
 
-PLANNED = Plan({"codec": "a" * 64, "quality": 4}, "_plan/1", units=3, pictures=10)
+PLANNED = Plan({"codec": "a" * 64, "quality": 4}, (Stage("_plan/1", 3, 10),))
 
 
 def _record(unit: int = 0, name: str = "a") -> Record:
@@ -76,7 +76,7 @@ def test_a_plan_is_read_back_as_it_was_written(place: str) -> None:
 
 def test_the_first_plan_counts(place: str) -> None:
     assert compressed.claim_plan(place, PLANNED) == PLANNED
-    later = dataclasses.replace(PLANNED, directory="_plan/2", pictures=None)
+    later = dataclasses.replace(PLANNED, stages=(Stage("_plan/2", 3, None),))
     assert compressed.claim_plan(place, later) == PLANNED
     assert compressed.read_plan(place) == PLANNED
 

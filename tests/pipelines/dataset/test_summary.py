@@ -6,12 +6,12 @@ import pytest
 
 from corrdiff.errors import UsageError
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import SUMMARY, Plan
+from pipelines.dataset.format import SUMMARY, Plan, Stage
 from pipelines.dataset.summary import Summary, read_complete, read_summary
 from pipelines.dataset.units import File, Record, create_record
 from pipelines.files import storage
 
-PLANNED = Plan({"codec": "a" * 64}, "_plan/1", units=3, pictures=10)
+PLANNED = Plan({"codec": "a" * 64}, (Stage("_plan/1", 3, 10),))
 FINISHED = Summary(
     pictures=10, failures=1, bytes=900, pixels=9000, bpp=0.8, percentiles={"bpp": {"mean": 0.8, "p5": 0.7}},
     failure_reasons={"the file is empty": 1}, qualities={"4": 9}, codec_fingerprint="a" * 64,

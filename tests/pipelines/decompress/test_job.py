@@ -12,7 +12,7 @@ import pytest
 from corrdiff.codec_directory import read_config
 from corrdiff.errors import JobError, UsageError
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import INDEX, SUMMARY, Plan
+from pipelines.dataset.format import INDEX, SUMMARY, Plan, Stage
 from pipelines.dataset.index import Member, all_keys, find
 from pipelines.dataset.summary import Summary
 from pipelines.dataset.units import File, Record, create_record
@@ -31,7 +31,7 @@ PNG = DecompressConfig(workers=1)
 def dataset(codec_dir: Path, tmp_path: Path) -> Iterator[str]:
     """A finished compression of two units, of whose seven pictures two failed; its parts are not there."""
     uri, fingerprint = str(tmp_path / "compressed"), read_config(str(codec_dir))[1]
-    compressed.claim_plan(uri, Plan({"codec": fingerprint}, "_plan/1", units=2, pictures=7))
+    compressed.claim_plan(uri, Plan({"codec": fingerprint}, (Stage("_plan/1", 2, 7),)))
     for unit, pictures in enumerate((4, 3)):
         file = File("part", 1, "")
         create_record(uri, Record(unit, file, file, pictures, 1, 300, 4096, {}))
@@ -43,7 +43,7 @@ def dataset(codec_dir: Path, tmp_path: Path) -> Iterator[str]:
 
 def _write_index(uri: str, keys: list[str]) -> None:
     buffer = io.BytesIO()
-    places = [Member(key, "part", 512, 10)._asdict() for key in sorted(keys)]
+    places = [Member(key, "part-00000-0123456789ab.tar", 512, 10)._asdict() for key in sorted(keys)]
     pq.write_table(pa.Table.from_pylist(places), buffer, write_page_checksum=True)
     storage.write_bytes(storage.join(uri, INDEX), buffer.getvalue())
 
@@ -65,7 +65,7 @@ def test_a_dataset_is_opened_with_the_codec_that_wrote_it(dataset: str, codec_di
 
 def test_there_are_no_uncorrected_pictures_of_files_without_steps(codec_dir: Path, tmp_path: Path) -> None:
     uri, fingerprint = str(tmp_path / "compressed"), read_config(str(codec_dir))[1]
-    compressed.claim_plan(uri, Plan({"codec": fingerprint, "steps": 0}, "_plan/1", units=1, pictures=1))
+    compressed.claim_plan(uri, Plan({"codec": fingerprint, "steps": 0}, (Stage("_plan/1", 1, 1),)))
     file = File("part", 1, "")
     create_record(uri, Record(0, file, file, 1, 0, 300, 4096, {}))
     summary = Summary(1, 0, 300, 4096, 0.5, {}, {}, {"4": 1}, fingerprint)

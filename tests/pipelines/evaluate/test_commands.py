@@ -115,8 +115,8 @@ def test_a_program_that_is_not_there(copy: str, picture: Picture) -> None:
 def test_a_program_that_hangs_is_ended(program: Program, copy: str, picture: Picture) -> None:
     bad = program("import time; time.sleep(1000)", "hangs-for-a-test")
     started = time.monotonic()
-    said = _refused(f"{copy} {ENCODE}; {bad} {DECODE}", picture, limit_s=1)
-    assert said == "hangs-for-a-test took longer than 1 s and was ended"
+    said = _refused(f"{copy} {ENCODE}; {bad} {DECODE}", picture, limit_s=8)
+    assert said == "hangs-for-a-test took longer than 8 s and was ended"
     assert time.monotonic() - started < 500
     assert _running("hangs-for-a-test") == []
 

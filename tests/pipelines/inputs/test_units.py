@@ -76,7 +76,7 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path, write: Write, mon
     count = units.write_plan(directory, iter(planned))
     assert (count.units, count.pictures, len(count.files)) == (7, 7, 3)
     assert storage.list_names(directory) == ["00000.parquet", "00001.parquet", "00002.parquet"]
-    assert [units.read_unit(PlannedUnits(directory), i) for i in range(7)] == planned
+    assert [units.read_unit([PlannedUnits(directory)], i) for i in range(7)] == planned
     assert [u for file in range(3) for u in units.read_units(PlannedUnits(directory, count.files), file)] == planned
 
 
@@ -181,10 +181,10 @@ def test_a_plan_of_which_a_bit_is_flipped_or_a_file_is_gone_is_an_error(tmp_path
     for byte in range(0, len(whole), 7):
         file.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1 << byte % 8]) + whole[byte + 1 :])
         with pytest.raises(JobError, match=r"00000\.parquet is damaged"):
-            units.read_unit(PlannedUnits(directory, count.files), 0)
+            units.read_unit([PlannedUnits(directory, count.files)], 0)
     file.unlink()
     with pytest.raises(JobError, match=r"00000\.parquet is missing"):
-        units.read_unit(PlannedUnits(directory, count.files), 0)
+        units.read_unit([PlannedUnits(directory, count.files)], 0)
 
 
 def test_a_plan_of_an_older_version_is_read(tmp_path: Path, write: Write) -> None:

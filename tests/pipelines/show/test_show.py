@@ -19,7 +19,8 @@ from pipelines.compress.chunk import Whole
 from pipelines.compress.finish import _finish
 from pipelines.compress.write import write_unit
 from pipelines.dataset import format as compressed
-from pipelines.dataset.format import Plan, columns
+from pipelines.dataset import parts, units
+from pipelines.dataset.format import Plan, Stage, columns
 from pipelines.dataset.index import Member, read_member
 from pipelines.dataset.summary import read_complete
 from pipelines.dataset.units import record_uri
@@ -37,7 +38,7 @@ def dataset(codec_dir: Path, codec: CorrDiffCodec, tmp_path: Path) -> str:
     """Three units of four pictures, of which each first one failed; psnr_db falls and bpp rises with the number, and
     the last has no PSNR. A caption travels with each."""
     uri = str(tmp_path / "compressed")
-    plan = Plan({"codec": read_config(str(codec_dir))[1]}, "_plan/1", units=UNITS, pictures=UNITS * IN_A_UNIT)
+    plan = Plan({"codec": read_config(str(codec_dir))[1]}, (Stage("_plan/1", UNITS, UNITS * IN_A_UNIT),))
     compressed.claim_plan(uri, plan)
     for unit in range(UNITS):
         done = []
@@ -94,9 +95,10 @@ def test_what_failed_is_listed_up_to_a_number(dataset: str) -> None:
 
 
 def test_no_more_than_some_parts_are_read_at_a_time(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "UNITS_AT_ONCE", 1)
+    monkeypatch.setattr(parts, "TABLES_AT_ONCE", 1)
+    monkeypatch.setattr(units, "AT_ONCE", 1)
     plan, _ = read_complete(dataset)
-    tables = choose._tables(dataset, range(plan.units))
+    tables = parts.read_tables(dataset, units.read_records(dataset, range(plan.units)))
     next(tables)
     for unit in (1, 2):
         storage.remove_file(record_uri(dataset, unit))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.shards.format import Manifest, Shard
 from pipelines.train import epoch_order, ingest
+from pipelines.train.crops import Crops
 from pipelines.train.epoch_order import Cursor
 
 Crop = tuple[int, int]
@@ -34,7 +35,7 @@ def steps_of(manifest: Manifest, seed: int, start: Cursor, steps: int, batch: in
     share = batch // world_size
     per_step: list[list[Crop]] = [[] for _ in range(steps)]
     for rank in range(world_size):
-        reader = ingest.CropReader("", manifest, seed, batch, rank, world_size)
+        reader = ingest.CropReader(Crops("", manifest), seed, batch, rank, world_size)
         parts = epoch_order.parts(manifest, seed, start, steps, batch)
         planned = [row for segment in ingest._segments(parts, batch) for row in reader._planned(segment)]
         assert len(planned) == steps
