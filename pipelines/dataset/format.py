@@ -178,6 +178,15 @@ def read_plan(uri: str) -> Plan | None:
     return _plan(value, uri)
 
 
+def is_dataset(uri: str) -> bool:
+    """Whether a directory is a compressed dataset's, begun or done; one of shards has a plan, too, of another kind."""
+    try:
+        value = storage.read_json(storage.join(uri, PLAN))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return isinstance(value, dict) and value.get("format") == FORMAT
+
+
 def claim_plan(uri: str, plan: Plan, absent: Mapping[str, Any] | None = None) -> Plan:
     """Make a plan of one stage that of a directory: returns the one that counts, which is an earlier one where there is
     one, and what it has grown by.

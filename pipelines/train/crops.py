@@ -19,7 +19,7 @@ from corrdiff.errors import JobError, UsageError
 from corrdiff.format import bitstream
 from corrdiff.format.bitstream import BitstreamError
 from corrdiff.picture import Picture
-from pipelines.dataset.format import PLAN, check_codec
+from pipelines.dataset.format import check_codec, is_dataset
 from pipelines.dataset.parts import PictureFile, read_pictures, read_tables
 from pipelines.dataset.summary import read_complete
 from pipelines.dataset.units import read_records
@@ -61,7 +61,7 @@ def open_crops(config: TrainConfig) -> Crops:
     Raises `UsageError` where it names neither, or the codec is not the one that wrote the dataset.
     """
     uri = storage.absolute(config.shards)
-    if not storage.exists(storage.join(uri, PLAN)):
+    if not is_dataset(uri):
         return Crops(uri, read_manifest(uri))
     if config.shards_codec is None:
         raise UsageError(f"{uri} is a compressed dataset: give --shards-codec, the codec that wrote it")

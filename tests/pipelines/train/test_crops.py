@@ -12,10 +12,12 @@ from corrdiff import load_codec
 from corrdiff.errors import JobError, UsageError
 from corrdiff.picture import Picture
 from pipelines.dataset.units import read_record
+from pipelines.files import storage
 from pipelines.shards.cut import crop_positions
+from pipelines.shards.format import Manifest, Shard, write_manifest
 from pipelines.train import ingest, validation
 from pipelines.train.config import TrainConfig
-from pipelines.train.crops import open_crops, read_run
+from pipelines.train.crops import Crops, open_crops, read_run
 from pipelines.train.epoch_order import Cursor, parts, steps_per_epoch
 from pipelines.train.first_crops import first_crops
 from tests.support.dataset import SIZES, as_shards, encoded, write_dataset
@@ -64,6 +66,14 @@ def test_what_is_trained_on_is_what_the_pictures_decode_to_in_the_order_of_shard
     ours, theirs = validation.read_held_out(crops), validation.read_held_out(shards)
     assert ours.name == theirs.name == "train_crops"
     assert all(np.array_equal(a, b) for a, b in zip(ours.crops, theirs.crops, strict=True))
+
+
+def test_a_directory_of_shards_is_none_though_it_has_a_plan(config: TrainConfig, tmp_path: Path) -> None:
+    manifest = Manifest(64, (Shard("shard-00000.tar", 3, 100, "", ""),))
+    write_manifest(str(tmp_path), "a hash", manifest)
+    storage.write_json(str(tmp_path / "plan.json"), {"identity": {"crop": 64}})
+    shards = dataclasses.replace(config, shards=str(tmp_path), shards_codec=None)
+    assert open_crops(shards) == Crops(str(tmp_path), manifest)
 
 
 def test_a_run_that_goes_on_keeps_the_squares_that_it_began_with(config: TrainConfig, dataset: str) -> None:
