@@ -19,6 +19,7 @@ from pipelines.compress.config import CompressConfig
 from pipelines.dataset import format as compressed
 from pipelines.dataset.attempts import read_attempts, read_newest
 from pipelines.dataset.format import Plan, Stage
+from pipelines.dataset.summary import NUMBER
 from pipelines.dataset.units import finished_units, read_records
 from pipelines.files import storage
 from pipelines.inputs import units
@@ -41,8 +42,7 @@ def extend(out: str, plan: Plan, config: CompressConfig, say: Callable[[str], No
     while True:
         left_out: Counter[str] = Counter()
         with tempfile.TemporaryDirectory() as scratch, contextlib.closing(Known(scratch)) as known:
-            for (_, stage), planned in zip(plan.numbered(), plan.planned(out), strict=True):
-                known.plan(units.all_units(planned, stage.units))
+            known.plan(unit for _, unit in plan.all_units(out))
             found = units.plan_units(images, config.column, config.unit, left_out, config.travels(), known.new)
             added = write_stage(out, found, left_out)
             changed, first = known.changed(CHANGED_SHOWN)
@@ -102,7 +102,7 @@ def _failed(out: str, plan: Plan, config: CompressConfig, reason: str) -> Iterat
 
     for unit in units.of_files(files(), config.unit, config.travels()):
         yield unit._replace(again=unit.keys)
-    for number, unit in _retries(out, plan):
+    for number, unit in plan.all_units(out, retries_alone=True):
         if _place(unit) in others:
             others[_place(unit)] = others[_place(unit)]._replace(units=[*unit.units, number])
     yield from others.values()
@@ -110,7 +110,7 @@ def _failed(out: str, plan: Plan, config: CompressConfig, reason: str) -> Iterat
 
 def _is_because(error: str, reason: str) -> bool:
     """Whether an error has a text in it, or has it where numbers are `N`, as the table of reasons writes them."""
-    return reason in error or reason in re.sub(r"\d[\d,]*", "N", error)
+    return reason in error or reason in re.sub(NUMBER, "N", error)
 
 
 _Place = tuple[str, str, int, int]
@@ -119,13 +119,6 @@ _Place = tuple[str, str, int, int]
 
 def _place(unit: Unit) -> _Place:
     return unit.kind, unit.uris[0], unit.group, unit.first
-
-
-def _retries(out: str, plan: Plan) -> Iterator[tuple[int, Unit]]:
-    """All units that try something again, with their numbers."""
-    for (first, stage), planned in zip(plan.numbered(), plan.planned(out), strict=True):
-        if stage.retries:
-            yield from enumerate(units.all_units(planned, stage.units), first)
 
 
 def _source(unit: Unit, key: str) -> Source:

@@ -70,11 +70,11 @@ def compress_dataset(
     tracking_uri()  # refused before anything is written
     made, fingerprint, _ = read_config(codec)
     made.check(config.settings())
-    is_new = read_plan(out) is None
+    grows = extending and read_plan(out) is not None  # what begins now has all that is there
     plan = claim(images, out, fingerprint, config)
     if retrying is not None:
         plan = retry(out, plan, config, retrying, console.print)
-    if extending and not is_new:
+    if grows:
         plan = extend(out, plan, config, console.print)
     summary = read_summary(out)
     if summary is not None and summary.covers(plan):

@@ -17,19 +17,15 @@ from pipelines.dataset.format import Plan
 from pipelines.dataset.parts import read_tables
 from pipelines.dataset.units import Record, read_records
 from pipelines.inputs.samples import Found, Unit
-from pipelines.inputs.units import all_units, read_pictures
+from pipelines.inputs.units import read_pictures
 
 Attempts = Mapping[str, int]
-"""Key of a failure that is tried again -> number of the first unit of the last stage that does it."""
+"""Key of a failure that is tried again -> number of the last unit that does it."""
 
 
 def read_attempts(uri: str, plan: Plan) -> Attempts:
     """What is tried again by any stage of a plan. Raises `JobError` where its description is damaged or missing."""
-    stages = [(first, stage) for first, stage in plan.numbered() if stage.retries]
-    where = dict(zip((first for first, _ in plan.numbered()), plan.planned(uri), strict=True))
-    return {
-        key: first for first, stage in stages for unit in all_units(where[first], stage.units) for key in unit.again
-    }
+    return {key: number for number, unit in plan.all_units(uri, retries_alone=True) for key in unit.again}
 
 
 def read_newest(uri: str, records: Iterable[Record], attempts: Attempts) -> Iterator[tuple[Record, pa.Table]]:

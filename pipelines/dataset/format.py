@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from corrdiff.errors import JobError, UsageError
 from pipelines.files import records, storage
-from pipelines.inputs.units import PlannedUnits
+from pipelines.inputs.units import PlannedUnits, Unit, all_units
 
 PLAN, RATE, SUMMARY, INDEX = "plan.json", "rate.json", "summary.json", "_index/keys.parquet"
 PLANS, GROWN, WRITING, UNITS = "_plan", "_grown", "_writing", "_units"
@@ -136,6 +136,12 @@ class Plan:
         return tuple(
             PlannedUnits(storage.join(uri, stage.directory), stage.files, first) for first, stage in self.numbered()
         )
+
+    def all_units(self, uri: str, retries_alone: bool = False) -> Iterator[tuple[int, Unit]]:
+        """Numbers and descriptions of all units, or of those that try something again. Raises as `read_units`."""
+        for (first, stage), planned in zip(self.numbered(), self.planned(uri), strict=True):
+            if stage.retries or not retries_alone:
+                yield from enumerate(all_units(planned, stage.units), first)
 
     def until(self, units: int) -> Plan:
         """As it was when it had so many units."""

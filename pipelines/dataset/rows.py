@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.dataset.format import INDEX_COLUMNS, columns, metric_columns
-from pipelines.dataset.summary import PERCENTILES
+from pipelines.dataset.summary import NUMBER, PERCENTILES
 from pipelines.files.scratch import open_scratch
 
 
@@ -47,8 +47,8 @@ class Rows:
     def failure_reasons(self) -> dict[str, int]:
         """How many failed for each reason, the most frequent first; numbers in a reason are left out, so that like
         failures count together."""
-        query = r"SELECT regexp_replace(error, '\d[\d,]*', 'N', 'g') AS reason, count(*) AS number FROM failed"
-        return dict(self._db.execute(f"{query} GROUP BY reason ORDER BY number DESC, reason").fetchall())
+        query = "SELECT regexp_replace(error, ?, 'N', 'g') AS reason, count(*) AS number FROM failed"
+        return dict(self._db.execute(f"{query} GROUP BY reason ORDER BY number DESC, reason", [NUMBER]).fetchall())
 
     def qualities(self) -> dict[str, int]:
         """How many pictures have each quality, the most frequent first."""

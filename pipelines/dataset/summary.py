@@ -12,6 +12,9 @@ from pipelines.files.records import read_record
 
 PERCENTILES = (5, 25, 50, 75, 95)
 
+NUMBER = r"\d[\d,]*"
+"""What stands as `N` in a reason, so that like failures count together."""
+
 
 @dataclass(frozen=True)
 class Summary:

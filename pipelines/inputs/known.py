@@ -37,7 +37,7 @@ class Known:
         self._db.close()
 
     def plan(self, units: Iterable[Unit]) -> None:
-        """Say what is planned: units of a stage, or of the next one."""
+        """Say what is planned."""
         rows = itertools.chain.from_iterable(map(_sources, units))
         self._insert("planned", _PLANNED, ({"uri": u, "key": k, "mark": m} for u, k, m in rows))
 
