@@ -52,11 +52,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as root:
         write_pictures(Path(root) / "pictures", arguments)
-        codec = arguments.codec or f"{root}/codec"
-        if not arguments.codec:
-            torch.manual_seed(0)
-            model = CorrDiffModel(preset(arguments.preset))
-            save_codec(model, model.entropy.freeze(), codec)
+        codec = arguments.codec or untrained(arguments.preset, f"{root}/codec")
         found: dict[str, list[dict[str, float]]] = {"ours": [], "bare": []}
         for _ in range(arguments.rounds):
             for name, results in found.items():
@@ -80,6 +76,14 @@ def main() -> None:
             f"cores, medians of {arguments.rounds} rounds in turns; at work: how many at a time, on the mean",
             rows, arguments.json,
         )  # fmt: skip
+
+
+def untrained(name: str, directory: str) -> str:
+    """Write a codec of a preset with weights as they are drawn; returns its directory."""
+    torch.manual_seed(0)
+    model = CorrDiffModel(preset(name))
+    save_codec(model, model.entropy.freeze(), directory)
+    return directory
 
 
 def write_pictures(directory: Path, arguments: argparse.Namespace) -> None:

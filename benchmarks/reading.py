@@ -7,7 +7,6 @@ their latents.
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 import tempfile
@@ -17,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset as wds
-from PIL import Image
 
-from benchmarks.measure import Row, interleaved, parser, report, sample
-from corrdiff.codec_directory import load_codec, save_codec
-from corrdiff.config import Settings, preset
-from corrdiff.networks.model import CorrDiffModel
+from benchmarks.batch_compress import untrained, write_pictures
+from benchmarks.measure import Row, interleaved, parser, report
+from corrdiff.codec_directory import load_codec
+from corrdiff.config import Settings
 from pipelines import CompressedPictures
 from pipelines.compress.config import CompressConfig
 from pipelines.compress.job import compress_dataset
@@ -44,12 +42,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
-        codec = arguments.codec or f"{root}/codec"
-        if not arguments.codec:
-            torch.manual_seed(0)
-            model = CorrDiffModel(preset(arguments.preset))
-            save_codec(model, model.entropy.freeze(), codec)
-        jpegs = write_jpegs(Path(root), arguments.pictures, arguments.width, arguments.height)
+        codec = arguments.codec or untrained(arguments.preset, f"{root}/codec")
+        write_pictures(Path(root) / "pictures", arguments)
+        jpegs = in_a_tar(Path(root) / "pictures")
         with ray_session():
             for _ in compress_dataset(f"{root}/pictures", f"{root}/out", codec, CompressConfig(steps=2)):
                 pass
@@ -82,17 +77,13 @@ def main() -> None:
     )  # fmt: skip
 
 
-def write_jpegs(root: Path, count: int, width: int, height: int) -> str:
-    """The photographs in a folder, and in a tar for webdataset; returns the tar's name."""
-    (root / "pictures").mkdir()
-    picture = sample(width, height)
-    with tarfile.open(root / "pictures.tar", "w") as tar:
-        for number in range(count):
-            buffer = io.BytesIO()
-            Image.fromarray(np.roll(picture, 37 * number, axis=1)).save(buffer, "JPEG", quality=95)
-            (root / "pictures" / f"{number:04d}.jpg").write_bytes(buffer.getvalue())
-            add_member(tar, f"{number:04d}.jpg", buffer.getvalue())
-    return str(root / "pictures.tar")
+def in_a_tar(pictures: Path) -> str:
+    """The same files in a tar beside their folder, for webdataset; returns its name."""
+    name = f"{pictures}.tar"
+    with tarfile.open(name, "w") as tar:
+        for file in sorted(pictures.iterdir()):
+            add_member(tar, file.name, file.read_bytes())
+    return name
 
 
 def of_jpegs(tar: str) -> Iterable[np.ndarray]:
